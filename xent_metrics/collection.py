@@ -1,0 +1,138 @@
+"""TokenMetricCollection: one scoring pass and one collective for any number of metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torchmetrics import MetricCollection
+
+from . import exact_sum
+from .errors import InvalidInputError, MetricOptionError
+from .metric import TokenMetric, _readable
+from .plugins import get_metric
+from .scores import TokenScores
+
+__all__ = ["TokenMetricCollection"]
+
+
+class TokenMetricCollection(MetricCollection):
+    """Metrics that are updated together: logits are scored once, sums of one name are taken once, one all_reduce syncs all.
+
+    Args:
+        metrics: registered names or metric objects, in a list (keys are the metrics' names) or a dict with keys of your own.
+        prefix, postfix: of every key in the result.
+
+    Each member stays a metric of its own: it may be logged, reset, cloned or read alone, and none takes another's state.
+
+    >>> metrics = TokenMetricCollection(["cross_entropy", "perplexity", "token_accuracy"], prefix="val/")
+    >>> metrics.update(torch.zeros(2, 8), torch.tensor([0, 2]))
+    >>> {name: round(value.item(), 4) for name, value in metrics.compute().items()}
+    {'val/cross_entropy': 2.0794, 'val/perplexity': 8.0, 'val/token_accuracy': 0.5}
+    """
+
+    def __init__(
+        self,
+        metrics: str | TokenMetric | Sequence[str | TokenMetric] | Mapping[str, str | TokenMetric],
+        *,
+        prefix: str | None = None,
+        postfix: str | None = None,
+    ) -> None:
+        super().__init__(_by_key(metrics), prefix=prefix, postfix=postfix, compute_groups=False)
+
+    def members(self) -> dict[str, TokenMetric]:
+        """The metrics by their own keys, without prefix and postfix."""
+        return {str(key): metric for key, metric in self.items(keep_base=True, copy_state=False)}  # type: ignore[misc]
+
+    def update(self, logits: Any, target: Any = None, *, weight: Any = None) -> None:
+        """Add a batch to every member: logits and targets, or a `TokenScores`."""
+        for metric, scores in self._scored(logits, target, weight):
+            metric.update(scores)
+
+    def forward(self, logits: Any, target: Any = None, *, weight: Any = None) -> dict[str, Any]:
+        """Add a batch to every member and return the batch's own values."""
+        batch = {id(metric): metric(scores) for metric, scores in self._scored(logits, target, weight)}
+        return {self._set_name(key): batch[id(metric)] for key, metric in self.members().items()}
+
+    def _scored(self, logits: Any, target: Any, weight: Any) -> list[tuple[TokenMetric, TokenScores]]:
+        """Each member with its scores; every member has taken its sums, so that a bad batch changes none of them."""
+        pairs = []
+        for members in self._passes():
+            scores = members[0].score(logits, target, weight=weight)
+            pairs += [(metric, scores) for metric in members]
+        for metric, scores in pairs:
+            metric.exact_sums(scores)
+        return pairs
+
+    def _passes(self) -> list[list[TokenMetric]]:
+        """Members that one pass over the logits serves; a pass with more scoring options serves those without, too."""
+        passes: dict[int, dict[str, list[TokenMetric]]] = {}
+        for metric in self.members().values():
+            options = ", ".join(f"{k}={_readable(v)}" for k, v in metric.scoring_options().items())
+            passes.setdefault(metric.ignore_index, {}).setdefault(options, []).append(metric)
+        for by_options in passes.values():
+            plain = by_options.pop("", [])
+            by_options[next(iter(by_options), "")] = [*next(iter(by_options.values()), []), *plain]
+        return [members for by_options in passes.values() for members in by_options.values()]
+
+    def compute(self) -> dict[str, Any]:
+        """Every member's value, over all processes, after one all_reduce."""
+        with self._synced():
+            return dict(super().compute())
+
+    @contextmanager
+    def _synced(self) -> Iterator[None]:
+        """All members' states summed over the processes by one all_reduce, and restored on leaving."""
+        members = list(self.members().values())
+        first = members[0]
+        together = all(
+            m.sync_on_compute and m.dist_sync_fn is None and m.process_group is first.process_group and not m._is_synced
+            for m in members
+        )
+        if not (together and first.distributed_available_fn()):
+            yield
+            return
+        local = [metric.state for metric in members]
+        packed = torch.cat(local)
+        torch.distributed.all_reduce(packed, group=first.process_group)
+        try:
+            for metric, total in zip(members, exact_sum.carry(packed).split([len(s) for s in local]), strict=True):
+                metric._set_state(total)
+                metric._to_sync = False
+            yield
+        finally:
+            for metric, state in zip(members, local, strict=True):
+                metric._set_state(state)
+                metric._to_sync = metric.sync_on_compute
+
+    def set_dtype(self, dst_type: Any) -> TokenMetricCollection:
+        """Nothing: sums are integers and values are float64, whatever the model's dtype."""
+        return self
+
+
+def _by_key(metrics: Any) -> dict[str, TokenMetric]:
+    if isinstance(metrics, str | TokenMetric):
+        metrics = [metrics]
+    if isinstance(metrics, Mapping):
+        return {key: _built(metric) for key, metric in metrics.items()}
+    built = [_built(metric) for metric in metrics]
+    keys = [metric.name for metric in built]
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        raise MetricOptionError(f"{', '.join(twice)} stands twice in the list; give a dict with a key for each")
+    if not keys:
+        raise MetricOptionError("a TokenMetricCollection needs at least one metric; got none")
+    return dict(zip(keys, built, strict=True))
+
+
+def _built(metric: str | TokenMetric) -> TokenMetric:
+    if isinstance(metric, str):
+        return get_metric(metric)
+    if not isinstance(metric, TokenMetric):
+        raise InvalidInputError(
+            f"expected registered names or TokenMetric objects; got {type(metric).__name__}. "
+            "torchmetrics' own metrics go into a torchmetrics.MetricCollection"
+        )
+    return metric

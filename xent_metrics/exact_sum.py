@@ -1,0 +1,107 @@
+"""Exact, order-free sums of per-token values.
+
+A float sum depends on the order of its additions; an integer sum does not. Each value is written once as a
+fixed-point integer with 64 fractional bits (exact for every float32 of magnitude 2^-41 or more, and for every
+float64 of 2^-12 or more) and split into 32-bit limbs, so that from there on every addition is an integer addition.
+
+A sum is one row of eight int64:
+
+    limb 0..3   units of 2^-64, 2^-32, 1 and 2^32; limbs 0..2 are kept in [0, 2^32), limb 3 carries the sign
+    4, 5, 6     how many values were nan, +inf, -inf: counted, never converted
+    7           how often the sum left its range of ±2^78: an error when it is read, never a wrap
+
+Rows are merged by `+` and a carry. The carried form of a sum is unique: equal sums have equal bits.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+__all__ = ["ROW", "carry", "exact_sum", "exact_sum_by_bin", "merge", "overflowed", "to_float", "to_fraction"]
+
+ROW = 8
+_BITS = 32
+_MASK = (1 << _BITS) - 1
+_TOP = 1 << 46  # limit of limb 3: ±2^78 in all, so that 2^16 ranks can be added before the next carry
+_LARGEST = float(2**62)  # a single value at or beyond this is counted as leaving the range
+
+
+def exact_sum(values: Tensor) -> Tensor:
+    """The exact sum of `values` (any shape; float, int or bool) as a carried row ``(8,)``.
+
+    >>> row = exact_sum(torch.tensor([0.1, 0.2, 1e9, -1e9]))
+    >>> float(to_float(row)) == float(torch.tensor(0.1).double() + torch.tensor(0.2).double())
+    True
+    """
+    return carry(_digits(values.reshape(-1)).sum(dim=-1))
+
+
+def exact_sum_by_bin(values: Tensor, bins: Tensor, num_bins: int) -> Tensor:
+    """The exact sums of the `values` of each bin, ``(num_bins, 8)``; `bins` holds indices in ``[0, num_bins)``."""
+    digits = _digits(values.reshape(-1)).mT.contiguous()  # (N, 8)
+    rows = torch.zeros(num_bins, ROW, dtype=torch.int64, device=digits.device)
+    return carry(rows.index_add(0, bins.reshape(-1), digits))
+
+
+def _digits(values: Tensor) -> Tensor:
+    """The eight columns of each value before any addition: ``(N,)`` to ``(8, N)`` int64."""
+    if not values.is_floating_point():
+        whole, zero = values.long(), torch.zeros_like(values, dtype=torch.int64)
+        return torch.stack([zero, zero, whole & _MASK, whole >> _BITS, zero, zero, zero, zero])
+    value = values.double()
+    in_range = value.abs() < _LARGEST  # False for nan and the infinities too
+    value = torch.where(in_range, value, 0.0)
+    floor = value.floor()
+    fraction = (value - floor) * 2.0**_BITS  # exact: both are multiples of the same power of two
+    upper = fraction.floor()
+    lower = ((fraction - upper) * 2.0**_BITS).round()  # the only rounding there is
+    whole = floor.long()
+    nan, plus, minus = values.isnan(), values.isposinf(), values.isneginf()
+    too_large = ~(in_range | nan | plus | minus)
+    columns = [lower, upper, whole & _MASK, whole >> _BITS, nan, plus, minus, too_large]
+    return torch.stack([column.long() for column in columns])
+
+
+def carry(rows: Tensor) -> Tensor:
+    """Rows ``(…, 8)`` in their unique form: each lower limb in ``[0, 2^32)``, the top limb within its limit."""
+    limb0, limb1, limb2, limb3, nan, plus, minus, beyond = rows.unbind(-1)
+    limb1 = limb1 + (limb0 >> _BITS)
+    limb2 = limb2 + (limb1 >> _BITS)
+    limb3 = limb3 + (limb2 >> _BITS)
+    beyond = beyond + (limb3.abs() > _TOP)
+    lower = [limb & _MASK for limb in (limb0, limb1, limb2)]
+    return torch.stack([*lower, limb3.clamp(-_TOP, _TOP), nan, plus, minus, beyond], dim=-1)
+
+
+def merge(stacked: Tensor) -> Tensor:
+    """Merge states ``(K, …, 8)`` along the first dimension, exactly and in any order."""
+    return carry(stacked.sum(dim=0))
+
+
+def overflowed(rows: Tensor) -> Tensor:
+    """Whether any of the rows ``(…, 8)`` left the range in which it is exact: a 0-d bool."""
+    return (rows[..., 7] > 0).any()
+
+
+def to_float(rows: Tensor, *, finite_only: bool = False) -> Tensor:
+    """The sums as float64, ``(…, 8)`` to ``(…,)``; nan and infinities come back by IEEE rules unless `finite_only`.
+
+    The result is within one unit in the last place of the exact sum and depends on nothing but the row.
+    """
+    limb0, limb1, limb2, limb3, nan, plus, minus, _ = rows.unbind(-1)
+    fraction = limb1.double() * 2.0**-_BITS + limb0.double() * 2.0 ** (-2 * _BITS)
+    value = (limb3.double() * 2.0**_BITS + limb2.double()) + fraction
+    if finite_only:
+        return value
+    value = torch.where(plus > 0, torch.inf, value)
+    value = torch.where(minus > 0, -torch.inf, value)
+    return torch.where((nan > 0) | ((plus > 0) & (minus > 0)), torch.nan, value)
+
+
+def to_fraction(row: Tensor) -> Fraction:
+    """The finite part of one row ``(8,)`` as an exact rational number (on the host)."""
+    limbs = row.tolist()[:4]
+    return Fraction(sum(limb << (_BITS * place) for place, limb in enumerate(limbs)), 1 << (2 * _BITS))

@@ -1,0 +1,1 @@
+"""Adapters to the hosts, a file or folder each; the core never imports them."""

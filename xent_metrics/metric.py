@@ -1,0 +1,349 @@
+"""TokenMetric: a metric is a view on named exact sums, with torchmetrics' whole contract around it.
+
+    class MeanNll(RatioMetric):
+        name = "mean_nll"
+        def per_token(self, scores):
+            return scores.nll
+
+A subclass says which scores it `requires`, turns a `TokenScores` into named sums, and turns the sums into one value.
+Everything else is here: one packed int64 state ``(sums, 8)``, merged by addition; one all_reduce when processes are
+synced; torchmetrics' forward, reset, clone, pickle, state_dict and `.to`, which leave integers as they are.
+
+Who syncs: torchmetrics' `compute`, through `_sync_dist` below. Nothing else in the core knows of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from abc import ABCMeta, abstractmethod
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from . import exact_sum
+from .errors import CapacityError, InvalidInputError, InvalidTargetError, MetricOptionError
+from .scores import TokenScores, Unit
+from .scoring import score_tokens
+
+__all__ = ["Binned", "RatioMetric", "TokenMetric"]
+
+#: Counted by every metric, so that a nan has its count beside it.
+_COUNTS = ("counted", "ignored", "invalid_targets")
+
+
+@dataclass(frozen=True)
+class Binned:
+    """Values that are summed by bin: `bins` holds an index in ``[0, num_bins)`` for each of `values`."""
+
+    values: Tensor
+    bins: Tensor
+    num_bins: int
+
+
+class _LaidOut(ABCMeta):
+    """Lays the state out after `__init__`, so that a subclass may set its options before or after `super().__init__()`."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        metric = super().__call__(*args, **kwargs)
+        bound = inspect.signature(cls.__init__).bind(metric, *args, **kwargs)  # type: ignore[misc]
+        bound.apply_defaults()
+        given = {**bound.arguments, **bound.arguments.get("kwargs", {})}
+        metric._lay_out({name: given.get(name, option.default) for name, option in cls.options().items()})  # type: ignore[attr-defined]
+        return metric
+
+
+class TokenMetric(Metric, metaclass=_LaidOut):
+    """The base of every metric.
+
+    Args:
+        ignore_index: the target that doesn't count.
+        kwargs: torchmetrics' own (`process_group`, `dist_sync_on_step`, `dist_sync_fn` …).
+    """
+
+    name: ClassVar[str]
+    formula: ClassVar[str] = ""
+    value_unit: ClassVar[str] = ""
+    reference: ClassVar[str] = ""
+    requires: ClassVar[frozenset[str]] = frozenset({"nll"})
+    row_units: ClassVar[frozenset[Unit]] = frozenset({"token", "choice"})
+
+    is_differentiable = False
+    higher_is_better: bool | None = False
+    full_state_update = False
+
+    def __init__(self, *, ignore_index: int = -100, **kwargs: Any) -> None:
+        kwargs.setdefault("compute_with_cache", False)  # a cache on one rank alone would make ranks disagree on collectives
+        super().__init__(**kwargs)
+        self.ignore_index = ignore_index
+        self._in_forward = False
+
+    # What a subclass says of itself.
+
+    @abstractmethod
+    def sums(self, scores: TokenScores) -> Mapping[str, Tensor | Binned]:
+        """The values to be summed, by the sum's name, which carries every option that changes what is added."""
+
+    @abstractmethod
+    def value(self, sums: Mapping[str, Tensor]) -> Tensor:
+        """The metric, a 0-d float64, from the sums: each 0-d float64, or ``(num_bins,)`` for a `Binned` one."""
+
+    def scoring_options(self) -> dict[str, Any]:
+        """What this metric adds to `score_tokens` besides `ignore_index`."""
+        return {}
+
+    # Options.
+
+    @classmethod
+    def options(cls) -> dict[str, inspect.Parameter]:
+        """The options that the metric takes, its own and its bases', without torchmetrics' own keywords."""
+        found: dict[str, inspect.Parameter] = {}
+        for base in cls.__mro__:
+            if base is Metric:
+                break
+            if "__init__" not in vars(base):
+                continue
+            parameters = list(inspect.signature(base.__init__).parameters.values())[1:]  # type: ignore[misc]
+            found |= {p.name: p for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in found}
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+                break
+        return found
+
+    def described(self, *leave_out: str) -> str:
+        """The metric's name with its options, for the names of sums: ``focal_cross_entropy(gamma=2.0)``."""
+        shown = {k: v for k, v in self._options.items() if k not in {"ignore_index", *leave_out}}
+        return f"{self.name}({', '.join(f'{k}={_readable(v)}' for k, v in sorted(shown.items()))})"
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{k}={_readable(v)}" for k, v in self._options.items())
+
+    # The state: rows of exact sums, `_COUNTS` first.
+
+    def _lay_out(self, options: Mapping[str, Any]) -> None:
+        self._options = dict(options)
+        if not isinstance(getattr(self, "name", None), str):
+            raise MetricOptionError(f'{type(self).__name__} has no name; set the class attribute `name = "…"`')
+        sums = self.sums(_no_rows())
+        self._layout = {name: value.num_bins if isinstance(value, Binned) else None for name, value in sums.items()}
+        # torchmetrics' compute groups merge metrics whose state names and first values agree: the name says what is in it.
+        content = repr((self.ignore_index, sorted(self._layout.items(), key=str)))
+        self._state_name = f"sums_{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+        size = len(_COUNTS) + sum(bins or 1 for bins in self._layout.values())
+        self.add_state(
+            self._state_name,
+            torch.zeros(size, exact_sum.ROW, dtype=torch.int64),
+            dist_reduce_fx=exact_sum.merge,
+        )
+
+    @property
+    def state(self) -> Tensor:
+        """The packed exact sums, int64 ``(rows, 8)``: all that the metric knows, merged by addition."""
+        state: Tensor = getattr(self, self._state_name)
+        return state
+
+    def exact_sums(self, scores: TokenScores) -> Tensor:
+        """The exact sums of `scores` in this metric's layout, ``(rows, 8)``; its state is not touched."""
+        scores.require(self.requires, units=self.row_units, metric=self.name)
+        rows = [_exact(scores, name, value) for name, value in (_counts(scores) | dict(self.sums(scores))).items()]
+        return torch.cat(rows)
+
+    def value_of(self, state: Tensor, *, finite_only: bool = False) -> Tensor:
+        """The metric's value for a packed state, a 0-d float64 on the state's device."""
+        return self.value(self.unpack(exact_sum.to_float(state, finite_only=finite_only)))
+
+    def unpack(self, values: Tensor) -> dict[str, Tensor]:
+        """``(rows,)`` float64 by the name of the sum."""
+        start, named = len(_COUNTS), {}
+        for name, bins in self._layout.items():
+            named[name] = values[start] if bins is None else values[start : start + bins]
+            start += bins or 1
+        return named
+
+    def counts(self) -> dict[str, int]:
+        """How many rows counted, were ignored, had invalid targets, and how many nan and infinite terms the sums hold."""
+        rows = self.state.cpu()
+        numbers = {name: int(rows[i, 2] + (rows[i, 3] << 32)) for i, name in enumerate(_COUNTS)}
+        return numbers | {"nan": int(rows[:, 4].max()), "infinite": int(rows[:, 5:7].max())}
+
+    # torchmetrics' contract.
+
+    def update(self, logits: Any, target: Any = None, *, weight: Any = None) -> None:
+        """Add a batch: logits ``(…, V)`` and targets ``(…)``, or a `TokenScores`."""
+        delta = self.exact_sums(self.score(logits, target, weight=weight))
+        self._set_state(exact_sum.carry(self.state + delta.to(self.state.device)))
+
+    def score(self, logits: Any, target: Any = None, *, weight: Any = None) -> TokenScores:
+        """The scores that `update` would add, by this metric's own options."""
+        if isinstance(logits, TokenScores):
+            if target is not None or weight is not None:
+                raise InvalidInputError("a TokenScores has its targets and weights in it; pass it alone")
+            return logits
+        if target is None:
+            raise InvalidInputError("expected update(logits, target) or update(scores); got logits without a target")
+        return score_tokens(logits, target, ignore_index=self.ignore_index, weight=weight, **self.scoring_options())
+
+    def compute(self) -> Tensor:
+        """The value over all that was added, on all processes: a 0-d float64; nan where nothing counted.
+
+        Raises:
+            InvalidTargetError: targets were out of range. CapacityError: a sum left the range in which it is exact.
+        """
+        if not self._in_forward:  # the value of one batch is returned without waiting for the device
+            self._check(self.state)
+        return self.value_of(self.state)
+
+    def _check(self, state: Tensor) -> None:
+        invalid = int(state[_COUNTS.index("invalid_targets"), 2])
+        if invalid:
+            raise InvalidTargetError(
+                f"{self.name}: {invalid} targets were neither a class in [0, V) nor ignore_index={self.ignore_index} "
+                "(or, for soft targets, not a distribution). Mask what should not count with ignore_index; "
+                "`value_of(metric.state, finite_only=True)` gives the value without them"
+            )
+        if bool(exact_sum.overflowed(state)):
+            raise CapacityError(f"{self.name}: a sum left ±2^78, the range in which it is exact")
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Add a batch and return its own value (torchmetrics' forward)."""
+        self._in_forward = True
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            self._in_forward = False
+
+    def _set_state(self, state: Tensor) -> None:
+        setattr(self, self._state_name, state)
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add another metric's state (the same class and options) to this one's, exactly."""
+        incoming = incoming_state.metric_state if isinstance(incoming_state, Metric) else incoming_state
+        if self._state_name not in incoming:
+            raise MetricOptionError(
+                f"{self!r} can't take the state of {incoming_state!r}: their sums differ. Build both with the same options"
+            )
+        if isinstance(incoming_state, Metric):
+            self._update_count += incoming_state._update_count
+        self._set_state(exact_sum.merge(torch.stack([self.state, incoming[self._state_name].to(self.state.device)])))
+
+    def set_dtype(self, dst_type: str | torch.dtype) -> TokenMetric:
+        """Nothing: sums are integers and values are float64, whatever the model's dtype."""
+        return self
+
+    def _sync_dist(self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any = None) -> None:
+        """Add up all processes' states in one all_reduce (or through the caller's own `dist_sync_fn`)."""
+        if dist_sync_fn is not gather_all_tensors:
+            super()._sync_dist(dist_sync_fn, process_group)
+            return
+        total = self.state.clone()
+        torch.distributed.all_reduce(total, group=process_group or self.process_group)
+        self._set_state(exact_sum.carry(total))
+
+    @contextmanager
+    def sync_context(self, *args: Any, **kwargs: Any) -> Generator[None, None, None]:
+        """torchmetrics' own, but an exception inside leaves the metric as it was before the sync."""
+        should_unsync = kwargs.get("should_unsync", True)
+        self.sync(**{k: v for k, v in kwargs.items() if k != "should_unsync"})
+        try:
+            yield
+        finally:
+            self.unsync(should_unsync=self._is_synced and should_unsync)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *messages: Any
+    ) -> None:
+        missing, unexpected, errors = messages
+        other = [k for k in state_dict if k.startswith(f"{prefix}sums_") and k != prefix + self._state_name]
+        if other:
+            errors.append(
+                f"{other[0]} holds the sums of a {self.name} with other options than {self!r}; "
+                "build the metric as it was when the checkpoint was written"
+            )
+        saved = state_dict.pop(prefix + self._state_name, None)
+        if saved is not None:
+            self._set_state(saved.detach().clone().to(self.state.device))
+            self._computed = None
+            self._update_count = max(1, self._update_count)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot one value or a sequence of them over steps, labelled with the unit (needs the `plots` extra)."""
+        figure, axes = self._plot(val, ax)
+        axes.set_title(self.name.replace("_", " "))
+        axes.set_ylabel(self.value_unit)
+        return figure, axes
+
+
+class RatioMetric(TokenMetric):
+    """Σ per_token · weight / Σ denominator · weight: one short method makes a metric.
+
+    >>> from xent_metrics import RatioMetric
+    >>> class MeanProbability(RatioMetric):
+    ...     name = "mean_probability"
+    ...     def per_token(self, scores):
+    ...         return scores.prob
+    >>> metric = MeanProbability()
+    >>> metric.update(torch.zeros(2, 4), torch.tensor([0, 3]))
+    >>> metric.compute()
+    tensor(0.2500, dtype=torch.float64)
+    """
+
+    @abstractmethod
+    def per_token(self, scores: TokenScores) -> Tensor:
+        """The numerator's term of each row, the shape of ``scores.nll``."""
+
+    def denominator(self, scores: TokenScores) -> Tensor:
+        """The denominator's term of each row; 1 unless overridden."""
+        return torch.ones_like(scores.counted, dtype=torch.int64)
+
+    def sum_names(self) -> tuple[str, str]:
+        """The names of numerator and denominator; equal names are the same sum, so they carry the options."""
+        return f"{self.described()}.numerator", f"{self.described()}.denominator"
+
+    def sums(self, scores: TokenScores) -> Mapping[str, Tensor | Binned]:
+        numerator, denominator = self.sum_names()
+        return {
+            numerator: scores.weighted(self.per_token(scores)),
+            denominator: scores.weighted(self.denominator(scores)),
+        }
+
+    def value(self, sums: Mapping[str, Tensor]) -> Tensor:
+        numerator, denominator = self.sum_names()
+        return sums[numerator] / sums[denominator]
+
+
+def _exact(scores: TokenScores, name: str, value: Tensor | Binned) -> Tensor:
+    """The exact sum of one name, ``(rows, 8)``, taken once of the same scores however many metrics read it."""
+    if name not in scores.sums:
+        if isinstance(value, Binned):
+            scores.sums[name] = exact_sum.exact_sum_by_bin(value.values, value.bins, value.num_bins)
+        else:
+            scores.sums[name] = exact_sum.exact_sum(value)[None]
+    return scores.sums[name]
+
+
+def _counts(scores: TokenScores) -> dict[str, Tensor | Binned]:
+    invalid = torch.zeros_like(scores.counted) if scores.invalid is None else scores.invalid
+    return dict(zip(_COUNTS, (scores.counted, ~scores.counted, invalid), strict=True))
+
+
+def _no_rows() -> TokenScores:
+    """Scores with every field and no rows: what a metric makes of them is its layout."""
+    real, whole, truth = torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool)
+    return TokenScores(
+        nll=real, counted=truth, confidence=real, correct=truth, target=whole, num_bytes=whole, num_words=whole,
+        loss=real, loss_weight=real, invalid=truth,
+    )  # fmt: skip
+
+
+def _readable(value: Any) -> str:
+    """An option as it stands in names; a tensor by the hash of its content."""
+    if isinstance(value, Tensor):
+        content = value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        return f"{tuple(value.shape)}#{hashlib.sha256(content).hexdigest()[:12]}"
+    return repr(value)

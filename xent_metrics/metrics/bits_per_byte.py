@@ -1,0 +1,133 @@
+"""Losses per unit of text, which can be compared between tokenizers: per byte and per word.
+
+Nats and bytes are counted over the same tokens: a special token has 0 bytes, and its nll is left out with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..metric import RatioMetric, _readable
+from ..scores import TokenScores
+from ..scoring import bytes_of
+from ..token_bytes import token_bytes as make_token_bytes
+
+__all__ = ["BitsPerByte", "BytePerplexity", "WordPerplexity"]
+
+
+class _PerLength(RatioMetric):
+    """Σ nll / Σ length over the rows that have a length."""
+
+    length: ClassVar[str]
+    row_units = frozenset({"token", "document", "choice"})
+
+    def sum_names(self) -> tuple[str, str]:
+        return f"nats[{self.length} > 0]", self.length
+
+    def per_token(self, scores: TokenScores) -> Tensor:
+        return torch.where(self.denominator(scores) > 0, scores.nll, torch.zeros_like(scores.nll))
+
+    def denominator(self, scores: TokenScores) -> Tensor:
+        lengths: Tensor = getattr(scores, self.length)
+        return lengths
+
+
+class _PerByte(_PerLength):
+    length = "num_bytes"
+    requires = frozenset({"nll", "num_bytes"})
+
+    def __init__(self, token_bytes: Any = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        table = token_bytes
+        if table is not None and not isinstance(table, Tensor):
+            table = make_token_bytes(table)
+        self.register_buffer("token_bytes", table, persistent=False)
+        if table is not None:
+            self.requires = frozenset({"nll", "target"})
+
+    def sum_names(self) -> tuple[str, str]:
+        nats, length = super().sum_names()
+        if not isinstance(self.token_bytes, Tensor):
+            return nats, length
+        table = _readable(self.token_bytes)
+        return f"{nats}(token_bytes={table})", f"{length}(token_bytes={table})"
+
+    def denominator(self, scores: TokenScores) -> Tensor:
+        """The metric's own table, where it has one, goes before the scores' bytes."""
+        if not isinstance(self.token_bytes, Tensor):
+            return super().denominator(scores)
+        assert scores.target is not None
+        return bytes_of(scores.target, self.token_bytes, scores.vocab_size)
+
+
+class BitsPerByte(_PerByte):
+    """Bits per byte = −Σ ln p(target) / (ln 2 · Σ bytes): how well the model compresses UTF-8 text, in bits.
+
+    Args:
+        token_bytes: a tokenizer, or the ``(V,)`` table `xent_metrics.token_bytes` makes of it; not needed where the
+            scores have `num_bytes` (lm-eval hosts count them from the text).
+
+    Special tokens (0 bytes) are left out of both sums. Uniform over the 256 bytes it is 8.
+    Reference: Gao et al. (2020), The Pile, arXiv:2101.00027, section 3.1.
+
+    >>> metric = BitsPerByte(token_bytes=torch.tensor([0, 1, 1, 2]))
+    >>> metric.update(torch.zeros(3, 4), torch.tensor([1, 3, 0]))     # 2 · 2 bits over 1 + 2 bytes
+    >>> metric.compute()
+    tensor(1.3333, dtype=torch.float64)
+    """
+
+    name = "bits_per_byte"
+    formula = "−Σ ln p(target) / (ln 2 · bytes)"
+    value_unit = "bits per byte"
+    reference = "Gao et al. (2020), arXiv:2101.00027"
+
+    def value(self, sums: Mapping[str, Tensor]) -> Tensor:
+        return super().value(sums) / math.log(2)
+
+
+class BytePerplexity(_PerByte):
+    """Byte perplexity = exp(−Σ ln p(target) / Σ bytes) = 2^(bits per byte).
+
+    Args:
+        token_bytes: as for `BitsPerByte`.
+
+    >>> metric = BytePerplexity()
+    >>> from xent_metrics.scores import from_loglikelihoods
+    >>> metric.update(from_loglikelihoods([-4 * math.log(3.0)], num_bytes=[4]))
+    >>> metric.compute()
+    tensor(3.0000, dtype=torch.float64)
+    """
+
+    name = "byte_perplexity"
+    formula = "exp(−Σ ln p(target) / bytes)"
+    value_unit = "per byte"
+
+    def value(self, sums: Mapping[str, Tensor]) -> Tensor:
+        return torch.exp(super().value(sums))
+
+
+class WordPerplexity(_PerLength):
+    """Word perplexity = exp(−Σ ln p(target) / Σ words), words as split at white space.
+
+    Needs scores with `num_words`: lm-eval tasks know them from the text.
+
+    >>> from xent_metrics.scores import from_loglikelihoods
+    >>> metric = WordPerplexity()
+    >>> metric.update(from_loglikelihoods([-2 * math.log(50.0)], num_words=[2]))
+    >>> metric.compute()
+    tensor(50.0000, dtype=torch.float64)
+    """
+
+    name = "word_perplexity"
+    formula = "exp(−Σ ln p(target) / words)"
+    value_unit = "per word"
+    length = "num_words"
+    requires = frozenset({"nll", "num_words"})
+
+    def value(self, sums: Mapping[str, Tensor]) -> Tensor:
+        return torch.exp(super().value(sums))

@@ -1,0 +1,127 @@
+"""Cross entropy and perplexity: two views on the same sums, `nats` and `tokens`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import MetricOptionError
+from ..metric import RatioMetric, _readable
+from ..scores import TokenScores
+from ..scoring import as_tensor
+
+__all__ = ["CrossEntropy", "Perplexity"]
+
+
+class _NatsPerToken(RatioMetric):
+    def sum_names(self) -> tuple[str, str]:
+        return "nats", "tokens"
+
+    def per_token(self, scores: TokenScores) -> Tensor:
+        return scores.nll
+
+
+class CrossEntropy(_NatsPerToken):
+    """Cross entropy = −Σ_t w_t ln p(target_t) / Σ_t w_t, in nats per token (or bits: divided by ln 2).
+
+    Args:
+        unit: "nats" or "bits".
+        label_smoothing, class_weight ``(V,)``: the training loss of `torch.nn.functional.cross_entropy` with these options,
+            averaged over all that was added as `reduction="mean"` averages over one batch.
+        ignore_index: the target that doesn't count.
+
+    Shapes: logits ``(…, V)``, target ``(…)`` or a distribution ``(…, V)``.
+
+    >>> metric = CrossEntropy()
+    >>> metric.update(torch.zeros(2, 3, 8), torch.tensor([[1, 2, 3], [4, 5, -100]]))
+    >>> metric.compute()        # uniform over 8: ln 8
+    tensor(2.0794, dtype=torch.float64)
+    """
+
+    name = "cross_entropy"
+    formula = "−Σ ln p(target) / tokens"
+    value_unit = "nats per token"
+    reference = "Shannon (1948), A Mathematical Theory of Communication"
+
+    def __init__(
+        self,
+        unit: Literal["nats", "bits"] = "nats",
+        label_smoothing: float = 0.0,
+        class_weight: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if unit not in ("nats", "bits"):
+            raise MetricOptionError(f'cross_entropy: unit is "nats" or "bits"; got {unit!r}')
+        if not 0.0 <= label_smoothing <= 1.0:
+            raise MetricOptionError(f"cross_entropy: label_smoothing lies in [0, 1]; got {label_smoothing}")
+        self.unit = unit
+        self.label_smoothing = label_smoothing
+        # Kept as its bits: `.to(torch.bfloat16)` on the module would round a float buffer.
+        bits = None if class_weight is None else as_tensor(class_weight).to(torch.float64).view(torch.int64)
+        self.register_buffer("_class_weight_bits", bits, persistent=False)
+        if self._is_training_loss:
+            self.requires = frozenset({"nll", "loss", "loss_weight"})
+
+    @property
+    def class_weight(self) -> Tensor | None:
+        bits = self._class_weight_bits
+        return bits.view(torch.float64) if isinstance(bits, Tensor) else None
+
+    @property
+    def _is_training_loss(self) -> bool:
+        return bool(self.label_smoothing) or self.class_weight is not None
+
+    def scoring_options(self) -> dict[str, Any]:
+        if not self._is_training_loss:
+            return {}
+        return {"label_smoothing": self.label_smoothing, "class_weight": self.class_weight}
+
+    def sum_names(self) -> tuple[str, str]:
+        if not self._is_training_loss:
+            return super().sum_names()
+        options = f"label_smoothing={self.label_smoothing}, class_weight={_readable(self.class_weight)}"
+        return f"loss({options})", f"loss_weight({options})"
+
+    def per_token(self, scores: TokenScores) -> Tensor:
+        if not self._is_training_loss:
+            return super().per_token(scores)
+        assert scores.loss is not None
+        return scores.loss
+
+    def denominator(self, scores: TokenScores) -> Tensor:
+        if not self._is_training_loss:
+            return super().denominator(scores)
+        assert scores.loss_weight is not None
+        return scores.loss_weight
+
+    def value(self, sums: Mapping[str, Tensor]) -> Tensor:
+        nats = super().value(sums)
+        return nats / math.log(2) if self.unit == "bits" else nats
+
+
+class Perplexity(_NatsPerToken):
+    """Perplexity = exp(−Σ_t w_t ln p(target_t) / Σ_t w_t), per token: the exponential of the cross entropy.
+
+    Of tokens, so it can't be compared between tokenizers; `bits_per_byte` can. `exp` is taken once, in float64, of the
+    mean over everything added: an average of batches' perplexities is another number.
+
+    Shapes: logits ``(…, V)``, target ``(…)``. Reference: Jelinek et al. (1977).
+
+    >>> metric = Perplexity()
+    >>> metric.update(torch.zeros(2, 8), torch.tensor([1, 2]))
+    >>> metric.compute()        # uniform over 8
+    tensor(8.0000, dtype=torch.float64)
+    """
+
+    name = "perplexity"
+    formula = "exp(−Σ ln p(target) / tokens)"
+    value_unit = "per token"
+    reference = "Jelinek et al. (1977), Perplexity: a measure of the difficulty of speech recognition tasks"
+
+    def value(self, sums: Mapping[str, Tensor]) -> Tensor:
+        return torch.exp(super().value(sums))

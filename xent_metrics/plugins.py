@@ -1,0 +1,223 @@
+"""The plugin manager: load, validate, isolate, list, and build metrics by name.
+
+Built-in metrics come first and through the same hook. A plugin that fails to import, implements a hook wrongly or
+registers something invalid is set aside whole, with its error; the others work, and `get_metric` of what can't be found
+repeats that error. The environment variable `XENT_METRICS_PLUGINS` (a,b) loads only the plugins of those entry point
+names; empty loads none but the built-ins.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import os
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import pluggy
+
+from . import hookspecs, metrics
+from .errors import MetricOptionError, PluginError, UnknownMetricError
+from .metric import TokenMetric
+
+__all__ = ["Plugin", "Plugins", "get_metric", "list_metrics", "plugins"]
+
+GROUP = hookspecs.PROJECT
+SELECTION = "XENT_METRICS_PLUGINS"
+_BUILT_IN = "built-in"
+#: What people write for the registered names; suggestions only, never accepted.
+_ALSO_KNOWN_AS = {
+    "bpb": "bits_per_byte",
+    "ce": "cross_entropy",
+    "ece": "expected_calibration_error",
+    "nll": "cross_entropy",
+    "loss": "cross_entropy",
+    "ppl": "perplexity",
+    "xent": "cross_entropy",
+    "acc": "token_accuracy",
+    "accuracy": "token_accuracy",
+}
+
+
+@dataclass
+class Plugin:
+    """One loaded or set-aside plugin."""
+
+    name: str
+    distribution: str
+    version: str
+    metrics: dict[str, type[TokenMetric]] = field(default_factory=dict)
+    task_configs: list[Path] = field(default_factory=list)
+    error: Exception | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.distribution} {self.version})"
+
+
+class Plugins:
+    """All plugins of one load. `plugins()` is the process' own; tests make others."""
+
+    def __init__(self, found: Iterable[EntryPoint] = ()) -> None:
+        self.manager = pluggy.PluginManager(GROUP)
+        self.manager.add_hookspecs(hookspecs)
+        self.plugins: list[Plugin] = []
+        self.metrics: dict[str, type[TokenMetric]] = {}
+        self._owner: dict[str, Plugin] = {}
+        self._contested: dict[str, PluginError] = {}
+        from . import __version__
+
+        self.add(Plugin(_BUILT_IN, "xent-metrics", __version__), metrics)
+        for point in sorted(found, key=lambda p: (p.dist.name if p.dist else "", p.name)):
+            self._load(point)
+
+    def _load(self, point: EntryPoint) -> None:
+        distribution = (point.dist.name, point.dist.version) if point.dist else ("unknown distribution", "")
+        plugin = Plugin(point.name, *distribution)
+        try:
+            module = point.load()
+        except Exception as error:  # whatever a third party's module raises, the others must work
+            self._set_aside(plugin, error)
+        else:
+            self.add(plugin, module)
+
+    def add(self, plugin: Plugin, module: Any) -> None:
+        """Register a plugin's module, or set the plugin aside with its error."""
+        try:
+            self.manager.register(module, name=f"{plugin.name} of {plugin.distribution}")
+            self.manager.check_pending()
+            self._call(plugin, module)
+        except Exception as error:
+            if self.manager.is_registered(module):
+                self.manager.unregister(module)
+            self._set_aside(plugin, error)
+            return
+        self.plugins.append(plugin)
+        self.metrics |= plugin.metrics
+        self._owner |= dict.fromkeys(plugin.metrics, plugin)
+
+    def _call(self, plugin: Plugin, module: Any) -> None:
+        others = set(self.manager.get_plugins()) - {module}
+        self.manager.subset_hook_caller("register_metrics", others)(register=functools.partial(self._metric, plugin))
+        self.manager.subset_hook_caller("register_task_configs", others)(
+            register=functools.partial(self._task_configs, plugin)
+        )
+
+    def _metric(self, plugin: Plugin, metric: type[TokenMetric]) -> None:
+        if not (isinstance(metric, type) and issubclass(metric, TokenMetric)):
+            raise PluginError(f"{plugin} registers {metric!r}; expected a subclass of xent_metrics.TokenMetric")
+        if inspect.isabstract(metric):
+            missing = ", ".join(sorted(metric.__abstractmethods__))
+            raise PluginError(f"{plugin} registers {metric.__name__}, which doesn't define {missing}")
+        name = getattr(metric, "name", None)
+        if not isinstance(name, str) or not name.isidentifier():
+            raise PluginError(f"{plugin} registers {metric.__name__} under {name!r}; `name` is a snake_case identifier")
+        first = self._owner.get(name) or (plugin if name in plugin.metrics else None)
+        if first is not None:
+            error = PluginError(f"two plugins register the metric {name!r}: {first} and {plugin}. Uninstall or rename one")
+            if first.name != _BUILT_IN:
+                self._contested[name] = error
+            raise error
+        plugin.metrics[name] = metric
+
+    def _task_configs(self, plugin: Plugin, folder: str | os.PathLike[str]) -> None:
+        path = Path(folder)
+        if not path.is_dir():
+            raise PluginError(f"{plugin} registers the task folder {path}, which is not a folder")
+        plugin.task_configs.append(path)
+
+    def _set_aside(self, plugin: Plugin, error: Exception) -> None:
+        plugin.metrics.clear()
+        plugin.task_configs.clear()
+        plugin.error = error
+        self.plugins.append(plugin)
+        warnings.warn(f"xent-metrics plugin {plugin} is set aside: {type(error).__name__}: {error}", stacklevel=2)
+
+    def metric_class(self, name: str) -> type[TokenMetric]:
+        """The class registered under `name`, or the error that says why there is none."""
+        if name in self._contested:
+            raise self._contested[name]
+        if name in self.metrics:
+            return self.metrics[name]
+        raise self._unknown(name)
+
+    def _unknown(self, name: str) -> UnknownMetricError:
+        near = [_ALSO_KNOWN_AS[name.lower()]] if name.lower() in _ALSO_KNOWN_AS else []
+        near += difflib.get_close_matches(name, self.metrics, n=2)
+        text = f"unknown metric {name!r}."
+        if near:
+            text += f" Did you mean {' or '.join(map(repr, dict.fromkeys(near)))}?"
+        text += f" Registered: {', '.join(sorted(self.metrics))}."
+        text += f" Plugins loaded: {', '.join(str(p) for p in self.plugins if p.error is None)}."
+        broken = [p for p in self.plugins if p.error is not None]
+        for plugin in broken:
+            text += f" Set aside: {plugin}: {type(plugin.error).__name__}: {plugin.error}."
+        error = UnknownMetricError(text)
+        error.__cause__ = broken[0].error if broken else None
+        return error
+
+
+@functools.cache
+def plugins() -> Plugins:
+    """The process' plugins: the built-ins and every installed entry point, or those that XENT_METRICS_PLUGINS names."""
+    installed = list(entry_points(group=GROUP))
+    chosen = os.environ.get(SELECTION)
+    if chosen is None:
+        return Plugins(installed)
+    names = [name.strip() for name in chosen.split(",") if name.strip()]
+    missing = sorted(set(names) - {point.name for point in installed})
+    if missing:
+        raise PluginError(
+            f"{SELECTION} names {', '.join(missing)}, not installed; installed: "
+            f"{', '.join(sorted(point.name for point in installed)) or 'none'}"
+        )
+    return Plugins([point for point in installed if point.name in names])
+
+
+def list_metrics() -> list[str]:
+    """The registered names, sorted.
+
+    >>> "bits_per_byte" in list_metrics()
+    True
+    """
+    return sorted(plugins().metrics)
+
+
+def get_metric(name: str, **options: Any) -> TokenMetric:
+    """Build a registered metric by name.
+
+    Raises:
+        UnknownMetricError: with the nearest names and the plugins that loaded.
+        MetricOptionError: an option that the metric doesn't have, or a value that it can't take.
+
+    >>> get_metric("cross_entropy", unit="bits")
+    CrossEntropy(unit='bits', label_smoothing=0.0, class_weight=None, ignore_index=-100)
+    """
+    metric = plugins().metric_class(name)
+    known = [*metric.options(), *_TORCHMETRICS_OPTIONS]
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise MetricOptionError(f"{name} has no option {option!r}.{hint} Its options: {', '.join(metric.options())}")
+    try:
+        return metric(**options)
+    except TypeError as error:
+        if isinstance(error, MetricOptionError):
+            raise
+        raise MetricOptionError(f"{name}({', '.join(f'{k}={v!r}' for k, v in options.items())}): {error}") from error
+
+
+_TORCHMETRICS_OPTIONS = (
+    "compute_on_cpu",
+    "compute_with_cache",
+    "dist_sync_fn",
+    "dist_sync_on_step",
+    "distributed_available_fn",
+    "process_group",
+    "sync_on_compute",
+)

@@ -1,0 +1,181 @@
+"""TokenScores: the per-token facts that every metric is a function of.
+
+A row is a token, a document (a host that gives one loglikelihood a document) or a choice (the softmax over the
+loglikelihoods of a multiple-choice question's answers). Rows that don't count stay in place, with `counted` False
+and neutral values: shapes never depend on data, so nothing here waits for a device.
+
+    from xent_metrics import score_tokens
+    scores = score_tokens(logits, target)        # one pass over the logits …
+    cross_entropy.update(scores); accuracy.update(scores)   # … for any number of metrics
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .errors import InvalidInputError, MissingScoreError
+
+__all__ = ["TokenScores", "Unit", "from_loglikelihoods"]
+
+Unit = Literal["token", "document", "choice"]
+
+#: What to change, in each host, so that a missing score is there.
+_HOW_TO_GET = {
+    "confidence": "score logits (score_tokens); in lm-eval use `--model xent-hf` or `--model xent-torch`",
+    "correct": "score logits (score_tokens); in lm-eval use `--model xent-hf` or `--model xent-torch`",
+    "num_bytes": "pass `token_bytes=token_bytes(tokenizer)` to the metric or to score_tokens",
+    "num_words": "pass `dataclasses.replace(scores, num_words=…)`, or use the metric in an lm-eval task, which knows the text",
+    "target": "score integer targets rather than distributions",
+    "loss": "pass `label_smoothing` or `class_weight` to score_tokens, or update the metric with logits",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class TokenScores:
+    """Per-row scores; every field has the shape of the targets, ``(…)``, float32 or wider where it is a real number.
+
+    Attributes:
+        nll: −ln p(target), in nats; for a soft target q, −Σ_v q_v ln p_v. 0 where not counted.
+        counted: whether the row enters any sum (not ignored and valid). Invalid rows stay counted, with nll nan.
+        confidence: the top-1 probability, max_v p_v.
+        correct: whether the top-1 class is the target (the first of equal maxima, as `argmax` decides).
+        target: the target's id, 0 where not counted; None for soft targets.
+        num_bytes: UTF-8 bytes of the row's text; 0 for special tokens.
+        num_words: whitespace-separated words of the row's text.
+        weight: the row's weight in every sum; None is 1.
+        loss: the training loss under label smoothing or class weights, as `torch.nn.functional.cross_entropy` defines it.
+        loss_weight: what that loss is divided by (the target's class weight).
+        invalid: rows whose target is out of range or not a distribution.
+        unit: what a row is.
+        vocab_size: V, where logits were scored.
+
+    >>> from xent_metrics import score_tokens
+    >>> scores = score_tokens(torch.zeros(1, 3, 4), torch.tensor([[0, 1, -100]]))
+    >>> scores.nll                                      # uniform over 4 classes: ln 4
+    tensor([[1.3863, 1.3863, 0.0000]])
+    >>> scores.prob.shape, scores.unit
+    (torch.Size([1, 3]), 'token')
+    """
+
+    nll: Tensor
+    counted: Tensor
+    confidence: Tensor | None = None
+    correct: Tensor | None = None
+    target: Tensor | None = None
+    num_bytes: Tensor | None = None
+    num_words: Tensor | None = None
+    weight: Tensor | None = None
+    loss: Tensor | None = None
+    loss_weight: Tensor | None = None
+    invalid: Tensor | None = None
+    unit: Unit = "token"
+    vocab_size: int | None = None
+    sums: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # exact sums by name, taken once
+
+    def __post_init__(self) -> None:
+        if self.unit not in get_args(Unit):
+            raise InvalidInputError(f"unit is one of {', '.join(get_args(Unit))}; got {self.unit!r}")
+        for name, value in self.fields().items():
+            if value.shape != self.nll.shape:
+                raise InvalidInputError(
+                    f"TokenScores.{name} has shape {tuple(value.shape)}; expected that of nll, {tuple(self.nll.shape)}"
+                )
+
+    def fields(self) -> dict[str, Tensor]:
+        """The tensors that are present, by name."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    @property
+    def prob(self) -> Tensor:
+        """The probability of the target, exp(−nll); for a soft target its q-weighted geometric mean."""
+        return torch.exp(-self.nll)
+
+    @property
+    def device(self) -> torch.device:
+        return self.nll.device
+
+    def __len__(self) -> int:
+        return self.nll.numel()
+
+    def require(self, names: Iterable[str], *, units: Iterable[Unit], metric: str) -> None:
+        """Raise `MissingScoreError` unless the fields `names` are present and a row is one of `units`."""
+        if self.unit not in units:
+            raise MissingScoreError(_wrong_unit(self.unit, sorted(units), metric))
+        present = self.fields()
+        for name in sorted(set(names)):
+            if name != "prob" and name not in present:
+                raise MissingScoreError(
+                    f"{metric} needs `{name}`, which these {self.unit} scores don't have: "
+                    f"{_HOW_TO_GET.get(name, f'pass dataclasses.replace(scores, {name}=…)')}"
+                )
+
+    def weighted(self, values: Tensor) -> Tensor:
+        """`values` times the row weights (exact in float64), 0 where the row doesn't count."""
+        if self.weight is not None:
+            values = values.double() * self.weight.double()
+        return torch.where(self.counted, values, torch.zeros_like(values))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> TokenScores:
+        """A copy with `function(tensor)` in place of every tensor."""
+        return dataclasses.replace(self, **{name: function(value) for name, value in self.fields().items()})
+
+    def to(self, device: torch.device | str) -> TokenScores:
+        """A copy on `device`."""
+        return self.map(lambda tensor: tensor.to(device))
+
+    def flatten(self) -> TokenScores:
+        """The same rows as one dimension, ``(N,)``."""
+        return self.map(lambda tensor: tensor.reshape(-1))
+
+    def __getitem__(self, index: Any) -> TokenScores:
+        """The rows at `index`, as in ``scores[3]`` or ``scores[:, 10:]``."""
+        return self.map(lambda tensor: tensor[index])
+
+    @staticmethod
+    def cat(parts: Sequence[TokenScores]) -> TokenScores:
+        """All rows of `parts`, flattened, with the fields that every part has."""
+        if not parts or len({part.unit for part in parts}) > 1:
+            raise InvalidInputError(f"cat needs scores of one unit; got {sorted({part.unit for part in parts})}")
+        rows = [part.flatten().fields() for part in parts]
+        shared = [name for name in rows[0] if all(name in row for row in rows)]
+        joined: dict[str, Any] = {name: torch.cat([row[name] for row in rows]) for name in shared}
+        return TokenScores(**joined, unit=parts[0].unit, vocab_size=parts[0].vocab_size)
+
+
+def _wrong_unit(unit: Unit, units: list[Unit], metric: str) -> str:
+    text = f"{metric} is defined over {' or '.join(units)} scores; got {unit} scores"
+    if unit == "document":
+        text += (
+            ", one loglikelihood a document, as a stock lm-eval model gives them. For token scores use "
+            "`--model xent-hf` or `--model xent-torch`; without them bits_per_byte, byte_perplexity and word_perplexity work"
+        )
+    return text
+
+
+def from_loglikelihoods(
+    loglikelihoods: Sequence[float] | Tensor,
+    *,
+    num_bytes: Sequence[int] | Tensor | None = None,
+    num_words: Sequence[int] | Tensor | None = None,
+    unit: Unit = "document",
+) -> TokenScores:
+    """Scores of loglikelihoods (≤ 0, in nats) that a host computed: nll = −loglikelihood, kept in float64.
+
+    >>> from_loglikelihoods([-2.5], num_bytes=[4]).nll
+    tensor([2.5000], dtype=torch.float64)
+    """
+    nll = -torch.as_tensor(loglikelihoods, dtype=torch.float64)
+    lengths = {"num_bytes": num_bytes, "num_words": num_words}
+    return TokenScores(
+        nll=nll,
+        counted=torch.ones_like(nll, dtype=torch.bool),
+        **{name: torch.as_tensor(value, dtype=torch.int64) for name, value in lengths.items() if value is not None},
+        unit=unit,
+    )
