@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
+import re
 import subprocess
 import sys
 import tempfile
-import time
 from functools import cache
 from pathlib import Path
 
@@ -15,13 +14,22 @@ import pytest
 import sentencepiece
 import tiktoken
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import ByT5Tokenizer, GPT2Tokenizer, LlamaTokenizer, PreTrainedTokenizer, PreTrainedTokenizerFast
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import (
+    ByT5Tokenizer,
+    CanineTokenizer,
+    GPT2Tokenizer,
+    LlamaTokenizer,
+    PreTrainedTokenizer,
+    PreTrainedTokenizerFast,
+)
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
+from xent_metrics import errors
 from xent_metrics.errors import TokenBytesError
 from xent_metrics.token_bytes import BYTE_ALPHABET, token_bytes
 
@@ -134,7 +142,9 @@ def tiktoken_encoding() -> tiktoken.Encoding:
     """The same merges as `byte_level`; the special token leaves a hole of 24 ids."""
     byte_of = {char: byte for byte, char in bytes_to_unicode().items()}
     ranks = {bytes(byte_of[char] for char in token): rank for token, rank in byte_level().get_vocab().items()}
-    return tiktoken.Encoding("tiny", pat_str=r"\S+|\s+", mergeable_ranks=ranks, special_tokens={"<|end|>": len(ranks) + 24})
+    return tiktoken.Encoding(
+        "tiny", pat_str=r"\S+|\s+", mergeable_ranks=ranks, special_tokens={"<|end|>": len(ranks) + 24}
+    )
 
 
 def with_byte_tokens(tokenizer: Tokenizer) -> Tokenizer:
@@ -155,7 +165,7 @@ SPACED_DECODER = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoder
 
 @cache
 def trained(kind: str) -> Tokenizer:
-    few = dict(special_tokens=["<unk>", "<s>"], vocab_size=200, show_progress=False)
+    few = {"special_tokens": ["<unk>", "<s>"], "vocab_size": 200, "show_progress": False}
     if kind == "unigram":
         tokenizer, trainer = Tokenizer(models.Unigram()), trainers.UnigramTrainer(unk_token="<unk>", **few)
     else:
@@ -181,20 +191,14 @@ def gemma() -> PreTrainedTokenizerFast:
 
 @cache
 def slow_sentencepiece(model_type: str, dummy_prefix: bool = False) -> SentencePieceBackend:
-    options = dict(vocab_size=420, character_coverage=0.98, hard_vocab_limit=False, minloglevel=2)
-    lossless = dict(byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False)
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(" ".join(CORPUS).splitlines()),
-        model_writer=model,
-        model_type=model_type,
-        add_dummy_prefix=dummy_prefix,
-        **options,
-        **lossless,
-    )
-    with tempfile.NamedTemporaryFile(suffix=".model") as file:
-        Path(file.name).write_bytes(model.getvalue())
-        tokenizer = SentencePieceBackend(vocab_file=file.name, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    # Not hard: a small corpus has fewer pieces. Identity, and no whitespace removed: lossless.
+    options = "--vocab_size=420 --hard_vocab_limit=false --character_coverage=0.98 --byte_fallback --minloglevel=2"
+    options += " --normalization_rule_name=identity --remove_extra_whitespaces=false"
+    options += f" --model_type={model_type} --add_dummy_prefix={str(dummy_prefix).lower()}"
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "corpus").write_text(" ".join(CORPUS))
+        sentencepiece.SentencePieceTrainer.train(f"{options} --input={folder}/corpus --model_prefix={folder}/tiny")
+        tokenizer = SentencePieceBackend(vocab_file=f"{folder}/tiny.model", unk_token="<unk>", eos_token="</s>")
     tokenizer.add_tokens(["日本語"])
     return tokenizer
 
@@ -271,15 +275,176 @@ def roberta() -> Tokenizer:
     return tokenizer
 
 
-@pytest.mark.parametrize("text", ["Hello, world!", "日本語 🙂\n", " starts with a space"])
 @pytest.mark.parametrize(
-    ("make", "always"),
-    [(prepended, True), (lambda: slow_sentencepiece("bpe", True), True), (llama2, False), (t5, False), (roberta, False)],
+    ("make", "doubles_a_space"),
+    [(prepended, 1), (lambda: slow_sentencepiece("bpe", True), 1), (llama2, 0), (t5, 0), (roberta, 0)],
     ids=["prepend normalizer", "slow", "metaspace first", "metaspace always", "add_prefix_space"],
 )
-def test_a_dummy_prefix_is_one_byte_more_than_the_text(make, always, text):
-    # Metaspace and add_prefix_space leave a text alone that has its space already.
-    added = 1 if always or not text.startswith(" ") else 0
-    if make is not t5 and "日本語" in text and always and not isinstance(make(), Tokenizer):
-        added += 1
-    assert total(make(), text) == spelled(text) + added
+def test_a_dummy_prefix_is_one_byte_more_than_the_text(make, doubles_a_space):
+    assert total(make(), "") == 0
+    assert total(make(), "Hello, 🙂\n") == spelled("Hello, 🙂\n") + 1
+    assert total(make(), " Hello") == spelled(" Hello") + doubles_a_space
+
+
+def test_a_dummy_prefix_comes_again_behind_an_added_token():
+    assert total(slow_sentencepiece("bpe", True), "Hello日本語Hello") == spelled("Hello日本語Hello") + 2
+
+
+def test_a_literal_mark_counts_as_the_space_that_it_decodes_to():
+    assert total(trained("bpe"), "a▁b") == 3
+
+
+def test_wordpiece_counts_the_space_before_every_word():
+    text = "Hello, world! Русский don't stop . done"
+    ids = words().encode(text).ids
+    assert words().decode(ids) == "hello, world! русскии don ' t stop. done"
+    assert total(words(), text) == spelled(words().decode(ids)) + 1
+
+
+def test_slow_wordpiece_has_no_cleanup(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\n[PAD]\n[MASK]\nhello\n##ing\n,\n")
+    table = token_bytes(BertTokenizerLegacy(str(tmp_path / "vocab.txt")))
+    assert table.tolist() == [0, 0, 0, 0, 0, 6, 3, 2]
+
+
+def test_an_end_of_word_suffix_is_one_space():
+    tokenizer = Tokenizer(models.BPE({"a</w>": 0, "é": 1}, [], end_of_word_suffix="</w>"))
+    tokenizer.decoder = decoders.BPEDecoder("</w>")
+    assert token_bytes(tokenizer).tolist() == [2, 2]
+
+
+def test_without_a_decoder_the_parts_that_encode_decide():
+    tokenizer = Tokenizer(models.BPE({"Ġa": 0, "▁a": 1}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(), pre_tokenizers.ByteLevel()])
+    assert token_bytes(tokenizer).tolist() == [2, 4]
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    assert token_bytes(tokenizer).tolist() == [3, 2]
+
+
+def test_special_unknown_and_padding_ids_count_zero():
+    vocab = {"<unk>": 0, "a": 1, "<pad>": 2, "<sep>": 3}
+    tokenizer = Tokenizer(models.BPE(vocab, [], unk_token="<unk>"))
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(["<sep>"])
+    tokenizer.add_tokens(["<tool>"])
+    assert token_bytes(tokenizer, vocab_size=8).tolist() == [0, 1, 5, 0, 6, 0, 0, 0]
+    assert token_bytes(fast(tokenizer, pad_token="<pad>")).tolist() == [0, 1, 0, 0, 6]
+    unigram = Tokenizer(models.Unigram([("a", -1.0), ("what", -2.0)], unk_id=1))
+    unigram.decoder = decoders.Metaspace()
+    assert token_bytes(unigram).tolist() == [1, 0]
+
+
+def test_an_added_token_is_text_unless_the_model_writes_it():
+    tokenizer = copy(byte_level())
+    tokenizer.add_tokens(["é", "Ġ"])  # in the byte-level alphabet "é" is the byte 0xE9 and "Ġ" the space
+    tokenizer.add_tokens(["éé"])
+    table = token_bytes(tokenizer)
+    assert [table[tokenizer.token_to_id(token)] for token in ("é", "Ġ", "éé")] == [1, 1, 4]
+
+
+def test_tiktoken_and_tokenizers_agree_on_every_token():
+    table, holes = token_bytes(byte_level()), [0] * 25
+    assert token_bytes(tiktoken_encoding()).tolist() == table.tolist() + holes
+    assert set(pre_tokenizers.ByteLevel.alphabet()) == BYTE_ALPHABET
+
+
+def test_a_callable_gives_bytes_text_or_nothing():
+    assert token_bytes([b"\xe2\x96", "▁", "", None].__getitem__, vocab_size=4).tolist() == [2, 3, 0, 0]
+
+
+class Unknown(PreTrainedTokenizer):
+    vocab_size = 1
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"a": 0}
+
+
+def with_decoder(decoder: object, model: object = None) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(model or models.BPE({"a": 0}, []))
+    tokenizer.decoder = decoder
+    return fast(tokenizer, name_or_path="org/model")
+
+
+NAME = "token_bytes can't count the bytes of TokenizersBackend(name_or_path='org/model'): found "
+REFUSED = {
+    "unknown decoder": (lambda: with_decoder(decoders.CTC()), NAME + 'the decoder step {"type": "CTC"'),
+    "no decoder": (
+        lambda: fast(Tokenizer(models.WordLevel({"a": 0}, "a"))),
+        "found no decoder (the model is WordLevel)",
+    ),
+    "regex": (lambda: with_decoder(decoders.Replace(Regex("a+"), " ")), NAME + 'the decoder step {"type": "Replace"'),
+    "strip each token": (lambda: with_decoder(decoders.Strip()), NAME + 'the decoder step {"type": "Strip"'),
+    "edit when joined": (
+        lambda: with_decoder(decoders.Sequence([decoders.Fuse(), decoders.Replace("ab", "c")])),
+        NAME + "the decoder steps ['Fuse', 'Replace'], which edit text behind Fuse",
+    ),
+    "marks left": (
+        lambda: with_decoder(decoders.ByteLevel(), models.BPE({"a": 0}, [], end_of_word_suffix="</w>")),
+        NAME + "BPE tokens with end_of_word_suffix='</w>' and the decoder ['ByteLevel']",
+    ),
+    "slow": (
+        lambda: Unknown(),
+        "Unknown(name_or_path=''): found a slow tokenizer with no sp_model, byte-level alphabet",
+    ),
+    "codepoints": (lambda: CanineTokenizer(), "CanineTokenizer(name_or_path=''): found a slow tokenizer"),
+    "no tokenizer": (
+        lambda: 3,
+        "bytes of int: found neither a Hugging Face tokenizer, a tiktoken encoding nor a callable",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_counted_is_named_and_has_a_way_out(make, message):
+    with pytest.raises(TokenBytesError) as error:
+        token_bytes(make())
+    assert message in str(error.value)
+    assert "; expected a decoder made of ByteLevel, " in str(error.value)
+    assert "Pass a callable that knows each token's bytes: token_bytes(lambda id: ..., vocab_size=V)." in str(
+        error.value
+    )
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "vocab_size", "message"),
+    [
+        (
+            Unknown.get_vocab,
+            None,
+            "Unknown.get_vocab is a callable, which has no vocabulary: expected vocab_size as well.",
+        ),
+        (
+            [b"", 7].__getitem__,
+            2,
+            "list.__getitem__ gave 7 (int) for id 1: expected the token's bytes, a str that UTF-8",
+        ),
+        (["\ud800"].__getitem__, 1, "list.__getitem__ gave '\\ud800' (str) for id 0: expected the token's bytes"),
+        (byte_level, 0, "vocab_size=0: expected a positive int (the size V of the logits) or None."),
+        (byte_level, 5.0, "vocab_size=5.0: expected a positive int"),
+    ],
+)
+def test_a_bad_callable_or_size_says_what_to_pass(tokenizer, vocab_size, message):
+    with pytest.raises(TokenBytesError, match=re.escape(message)):
+        token_bytes(tokenizer, vocab_size=vocab_size)
+
+
+def test_a_vocab_size_below_the_ids_is_no_padding():
+    message = (
+        "vocab_size=547, but Encoding has ids up to 547: expected at least 548. Pass the size V of the model's logits"
+    )
+    with pytest.raises(TokenBytesError, match=re.escape(message)):
+        token_bytes(tiktoken_encoding(), vocab_size=547)
+    assert len(token_bytes(tiktoken_encoding(), vocab_size=548)) == 548
+
+
+def test_the_module_imports_no_tokenizer_library():
+    # The package stands in bare here, so that only this module's own imports count.
+    code = f"""
+import sys, types
+package = sys.modules["xent_metrics"] = types.ModuleType("xent_metrics")
+package.__path__ = [{str(Path(errors.__file__).parent)!r}]
+import xent_metrics.token_bytes
+print(sorted({{"transformers", "tokenizers", "tiktoken", "sentencepiece"}} & sys.modules.keys()))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"

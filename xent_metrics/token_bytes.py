@@ -42,7 +42,8 @@ def token_bytes(tokenizer: Any, *, vocab_size: int | None = None) -> torch.Tenso
     For a lossless tokenizer ``token_bytes(t)[ids].sum() == len(text.encode())``, to the byte. Otherwise the bytes are
     those of the decoded tokens, and whoever has the raw text should count from it:
 
-    - a space put before the text (Llama-2's ``▁``, `add_prefix_space`) counts: the sum is one byte more than the text;
+    - a space put before the text (Llama-2's ``▁``, `add_prefix_space`) counts: the sum is one byte more than the text
+      (where the tokenizer puts one behind each added token too, one more for each);
     - WordPiece: a word counts the space before it, also the first (one more than the decoded text), ``##ing`` does not;
     - what is changed or dropped before tokenizing (case, NFKC, whitespace beside an `lstrip` token, a literal ``▁``)
       counts as it decodes, and special tokens spelled out in the text count 0.
@@ -120,7 +121,7 @@ def _from_json(tokenizer: Any, text: str, special_ids: Iterable[int | None]) -> 
         vocab = {token: token_id for token_id, (token, _) in enumerate(vocab)}
     unknown_id = model["unk_id"] if model["type"] == "Unigram" else vocab.get(model.get("unk_token"))
     silent = {unknown_id, *special_ids, *(token["id"] for token in added if token["special"])}
-    # An added token that the model has as well (Gemma's "▁▁") is one that the model writes: the model's rule holds.
+    # An added token that the model has as well ("ĠĠ") is one that the model writes: the model's rule holds.
     added_vocab = {token["content"]: token["id"] for token in added if token["content"] not in vocab}
     return _count(vocab, added_vocab, _rules_from_json(tokenizer, state), silent)
 
@@ -136,8 +137,9 @@ def _from_slow(tokenizer: Any) -> dict[int, int]:
 def _count(vocab: Mapping[str, int], added: Mapping[str, int], rules: Rules, silent: set[int | None]) -> dict[int, int]:
     rule, added_rule = rules
     num_bytes = {token_id: rule(token) for token, token_id in vocab.items()}
-    num_bytes |= {token_id: added_rule(token) for token, token_id in added.items()}
-    return num_bytes | {token_id: 0 for token_id in silent if token_id in num_bytes}
+    num_bytes.update((token_id, added_rule(token)) for token, token_id in added.items())
+    num_bytes.update((token_id, 0) for token_id in silent if token_id in num_bytes)
+    return num_bytes
 
 
 def _utf8_size(token: str) -> int:
@@ -230,6 +232,8 @@ def _sentencepiece_rules(sp_model: Any) -> Rules:
 
 
 def _rule(edits: list[Edit], size: Rule = _utf8_size, ones: frozenset[str] = frozenset()) -> Rule:
+    if not edits and not ones:
+        return size
     return lambda token: 1 if token in ones else size(reduce(lambda text, edit: edit(text), edits, token))
 
 

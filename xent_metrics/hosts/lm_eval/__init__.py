@@ -1,0 +1,32 @@
+"""lm-evaluation-harness: tasks with our metrics (`XentTask`), models with token scores (`TorchLM`, `XentHFLM`).
+
+Who syncs: lm-eval gathers per-document values to rank 0 and aggregates them there alone, so values are packed sums that
+rank 0 adds up; nothing here makes a collective of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from ...errors import MissingExtraError
+
+if find_spec("lm_eval") is None:
+    raise MissingExtraError("xent_metrics.hosts.lm_eval needs lm-eval: pip install 'xent-metrics[lm-eval]'")
+
+if TYPE_CHECKING:
+    from .hf_model import XentHFLM
+    from .task import XentTask
+    from .torch_model import TorchLM
+
+__all__ = ["TorchLM", "XentHFLM", "XentTask"]
+
+_HOME = {"XentTask": ".task", "TorchLM": ".torch_model", "XentHFLM": ".hf_model"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import each class when it is asked for: transformers is slow to load, and a task doesn't need it."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name], __name__), name)
