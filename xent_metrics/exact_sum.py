@@ -25,7 +25,8 @@ __all__ = ["ROW", "carry", "exact_sum", "exact_sum_by_bin", "merge", "overflowed
 ROW = 8
 _BITS = 32
 _MASK = (1 << _BITS) - 1
-_TOP = 1 << 46  # limit of limb 3: ±2^78 in all, so that 2^16 ranks can be added before the next carry
+_TOP = 1 << 46  # limit of limb 3: ±2^78 in all …
+_MOST = 1 << 16  # … so that this many rows can be added before the next carry
 _LARGEST = float(2**62)  # a single value at or beyond this is counted as leaving the range
 
 
@@ -78,6 +79,8 @@ def carry(rows: Tensor) -> Tensor:
 
 def merge(stacked: Tensor) -> Tensor:
     """Merge states ``(K, …, 8)`` along the first dimension, exactly and in any order."""
+    while len(stacked) > _MOST:
+        stacked = torch.stack([carry(part.sum(dim=0)) for part in stacked.split(_MOST)])
     return carry(stacked.sum(dim=0))
 
 
@@ -91,9 +94,13 @@ def to_float(rows: Tensor, *, finite_only: bool = False) -> Tensor:
 
     The result is within one unit in the last place of the exact sum and depends on nothing but the row.
     """
-    limb0, limb1, limb2, limb3, nan, plus, minus, _ = rows.unbind(-1)
+    nan, plus, minus = rows[..., 4:7].unbind(-1)
+    negative = rows[..., 3] < 0
+    magnitude = carry(torch.where(negative[..., None], -rows, rows))  # −1 + (1 − ε) would lose a small ε
+    limb0, limb1, limb2, limb3 = magnitude[..., :4].unbind(-1)
     fraction = limb1.double() * 2.0**-_BITS + limb0.double() * 2.0 ** (-2 * _BITS)
     value = (limb3.double() * 2.0**_BITS + limb2.double()) + fraction
+    value = torch.where(negative, -value, value)
     if finite_only:
         return value
     value = torch.where(plus > 0, torch.inf, value)
