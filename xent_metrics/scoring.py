@@ -6,10 +6,12 @@ gap of 1e4 is an nll of 1e4. Every row is scored by itself: its bits don't depen
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,20 +25,29 @@ _CPU_CHUNK = 2**19  # logits a chunk: what is computed of them stays in the proc
 _DEVICE_CHUNK = 2**22  # 16 MiB of float32: few kernel launches, little memory
 _MATMUL_CHUNK = 6 * 2**20  # logits a block of hidden states: large enough for the matmul to run at its speed
 _ARGMAX_BLOCK = 512
+_LOGITS_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def as_tensor(array: Any) -> Tensor:
     """A torch tensor that shares the memory of any array: NumPy, or anything with DLPack (JAX, TensorFlow, CuPy)."""
     if isinstance(array, Tensor):
         return array.detach()
-    if type(array).__module__.partition(".")[0] != "numpy" and hasattr(array, "__dlpack__"):
-        return torch.from_dlpack(array)
     try:
-        return torch.as_tensor(array)
+        if isinstance(array, np.ndarray):
+            return _from_numpy(array)
+        return torch.from_dlpack(array) if hasattr(array, "__dlpack__") else torch.as_tensor(array)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInputError(
             f"expected a tensor, a NumPy array or an array with __dlpack__; got {type(array).__name__}: {error}"
         ) from error
+
+
+def _from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
+    if any(stride < 0 for stride in array.strides):
+        array = array.copy()  # torch has no negative strides
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # "not writable": nothing here writes
+        return torch.as_tensor(array)
 
 
 @torch.no_grad()
@@ -46,7 +57,7 @@ def score_tokens(
     *,
     ignore_index: int = -100,
     weight: Any = None,
-    token_bytes: Tensor | None = None,
+    token_bytes: Any = None,
     label_smoothing: float = 0.0,
     class_weight: Any = None,
 ) -> TokenScores:
@@ -93,7 +104,7 @@ def score_hidden_states(
     logit_softcap: float | None = None,
     ignore_index: int = -100,
     weight: Any = None,
-    token_bytes: Tensor | None = None,
+    token_bytes: Any = None,
     label_smoothing: float = 0.0,
     class_weight: Any = None,
 ) -> TokenScores:
@@ -120,6 +131,8 @@ def score_hidden_states(
     dtype = torch.promote_types(hidden_states.dtype, head.dtype)
     head = head.to(dtype)
     offset = None if bias is None else as_tensor(bias).to(dtype)
+    if offset is not None and offset.shape != head.shape[:1]:
+        raise InvalidInputError(f"expected bias (V,) = ({len(head)},); got {tuple(offset.shape)}")
     plan = _plan(
         hidden_states.shape[:-1], head.shape[0], hidden_states.device, target, ignore_index, label_smoothing, class_weight
     )
@@ -144,9 +157,10 @@ def _adjust(logits: Tensor, scale: float | None, softcap: float | None) -> Tenso
 
 def _as_logits(array: Any) -> Tensor:
     logits = as_tensor(array)
-    if not logits.is_floating_point() or logits.ndim < 1 or logits.shape[-1] == 0:
+    if logits.dtype not in _LOGITS_DTYPES or logits.ndim < 1 or logits.shape[-1] == 0:
         raise InvalidInputError(
-            f"expected logits (…, V) of a float dtype with V ≥ 1; got {tuple(logits.shape)} of {logits.dtype}"
+            "expected logits (…, V) of dtype float64, float32, float16 or bfloat16 with V ≥ 1; "
+            f"got {tuple(logits.shape)} of {logits.dtype}"
         )
     return logits
 
@@ -177,6 +191,8 @@ def _plan(
 ) -> _Plan:
     if not 0.0 <= label_smoothing <= 1.0:
         raise InvalidInputError(f"label_smoothing lies in [0, 1]; got {label_smoothing}")
+    if not isinstance(ignore_index, int):
+        raise InvalidInputError(f"ignore_index is an int; got {ignore_index!r}. Leave it out where every target counts")
     target = as_tensor(target).to(device)
     index, soft, counted, invalid = _check_target(target, shape, vocab_size, ignore_index)
     if class_weight is not None:
@@ -290,27 +306,28 @@ class _Rows:
         loss = -smooth.sum(-1)
         return -terms.sum(-1), correct, (loss, torch.ones_like(loss))
 
-    def scores(self, weight: Any, token_bytes: Tensor | None) -> TokenScores:
+    def scores(self, weight: Any, token_bytes: Any) -> TokenScores:
         """The scores of all rows in the shape of the targets."""
         plan = self.plan
         if not self.parts:  # an empty batch: the fields are there, without rows
             self.add(torch.zeros(0, plan.vocab_size, device=plan.counted.device))
         nll, confidence, correct, *loss = (torch.cat(column) for column in zip(*self.parts, strict=True))
         nll = torch.where(plan.invalid, torch.nan, torch.where(plan.counted, nll, 0.0))
+        valid = plan.counted & ~plan.invalid
         fields = {
             "nll": nll,
             "counted": plan.counted,
-            "confidence": confidence,
-            "correct": correct & plan.counted & ~plan.invalid,
+            "confidence": torch.where(plan.counted, confidence, 0.0),
+            "correct": correct & valid & ~nll.isnan(),  # argmax takes a nan for the largest
             "invalid": plan.invalid,
         }
         if plan.index is not None:
             fields["target"] = plan.index
             if token_bytes is not None:
-                fields["num_bytes"] = bytes_of(plan.index, token_bytes, plan.vocab_size)
+                fields["num_bytes"] = torch.where(valid, bytes_of(plan.index, token_bytes, plan.vocab_size), 0)
         if loss:
             fields["loss"] = torch.where(plan.invalid, torch.nan, torch.where(plan.counted, loss[0], 0.0))
-            fields["loss_weight"] = loss[1]
+            fields["loss_weight"] = torch.where(valid, loss[1], 0.0)
         if weight is not None:
             fields["weight"] = _check_weight(weight, plan)
         shaped = {name: value.reshape(plan.shape) for name, value in fields.items()}
@@ -327,8 +344,9 @@ def _check_weight(weight: Any, plan: _Plan) -> Tensor:
     return weight
 
 
-def bytes_of(target: Tensor, token_bytes: Tensor, vocab_size: int | None) -> Tensor:
+def bytes_of(target: Tensor, token_bytes: Any, vocab_size: int | None) -> Tensor:
     """The bytes of each target, from a table with an entry for each of the `vocab_size` classes (or more)."""
+    token_bytes = as_tensor(token_bytes)
     if token_bytes.ndim != 1 or (vocab_size is not None and len(token_bytes) < vocab_size):
         raise InvalidInputError(
             f"token_bytes has an entry a class, shape ({vocab_size},); got {tuple(token_bytes.shape)}. "
