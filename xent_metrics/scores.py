@@ -117,10 +117,14 @@ class TokenScores:
                 )
 
     def weighted(self, values: Tensor) -> Tensor:
-        """`values` times the row weights (exact in float64), 0 where the row doesn't count."""
+        """`values` times the row weights (exact in float64), 0 where the row doesn't count.
+
+        An invalid row adds its nan and nothing else, so that the sums' finite part is what it would be without the row.
+        """
         if self.weight is not None:
             values = values.double() * self.weight.double()
-        return torch.where(self.counted, values, torch.zeros_like(values))
+        adds = self.counted if self.invalid is None else self.counted & (~self.invalid | values.isnan())
+        return torch.where(adds, values, torch.zeros_like(values))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> TokenScores:
         """A copy with `function(tensor)` in place of every tensor."""
@@ -140,13 +144,22 @@ class TokenScores:
 
     @staticmethod
     def cat(parts: Sequence[TokenScores]) -> TokenScores:
-        """All rows of `parts`, flattened, with the fields that every part has."""
+        """All rows of `parts`, flattened, with the fields that every part has; a missing `weight` is 1."""
         if not parts or len({part.unit for part in parts}) > 1:
             raise InvalidInputError(f"cat needs scores of one unit; got {sorted({part.unit for part in parts})}")
-        rows = [part.flatten().fields() for part in parts]
+        rows = [_filled(part).flatten().fields() for part in parts]
         shared = [name for name in rows[0] if all(name in row for row in rows)]
         joined: dict[str, Any] = {name: torch.cat([row[name] for row in rows]) for name in shared}
         return TokenScores(**joined, unit=parts[0].unit, vocab_size=parts[0].vocab_size)
+
+
+def _filled(scores: TokenScores) -> TokenScores:
+    """With `weight` and `invalid` spelt out."""
+    return dataclasses.replace(
+        scores,
+        weight=torch.ones_like(scores.nll) if scores.weight is None else scores.weight,
+        invalid=torch.zeros_like(scores.counted) if scores.invalid is None else scores.invalid,
+    )
 
 
 def _wrong_unit(unit: Unit, units: list[Unit], metric: str) -> str:
