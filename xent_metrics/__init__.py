@@ -1,8 +1,8 @@
 """One definition of a language model's loss, exact to the last bit, wherever it is read.
 
-    metric = xent_metrics.get_metric("bits_per_byte", token_bytes=tokenizer)
-    metric.update(logits, target)      # logits[t] scores target[t]
-    metric.compute()                   # over every batch, rank and checkpoint: the same bits
+metric = xent_metrics.get_metric("bits_per_byte", token_bytes=tokenizer)
+metric.update(logits, target)      # logits[t] scores target[t]
+metric.compute()                   # over every batch, rank and checkpoint: the same bits
 """
 
 from importlib.metadata import PackageNotFoundError, version

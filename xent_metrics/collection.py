@@ -11,7 +11,7 @@ from torchmetrics import MetricCollection
 
 from . import exact_sum
 from .errors import InvalidInputError, MetricOptionError
-from .metric import TokenMetric, _readable
+from .metric import TokenMetric
 from .plugins import get_metric
 from .scores import TokenScores
 
@@ -70,8 +70,7 @@ class TokenMetricCollection(MetricCollection):
         """Members that one pass over the logits serves; a pass with more scoring options serves those without, too."""
         passes: dict[int, dict[str, list[TokenMetric]]] = {}
         for metric in self.members().values():
-            options = ", ".join(f"{k}={_readable(v)}" for k, v in metric.scoring_options().items())
-            passes.setdefault(metric.ignore_index, {}).setdefault(options, []).append(metric)
+            passes.setdefault(metric.ignore_index, {}).setdefault(metric._scoring_name, []).append(metric)
         for by_options in passes.values():
             plain = by_options.pop("", [])
             by_options[next(iter(by_options), "")] = [*next(iter(by_options.values()), []), *plain]
@@ -115,6 +114,8 @@ class TokenMetricCollection(MetricCollection):
 def _by_key(metrics: Any) -> dict[str, TokenMetric]:
     if isinstance(metrics, str | TokenMetric):
         metrics = [metrics]
+    if not metrics:
+        raise MetricOptionError("a TokenMetricCollection needs at least one metric; got none")
     if isinstance(metrics, Mapping):
         return {key: _built(metric) for key, metric in metrics.items()}
     built = [_built(metric) for metric in metrics]
@@ -122,8 +123,6 @@ def _by_key(metrics: Any) -> dict[str, TokenMetric]:
     twice = sorted({key for key in keys if keys.count(key) > 1})
     if twice:
         raise MetricOptionError(f"{', '.join(twice)} stands twice in the list; give a dict with a key for each")
-    if not keys:
-        raise MetricOptionError("a TokenMetricCollection needs at least one metric; got none")
     return dict(zip(keys, built, strict=True))
 
 

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -52,9 +53,13 @@ class _LaidOut(ABCMeta):
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         metric = super().__call__(*args, **kwargs)
-        bound = inspect.signature(cls.__init__).bind(metric, *args, **kwargs)  # type: ignore[misc]
+        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+        bound = signature.bind(metric, *args, **kwargs)
         bound.apply_defaults()
-        given = {**bound.arguments, **bound.arguments.get("kwargs", {})}
+        given = dict(bound.arguments)
+        for parameter in signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                given |= given.pop(parameter.name)
         metric._lay_out({name: given.get(name, option.default) for name, option in cls.options().items()})  # type: ignore[attr-defined]
         return metric
 
@@ -71,7 +76,7 @@ class TokenMetric(Metric, metaclass=_LaidOut):
     formula: ClassVar[str] = ""
     value_unit: ClassVar[str] = ""
     reference: ClassVar[str] = ""
-    requires: ClassVar[frozenset[str]] = frozenset({"nll"})
+    requires: frozenset[str] = frozenset({"nll"})
     row_units: ClassVar[frozenset[Unit]] = frozenset({"token", "choice"})
 
     is_differentiable = False
@@ -79,8 +84,14 @@ class TokenMetric(Metric, metaclass=_LaidOut):
     full_state_update = False
 
     def __init__(self, *, ignore_index: int = -100, **kwargs: Any) -> None:
-        kwargs.setdefault("compute_with_cache", False)  # a cache on one rank alone would make ranks disagree on collectives
+        kwargs.setdefault(
+            "compute_with_cache", False
+        )  # a cache on one rank alone would make ranks disagree on collectives
         super().__init__(**kwargs)
+        if not isinstance(ignore_index, int):
+            raise MetricOptionError(
+                f"ignore_index is an int; got {ignore_index!r}. Leave it out where every target counts"
+            )
         self.ignore_index = ignore_index
         self._in_forward = False
 
@@ -117,20 +128,26 @@ class TokenMetric(Metric, metaclass=_LaidOut):
 
     def described(self, *leave_out: str) -> str:
         """The metric's name with its options, for the names of sums: ``focal_cross_entropy(gamma=2.0)``."""
-        shown = {k: v for k, v in self._options.items() if k not in {"ignore_index", *leave_out}}
-        return f"{self.name}({', '.join(f'{k}={_readable(v)}' for k, v in sorted(shown.items()))})"
+        shown = {k: v for k, v in self._readable_options.items() if k not in {"ignore_index", *leave_out}}
+        return f"{self.name}({', '.join(f'{k}={v}' for k, v in sorted(shown.items()))})"
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{k}={_readable(v)}" for k, v in self._options.items())
+        return ", ".join(f"{k}={v}" for k, v in self._readable_options.items())
 
     # The state: rows of exact sums, `_COUNTS` first.
 
-    def _lay_out(self, options: Mapping[str, Any]) -> None:
-        self._options = dict(options)
+    def _lay_out(self, given: Mapping[str, Any]) -> None:
         if not isinstance(getattr(self, "name", None), str):
             raise MetricOptionError(f'{type(self).__name__} has no name; set the class attribute `name = "…"`')
+        # An attribute goes before what the constructor got: a subclass may fix a base's option, or make a table of it.
+        self._options = {k: v if hasattr(TokenMetric, k) else getattr(self, k, v) for k, v in given.items()}
+        # Read once, here: a tensor's content is looked at on the host, which an update must never do.
+        self._readable_options = {k: _readable(v) for k, v in self._options.items()}
+        self._scoring_name = ", ".join(f"{k}={_readable(v)}" for k, v in self.scoring_options().items())
         sums = self.sums(_no_rows())
         self._layout = {name: value.num_bins if isinstance(value, Binned) else None for name, value in sums.items()}
+        if reserved := sorted(self._layout.keys() & set(_COUNTS)):
+            raise MetricOptionError(f"{self.name}: the sum name {reserved[0]!r} is taken by the base; choose another")
         # torchmetrics' compute groups merge metrics whose state names and first values agree: the name says what is in it.
         content = repr((self.ignore_index, sorted(self._layout.items(), key=str)))
         self._state_name = f"sums_{hashlib.sha256(content.encode()).hexdigest()[:12]}"
@@ -150,8 +167,8 @@ class TokenMetric(Metric, metaclass=_LaidOut):
     def exact_sums(self, scores: TokenScores) -> Tensor:
         """The exact sums of `scores` in this metric's layout, ``(rows, 8)``; its state is not touched."""
         scores.require(self.requires, units=self.row_units, metric=self.name)
-        rows = [_exact(scores, name, value) for name, value in (_counts(scores) | dict(self.sums(scores))).items()]
-        return torch.cat(rows)
+        named = _counts(scores) | dict(self.sums(scores))
+        return torch.cat([_exact(scores, name, named[name]) for name in (*_COUNTS, *self._layout)])
 
     def value_of(self, state: Tensor, *, finite_only: bool = False) -> Tensor:
         """The metric's value for a packed state, a 0-d float64 on the state's device."""
@@ -169,7 +186,11 @@ class TokenMetric(Metric, metaclass=_LaidOut):
         """How many rows counted, were ignored, had invalid targets, and how many nan and infinite terms the sums hold."""
         rows = self.state.cpu()
         numbers = {name: int(rows[i, 2] + (rows[i, 3] << 32)) for i, name in enumerate(_COUNTS)}
-        return numbers | {"nan": int(rows[:, 4].max()), "infinite": int(rows[:, 5:7].max())}
+        sums = torch.split(rows[len(_COUNTS) :], [bins or 1 for bins in self._layout.values()])
+        return numbers | {
+            "nan": max(int(rows[:, 4].sum()) for rows in sums),
+            "infinite": max(int(rows[:, 5:7].sum()) for rows in sums),
+        }
 
     # torchmetrics' contract.
 
@@ -204,16 +225,18 @@ class TokenMetric(Metric, metaclass=_LaidOut):
             raise InvalidTargetError(
                 f"{self.name}: {invalid} targets were neither a class in [0, V) nor ignore_index={self.ignore_index} "
                 "(or, for soft targets, not a distribution). Mask what should not count with ignore_index; "
-                "`value_of(metric.state, finite_only=True)` gives the value without them"
+                "`metric.value_of(metric.state, finite_only=True)` gives the value without them"
             )
         if bool(exact_sum.overflowed(state)):
             raise CapacityError(f"{self.name}: a sum left ±2^78, the range in which it is exact")
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, logits: Any, target: Any = None, *, weight: Any = None) -> Any:
         """Add a batch and return its own value (torchmetrics' forward)."""
+        scores = self.score(logits, target, weight=weight)
+        self.exact_sums(scores)  # what can't be scored raises here, before torchmetrics sets the state aside
         self._in_forward = True
         try:
-            return super().forward(*args, **kwargs)
+            return super().forward(scores)
         finally:
             self._in_forward = False
 
@@ -227,8 +250,8 @@ class TokenMetric(Metric, metaclass=_LaidOut):
             raise MetricOptionError(
                 f"{self!r} can't take the state of {incoming_state!r}: their sums differ. Build both with the same options"
             )
-        if isinstance(incoming_state, Metric):
-            self._update_count += incoming_state._update_count
+        self._update_count += incoming_state._update_count if isinstance(incoming_state, Metric) else 1
+        self._computed = None
         self._set_state(exact_sum.merge(torch.stack([self.state, incoming[self._state_name].to(self.state.device)])))
 
     def set_dtype(self, dst_type: str | torch.dtype) -> TokenMetric:
@@ -274,6 +297,7 @@ class TokenMetric(Metric, metaclass=_LaidOut):
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot one value or a sequence of them over steps, labelled with the unit (needs the `plots` extra)."""
         figure, axes = self._plot(val, ax)
+        assert not isinstance(axes, np.ndarray)  # one value, one axes
         axes.set_title(self.name.replace("_", " "))
         axes.set_ylabel(self.value_unit)
         return figure, axes

@@ -118,7 +118,9 @@ class Plugins:
             raise PluginError(f"{plugin} registers {metric.__name__} under {name!r}; `name` is a snake_case identifier")
         first = self._owner.get(name) or (plugin if name in plugin.metrics else None)
         if first is not None:
-            error = PluginError(f"two plugins register the metric {name!r}: {first} and {plugin}. Uninstall or rename one")
+            error = PluginError(
+                f"two plugins register the metric {name!r}: {first} and {plugin}. Uninstall or rename one"
+            )
             if first.name != _BUILT_IN:
                 self._contested[name] = error
             raise error
@@ -203,7 +205,9 @@ def get_metric(name: str, **options: Any) -> TokenMetric:
         if option not in known:
             near = difflib.get_close_matches(option, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise MetricOptionError(f"{name} has no option {option!r}.{hint} Its options: {', '.join(metric.options())}")
+            raise MetricOptionError(
+                f"{name} has no option {option!r}.{hint} Its options: {', '.join(metric.options())}"
+            )
     try:
         return metric(**options)
     except TypeError as error:

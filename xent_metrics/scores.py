@@ -144,22 +144,16 @@ class TokenScores:
 
     @staticmethod
     def cat(parts: Sequence[TokenScores]) -> TokenScores:
-        """All rows of `parts`, flattened, with the fields that every part has; a missing `weight` is 1."""
+        """All rows of `parts`, flattened, with the fields that every part has (a part without weights weighs 1)."""
         if not parts or len({part.unit for part in parts}) > 1:
             raise InvalidInputError(f"cat needs scores of one unit; got {sorted({part.unit for part in parts})}")
-        rows = [_filled(part).flatten().fields() for part in parts]
+        rows = [part.flatten().fields() for part in parts]
+        for row in rows:  # what absence means, spelt out where another part has the field
+            absent = {"weight": torch.ones_like(row["nll"]), "invalid": torch.zeros_like(row["counted"])}
+            row |= {name: value for name, value in absent.items() if name not in row and any(name in r for r in rows)}
         shared = [name for name in rows[0] if all(name in row for row in rows)]
         joined: dict[str, Any] = {name: torch.cat([row[name] for row in rows]) for name in shared}
         return TokenScores(**joined, unit=parts[0].unit, vocab_size=parts[0].vocab_size)
-
-
-def _filled(scores: TokenScores) -> TokenScores:
-    """With `weight` and `invalid` spelt out."""
-    return dataclasses.replace(
-        scores,
-        weight=torch.ones_like(scores.nll) if scores.weight is None else scores.weight,
-        invalid=torch.zeros_like(scores.counted) if scores.invalid is None else scores.invalid,
-    )
 
 
 def _wrong_unit(unit: Unit, units: list[Unit], metric: str) -> str:

@@ -24,6 +24,7 @@ __all__ = ["as_tensor", "bytes_of", "score_hidden_states", "score_tokens"]
 _CPU_CHUNK = 2**19  # logits a chunk: what is computed of them stays in the processor's cache
 _DEVICE_CHUNK = 2**22  # 16 MiB of float32: few kernel launches, little memory
 _MATMUL_CHUNK = 6 * 2**20  # logits a block of hidden states: large enough for the matmul to run at its speed
+_BLOCK = 16  # chunks whose top-1 is found together
 _ARGMAX_BLOCK = 512
 _LOGITS_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -35,7 +36,7 @@ def as_tensor(array: Any) -> Tensor:
     try:
         if isinstance(array, np.ndarray):
             return _from_numpy(array)
-        return torch.from_dlpack(array) if hasattr(array, "__dlpack__") else torch.as_tensor(array)
+        return torch.utils.dlpack.from_dlpack(array) if hasattr(array, "__dlpack__") else torch.as_tensor(array)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidInputError(
             f"expected a tensor, a NumPy array or an array with __dlpack__; got {type(array).__name__}: {error}"
@@ -88,7 +89,7 @@ def score_tokens(
     vocab_size = logits.shape[-1]
     plan = _plan(logits.shape[:-1], vocab_size, logits.device, target, ignore_index, label_smoothing, class_weight)
     rows = _Rows(plan)
-    for block in _split(logits, plan.chunk_rows):
+    for block in _split(logits, _BLOCK * plan.chunk_rows):
         rows.add(block)
     return rows.scores(weight, token_bytes)
 
@@ -134,15 +135,20 @@ def score_hidden_states(
     if offset is not None and offset.shape != head.shape[:1]:
         raise InvalidInputError(f"expected bias (V,) = ({len(head)},); got {tuple(offset.shape)}")
     plan = _plan(
-        hidden_states.shape[:-1], head.shape[0], hidden_states.device, target, ignore_index, label_smoothing, class_weight
+        hidden_states.shape[:-1],
+        head.shape[0],
+        hidden_states.device,
+        target,
+        ignore_index,
+        label_smoothing,
+        class_weight,
     )
     rows = _Rows(plan)
     for hidden in _split(hidden_states, max(1, _MATMUL_CHUNK // max(1, head.shape[0]))):
         logits = F.linear(hidden.to(dtype), head, offset)
         if logit_scale is not None or logit_softcap is not None:
             logits = _adjust(logits, logit_scale, logit_softcap)
-        for start in range(0, len(logits), plan.chunk_rows):
-            rows.add(logits[start : start + plan.chunk_rows])
+        rows.add(logits)
     return rows.scores(weight, token_bytes)
 
 
@@ -263,20 +269,21 @@ class _Rows:
         self.parts: list[tuple[Tensor, ...]] = []
 
     def add(self, logits: Tensor) -> None:
-        """Score the next rows, ``(rows, V)``."""
+        """Score the next rows, ``(rows, V)``, a chunk at a time."""
         plan, rows = self.plan, slice(self.start, self.start + len(logits))
         self.start += len(logits)
         top = _first_argmax(logits)
-        log_prob = torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-        confidence = log_prob.gather(-1, top[:, None]).squeeze(-1).exp()
-        if plan.soft is not None:
-            nll, correct, loss = self._soft(log_prob, plan.soft[rows], top)
-        else:
-            assert plan.index is not None
-            index = plan.index[rows]
-            nll = -log_prob.gather(-1, index[:, None]).squeeze(-1)
-            correct, loss = top == index, self._loss(log_prob, nll, index)
-        self.parts.append((nll, confidence, correct, *loss))
+        score = self._hard if plan.soft is None else self._soft
+        targets = plan.index if plan.soft is None else plan.soft
+        assert targets is not None
+        chunks = zip(*(tensor.split(plan.chunk_rows) for tensor in (logits, targets[rows], top)), strict=True)
+        self.parts += [score(*chunk) for chunk in chunks]
+
+    def _hard(self, logits: Tensor, index: Tensor, top: Tensor) -> tuple[Tensor, ...]:
+        """(nll, confidence, correct, loss …) of a chunk of rows with one target class each."""
+        log_prob = _log_softmax(logits)
+        nll, surprise = log_prob.gather(-1, torch.stack([index, top], dim=-1)).neg_().unbind(-1)
+        return nll, surprise.neg().exp_(), top == index, *self._loss(log_prob, nll, index)
 
     def _loss(self, log_prob: Tensor, nll: Tensor, index: Tensor) -> tuple[Tensor, ...]:
         """(1 − ε) w_y nll + ε/V Σ_c w_c (−ln p_c), and w_y; nothing where neither option is used."""
@@ -291,20 +298,23 @@ class _Rows:
             loss = loss - smoothing / self.plan.vocab_size * (log_prob * weights).sum(-1)
         return loss, loss_weight
 
-    def _soft(self, log_prob: Tensor, soft: Tensor, top: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    def _soft(self, logits: Tensor, soft: Tensor, top: Tensor) -> tuple[Tensor, ...]:
+        """The same for rows whose target is a distribution."""
+        log_prob = _log_softmax(logits)
+        confidence = log_prob.gather(-1, top[:, None]).squeeze(-1).exp()
         soft = soft.to(log_prob.dtype)
         terms = torch.where(soft > 0, soft * log_prob, 0.0)  # 0 ln 0 = 0
-        correct = top == soft.argmax(-1)
+        facts = -terms.sum(-1), confidence, top == soft.argmax(-1)
         smoothing, class_weight = self.plan.label_smoothing, self.plan.class_weight
         if not smoothing and class_weight is None:
-            return -terms.sum(-1), correct, ()
+            return facts
         smooth = (1 - smoothing) * terms
         if smoothing:
             smooth = smooth + smoothing / self.plan.vocab_size * log_prob
         if class_weight is not None:
             smooth = smooth * class_weight.to(log_prob.dtype)
         loss = -smooth.sum(-1)
-        return -terms.sum(-1), correct, (loss, torch.ones_like(loss))
+        return *facts, loss, torch.ones_like(loss)
 
     def scores(self, weight: Any, token_bytes: Any) -> TokenScores:
         """The scores of all rows in the shape of the targets."""
@@ -332,6 +342,10 @@ class _Rows:
             fields["weight"] = _check_weight(weight, plan)
         shaped = {name: value.reshape(plan.shape) for name, value in fields.items()}
         return TokenScores(**shaped, vocab_size=plan.vocab_size)
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def _check_weight(weight: Any, plan: _Plan) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..metric import RatioMetric, _readable
 from ..scores import TokenScores
-from ..scoring import bytes_of
+from ..scoring import as_tensor, bytes_of
 from ..token_bytes import token_bytes as make_token_bytes
 
 __all__ = ["BitsPerByte", "BytePerplexity", "WordPerplexity"]
@@ -44,18 +44,18 @@ class _PerByte(_PerLength):
     def __init__(self, token_bytes: Any = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         table = token_bytes
-        if table is not None and not isinstance(table, Tensor):
-            table = make_token_bytes(table)
-        self.register_buffer("token_bytes", table, persistent=False)
         if table is not None:
             self.requires = frozenset({"nll", "target"})
+            is_array = isinstance(table, Tensor) or hasattr(table, "__array__")
+            table = (as_tensor(table) if is_array else make_token_bytes(table)).to(torch.int64)
+        self.register_buffer("token_bytes", table, persistent=False)
+        self._table_name = _readable(table)
 
     def sum_names(self) -> tuple[str, str]:
         nats, length = super().sum_names()
         if not isinstance(self.token_bytes, Tensor):
             return nats, length
-        table = _readable(self.token_bytes)
-        return f"{nats}(token_bytes={table})", f"{length}(token_bytes={table})"
+        return f"{nats}(token_bytes={self._table_name})", f"{length}(token_bytes={self._table_name})"
 
     def denominator(self, scores: TokenScores) -> Tensor:
         """The metric's own table, where it has one, goes before the scores' bytes."""

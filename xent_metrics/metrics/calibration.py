@@ -29,7 +29,8 @@ class _ConfidenceBins(TokenMetric):
         self.num_bins = num_bins
 
     def sums(self, scores: TokenScores) -> Mapping[str, Tensor | Binned]:
-        assert scores.confidence is not None and scores.correct is not None
+        assert scores.confidence is not None
+        assert scores.correct is not None
         values = {
             "tokens": torch.ones_like(scores.correct, dtype=torch.int64),
             "confidence": scores.confidence,

@@ -66,6 +66,7 @@ class CrossEntropy(_NatsPerToken):
         self.register_buffer("_class_weight_bits", bits, persistent=False)
         if self._is_training_loss:
             self.requires = frozenset({"nll", "loss", "loss_weight"})
+        self._loss_options = f"label_smoothing={label_smoothing}, class_weight={_readable(self.class_weight)}"
 
     @property
     def class_weight(self) -> Tensor | None:
@@ -84,8 +85,7 @@ class CrossEntropy(_NatsPerToken):
     def sum_names(self) -> tuple[str, str]:
         if not self._is_training_loss:
             return super().sum_names()
-        options = f"label_smoothing={self.label_smoothing}, class_weight={_readable(self.class_weight)}"
-        return f"loss({options})", f"loss_weight({options})"
+        return f"loss({self._loss_options})", f"loss_weight({self._loss_options})"
 
     def per_token(self, scores: TokenScores) -> Tensor:
         if not self._is_training_loss:
