@@ -120,8 +120,8 @@ def score_hidden_states(
         target and the rest: as for `score_tokens`.
 
     >>> hidden, head = torch.ones(5, 3), torch.zeros(8, 3)
-    >>> score_hidden_states(hidden, head, torch.arange(5)).nll.exp()   # uniform over 8
-    tensor([8.0000, 8.0000, 8.0000, 8.0000, 8.0000])
+    >>> score_hidden_states(hidden, head, torch.arange(5)).nll     # uniform over 8: ln 8
+    tensor([2.0794, 2.0794, 2.0794, 2.0794, 2.0794])
     """
     hidden_states, head = as_tensor(hidden_states), as_tensor(lm_head_weight)
     if head.ndim != 2 or hidden_states.ndim < 1 or hidden_states.shape[-1] != head.shape[1]:
