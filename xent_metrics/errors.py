@@ -10,6 +10,7 @@ __all__ = [
     "MissingExtraError",
     "MissingScoreError",
     "PluginError",
+    "SyncError",
     "TokenBytesError",
     "UnknownMetricError",
     "XentMetricsError",
@@ -46,6 +47,10 @@ class MetricOptionError(XentMetricsError, TypeError):
 
 class PluginError(XentMetricsError):
     """A plugin that could not be loaded or registers something that isn't valid."""
+
+
+class SyncError(XentMetricsError, RuntimeError):
+    """The sum over processes failed, or is no longer that of what a metric holds; the local sums are untouched."""
 
 
 class TokenBytesError(XentMetricsError, ValueError):
