@@ -60,7 +60,8 @@ class TokenMetricCollection(MetricCollection):
         """Each member with its scores; every member has taken its sums, so that a bad batch changes none of them."""
         pairs = []
         for members in self._passes():
-            scores = members[0].score(logits, target, weight=weight)
+            extra = {name: score for metric in members for name, score in metric.extra_scores().items()}
+            scores = members[0].score(logits, target, weight=weight, extra=extra)
             pairs += [(metric, scores) for metric in members]
         for metric, scores in pairs:
             metric.exact_sums(scores)

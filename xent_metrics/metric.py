@@ -30,6 +30,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from . import exact_sum
 from .errors import CapacityError, InvalidInputError, InvalidTargetError, MetricOptionError
+from .row_scores import RowScore
 from .scores import TokenScores, Unit
 from .scoring import score_tokens
 
@@ -109,6 +110,10 @@ class TokenMetric(Metric, metaclass=_LaidOut):
         """What this metric adds to `score_tokens` besides `ignore_index`."""
         return {}
 
+    def extra_scores(self) -> Mapping[str, RowScore]:
+        """Further scores that the metric needs of each row, by a name that carries every option that changes them."""
+        return {}
+
     # Options.
 
     @classmethod
@@ -144,7 +149,7 @@ class TokenMetric(Metric, metaclass=_LaidOut):
         # Read once, here: a tensor's content is looked at on the host, which an update must never do.
         self._readable_options = {k: _readable(v) for k, v in self._options.items()}
         self._scoring_name = ", ".join(f"{k}={_readable(v)}" for k, v in self.scoring_options().items())
-        sums = self.sums(_no_rows())
+        sums = self.sums(_no_rows(self.extra_scores()))
         self._layout = {name: value.num_bins if isinstance(value, Binned) else None for name, value in sums.items()}
         if reserved := sorted(self._layout.keys() & set(_COUNTS)):
             raise MetricOptionError(f"{self.name}: the sum name {reserved[0]!r} is taken by the base; choose another")
@@ -166,7 +171,7 @@ class TokenMetric(Metric, metaclass=_LaidOut):
 
     def exact_sums(self, scores: TokenScores) -> Tensor:
         """The exact sums of `scores` in this metric's layout, ``(rows, 8)``; its state is not touched."""
-        scores.require(self.requires, units=self.row_units, metric=self.name)
+        scores.require({*self.requires, *self.extra_scores()}, units=self.row_units, metric=self.name)
         named = _counts(scores) | dict(self.sums(scores))
         return torch.cat([_exact(scores, name, named[name]) for name in (*_COUNTS, *self._layout)])
 
@@ -199,15 +204,24 @@ class TokenMetric(Metric, metaclass=_LaidOut):
         delta = self.exact_sums(self.score(logits, target, weight=weight))
         self._set_state(exact_sum.carry(self.state + delta.to(self.state.device)))
 
-    def score(self, logits: Any, target: Any = None, *, weight: Any = None) -> TokenScores:
-        """The scores that `update` would add, by this metric's own options."""
+    def score(
+        self, logits: Any, target: Any = None, *, weight: Any = None, extra: Mapping[str, RowScore] | None = None
+    ) -> TokenScores:
+        """The scores that `update` would add, by this metric's own options (with `extra` ones for other metrics)."""
         if isinstance(logits, TokenScores):
             if target is not None or weight is not None:
                 raise InvalidInputError("a TokenScores has its targets and weights in it; pass it alone")
             return logits
         if target is None:
             raise InvalidInputError("expected update(logits, target) or update(scores); got logits without a target")
-        return score_tokens(logits, target, ignore_index=self.ignore_index, weight=weight, **self.scoring_options())
+        return score_tokens(
+            logits,
+            target,
+            ignore_index=self.ignore_index,
+            weight=weight,
+            extra={**self.extra_scores(), **(extra or {})},
+            **self.scoring_options(),
+        )
 
     def compute(self) -> Tensor:
         """The value over all that was added, on all processes: a 0-d float64; nan where nothing counted.
@@ -356,12 +370,12 @@ def _counts(scores: TokenScores) -> dict[str, Tensor | Binned]:
     return dict(zip(_COUNTS, (scores.counted, ~scores.counted, invalid), strict=True))
 
 
-def _no_rows() -> TokenScores:
+def _no_rows(extra: Mapping[str, RowScore]) -> TokenScores:
     """Scores with every field and no rows: what a metric makes of them is its layout."""
     real, whole, truth = torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool)
     return TokenScores(
         nll=real, counted=truth, confidence=real, correct=truth, target=whole, num_bytes=whole, num_words=whole,
-        loss=real, loss_weight=real, invalid=truth,
+        loss=real, loss_weight=real, invalid=truth, extra={n: torch.zeros(0, *s.shape) for n, s in extra.items()},
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ and neutral values: shapes never depend on data, so nothing here waits for a dev
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -54,6 +54,7 @@ class TokenScores:
         invalid: rows whose target is out of range or not a distribution.
         unit: what a row is.
         vocab_size: V, where logits were scored.
+        extra: further scores by name, ``(…)`` or ``(…, K)``, that metrics ask for through `TokenMetric.extra_scores`.
 
     >>> from xent_metrics import score_tokens
     >>> scores = score_tokens(torch.zeros(1, 3, 4), torch.tensor([[0, 1, -100]]))
@@ -76,13 +77,14 @@ class TokenScores:
     invalid: Tensor | None = None
     unit: Unit = "token"
     vocab_size: int | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # exact sums by name, taken once
 
     def __post_init__(self) -> None:
         if self.unit not in get_args(Unit):
             raise InvalidInputError(f"unit is one of {', '.join(get_args(Unit))}; got {self.unit!r}")
-        for name, value in self.fields().items():
-            if value.shape != self.nll.shape:
+        for name, value in (self.fields() | dict(self.extra)).items():
+            if (value.shape[: self.nll.ndim] if name in self.extra else value.shape) != self.nll.shape:
                 raise InvalidInputError(
                     f"TokenScores.{name} has shape {tuple(value.shape)}; expected that of nll, {tuple(self.nll.shape)}"
                 )
@@ -108,7 +110,7 @@ class TokenScores:
         """Raise `MissingScoreError` unless the fields `names` are present and a row is one of `units`."""
         if self.unit not in units:
             raise MissingScoreError(_wrong_unit(self.unit, sorted(units), metric))
-        present = self.fields()
+        present = self.fields().keys() | self.extra.keys()
         for name in sorted(set(names)):
             if name != "prob" and name not in present:
                 raise MissingScoreError(
@@ -128,7 +130,8 @@ class TokenScores:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> TokenScores:
         """A copy with `function(tensor)` in place of every tensor."""
-        return dataclasses.replace(self, **{name: function(value) for name, value in self.fields().items()})
+        extra = {name: function(value) for name, value in self.extra.items()}
+        return dataclasses.replace(self, **{n: function(value) for n, value in self.fields().items()}, extra=extra)
 
     def to(self, device: torch.device | str) -> TokenScores:
         """A copy on `device`."""
@@ -136,7 +139,7 @@ class TokenScores:
 
     def flatten(self) -> TokenScores:
         """The same rows as one dimension, ``(N,)``."""
-        return self.map(lambda tensor: tensor.reshape(-1))
+        return self.map(lambda tensor: tensor.reshape(-1, *tensor.shape[self.nll.ndim :]))
 
     def __getitem__(self, index: Any) -> TokenScores:
         """The rows at `index`, as in ``scores[3]`` or ``scores[:, 10:]``."""
@@ -147,13 +150,15 @@ class TokenScores:
         """All rows of `parts`, flattened, with the fields that every part has (a part without weights weighs 1)."""
         if not parts or len({part.unit for part in parts}) > 1:
             raise InvalidInputError(f"cat needs scores of one unit; got {sorted({part.unit for part in parts})}")
-        rows = [part.flatten().fields() for part in parts]
+        flat = [part.flatten() for part in parts]
+        rows = [part.fields() for part in flat]
         for row in rows:  # what absence means, spelt out where another part has the field
             absent = {"weight": torch.ones_like(row["nll"]), "invalid": torch.zeros_like(row["counted"])}
             row |= {name: value for name, value in absent.items() if name not in row and any(name in r for r in rows)}
         shared = [name for name in rows[0] if all(name in row for row in rows)]
         joined: dict[str, Any] = {name: torch.cat([row[name] for row in rows]) for name in shared}
-        return TokenScores(**joined, unit=parts[0].unit, vocab_size=parts[0].vocab_size)
+        extra = {n: torch.cat([p.extra[n] for p in flat]) for n in flat[0].extra if all(n in p.extra for p in flat)}
+        return TokenScores(**joined, unit=parts[0].unit, vocab_size=parts[0].vocab_size, extra=extra)
 
 
 def _wrong_unit(unit: Unit, units: list[Unit], metric: str) -> str:

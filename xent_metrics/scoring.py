@@ -7,8 +7,7 @@ gap of 1e4 is an nll of 1e4. Every row is scored by itself: its bits don't depen
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import InvalidInputError
+from .row_scores import Plan, Rows, RowScore
 from .scores import TokenScores
 
 __all__ = ["as_tensor", "bytes_of", "score_hidden_states", "score_tokens"]
@@ -25,7 +25,6 @@ _CPU_CHUNK = 2**19  # logits a chunk: what is computed of them stays in the proc
 _DEVICE_CHUNK = 2**22  # 16 MiB of float32: few kernel launches, little memory
 _MATMUL_CHUNK = 6 * 2**20  # logits a block of hidden states: large enough for the matmul to run at its speed
 _BLOCK = 16  # chunks whose top-1 is found together
-_ARGMAX_BLOCK = 512
 _LOGITS_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -61,6 +60,7 @@ def score_tokens(
     token_bytes: Any = None,
     label_smoothing: float = 0.0,
     class_weight: Any = None,
+    extra: Mapping[str, RowScore] | None = None,
 ) -> TokenScores:
     """Score `target` under `logits`: nll = −ln softmax(logits)[target], in nats per token.
 
@@ -73,6 +73,7 @@ def score_tokens(
         token_bytes: ``(V,)`` from `xent_metrics.token_bytes`, to give `num_bytes`.
         label_smoothing, class_weight: give `loss` and `loss_weight` as `torch.nn.functional.cross_entropy` defines them;
             nll and all else stay as they are.
+        extra: further scores of each row, by name, taken in the same pass.
 
     Returns:
         `TokenScores` with the shape of the targets. Targets out of range and rows that are not distributions have nll nan
@@ -86,12 +87,21 @@ def score_tokens(
     [10000.0, 0.6931471824645996]
     """
     logits = _as_logits(logits)
-    vocab_size = logits.shape[-1]
-    plan = _plan(logits.shape[:-1], vocab_size, logits.device, target, ignore_index, label_smoothing, class_weight)
-    rows = _Rows(plan)
+    plan = _plan(
+        logits.shape,
+        logits.device,
+        target,
+        ignore_index=ignore_index,
+        weight=weight,
+        token_bytes=token_bytes,
+        label_smoothing=label_smoothing,
+        class_weight=class_weight,
+        extra=extra,
+    )
+    rows = Rows(plan)
     for block in _split(logits, _BLOCK * plan.chunk_rows):
         rows.add(block)
-    return rows.scores(weight, token_bytes)
+    return rows.scores()
 
 
 @torch.no_grad()
@@ -108,6 +118,7 @@ def score_hidden_states(
     token_bytes: Any = None,
     label_smoothing: float = 0.0,
     class_weight: Any = None,
+    extra: Mapping[str, RowScore] | None = None,
 ) -> TokenScores:
     """Score `target` under ``logits = hidden_states @ lm_head_weight.T`` without ever holding ``(N, V)`` of them.
 
@@ -135,21 +146,23 @@ def score_hidden_states(
     if offset is not None and offset.shape != head.shape[:1]:
         raise InvalidInputError(f"expected bias (V,) = ({len(head)},); got {tuple(offset.shape)}")
     plan = _plan(
-        hidden_states.shape[:-1],
-        head.shape[0],
+        torch.Size((*hidden_states.shape[:-1], len(head))),
         hidden_states.device,
         target,
-        ignore_index,
-        label_smoothing,
-        class_weight,
+        ignore_index=ignore_index,
+        weight=weight,
+        token_bytes=token_bytes,
+        label_smoothing=label_smoothing,
+        class_weight=class_weight,
+        extra=extra,
     )
-    rows = _Rows(plan)
+    rows = Rows(plan)
     for hidden in _split(hidden_states, max(1, _MATMUL_CHUNK // max(1, head.shape[0]))):
         logits = F.linear(hidden.to(dtype), head, offset)
         if logit_scale is not None or logit_softcap is not None:
             logits = _adjust(logits, logit_scale, logit_softcap)
         rows.add(logits)
-    return rows.scores(weight, token_bytes)
+    return rows.scores()
 
 
 def _adjust(logits: Tensor, scale: float | None, softcap: float | None) -> Tensor:
@@ -171,50 +184,76 @@ def _as_logits(array: Any) -> Tensor:
     return logits
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What is to be scored, checked before anything is computed. N rows, flattened."""
-
-    shape: torch.Size
-    vocab_size: int
-    index: Tensor | None  # (N,) in [0, V); None for soft targets
-    soft: Tensor | None  # (N, V)
-    counted: Tensor  # (N,)
-    invalid: Tensor  # (N,)
-    label_smoothing: float
-    class_weight: Tensor | None  # (V,) float64
-    chunk_rows: int
-
-
 def _plan(
-    shape: torch.Size,
-    vocab_size: int,
+    logits_shape: torch.Size,
     device: torch.device,
     target: Any,
+    *,
     ignore_index: int,
+    weight: Any,
+    token_bytes: Any,
     label_smoothing: float,
     class_weight: Any,
-) -> _Plan:
+    extra: Mapping[str, RowScore] | None,
+) -> Plan:
+    """Check everything that can be checked without looking at a value."""
+    shape, vocab_size = logits_shape[:-1], logits_shape[-1]
     if not 0.0 <= label_smoothing <= 1.0:
         raise InvalidInputError(f"label_smoothing lies in [0, 1]; got {label_smoothing}")
     if not isinstance(ignore_index, int):
         raise InvalidInputError(f"ignore_index is an int; got {ignore_index!r}. Leave it out where every target counts")
-    target = as_tensor(target).to(device)
-    index, soft, counted, invalid = _check_target(target, shape, vocab_size, ignore_index)
-    if class_weight is not None:
-        class_weight = as_tensor(class_weight).to(device=device)
-        if class_weight.shape != (vocab_size,):
-            raise InvalidInputError(
-                f"class_weight has a weight a class, shape ({vocab_size},); got {tuple(class_weight.shape)}. "
-                "A weight a token is `weight=`"
-            )
+    index, soft, counted, invalid = _check_target(as_tensor(target).to(device), shape, vocab_size, ignore_index)
+    if extra and soft is not None:
+        raise InvalidInputError(f"{', '.join(extra)} need integer targets; got distributions")
+    num_bytes = None
+    if token_bytes is not None and index is not None:
+        num_bytes = torch.where(counted & ~invalid, bytes_of(index, token_bytes, vocab_size), 0)
+    return Plan(
+        shape=shape,
+        vocab_size=vocab_size,
+        index=index,
+        soft=soft,
+        counted=counted,
+        invalid=invalid,
+        weight=_check_weight(weight, shape, device),
+        num_bytes=num_bytes,
+        label_smoothing=label_smoothing,
+        class_weight=_check_class_weight(class_weight, vocab_size, device),
+        extra=extra or {},
+        chunk_rows=_chunk_rows(counted.numel(), vocab_size, device),
+    )
+
+
+def _chunk_rows(rows: int, vocab_size: int, device: torch.device) -> int:
     if torch.compiler.is_compiling():
-        chunk_rows = max(1, counted.numel())  # the compiler fuses; a Python loop would only be unrolled
-    elif device.type == "cpu":
-        chunk_rows = max(8, _CPU_CHUNK // vocab_size)
-    else:
-        chunk_rows = max(1, _DEVICE_CHUNK // vocab_size)
-    return _Plan(shape, vocab_size, index, soft, counted, invalid, label_smoothing, class_weight, chunk_rows)
+        return max(1, rows)  # the compiler fuses; a Python loop would only be unrolled
+    if device.type == "cpu":
+        return max(8, _CPU_CHUNK // vocab_size)
+    return max(1, _DEVICE_CHUNK // vocab_size)
+
+
+def _check_weight(weight: Any, shape: torch.Size, device: torch.device) -> Tensor | None:
+    if weight is None:
+        return None
+    weights = as_tensor(weight).to(device)
+    if weights.shape != shape:
+        raise InvalidInputError(
+            f"weight has a weight a row, shape {tuple(shape)}; got {tuple(weights.shape)}. "
+            "A weight a sequence is `weight[:, None].expand_as(target)`; a weight a class is `class_weight=`"
+        )
+    return weights
+
+
+def _check_class_weight(class_weight: Any, vocab_size: int, device: torch.device) -> Tensor | None:
+    if class_weight is None:
+        return None
+    weights = as_tensor(class_weight).to(device)
+    if weights.shape != (vocab_size,):
+        raise InvalidInputError(
+            f"class_weight has a weight a class, shape ({vocab_size},); got {tuple(weights.shape)}. "
+            "A weight a token is `weight=`"
+        )
+    return weights
 
 
 def _check_target(
@@ -260,104 +299,6 @@ def _split(rows: Tensor, size: int) -> Iterator[Tensor]:
         yield rows[start : start + size]
 
 
-class _Rows:
-    """Collects the scores of consecutive chunks of rows."""
-
-    def __init__(self, plan: _Plan) -> None:
-        self.plan = plan
-        self.start = 0
-        self.parts: list[tuple[Tensor, ...]] = []
-
-    def add(self, logits: Tensor) -> None:
-        """Score the next rows, ``(rows, V)``, a chunk at a time."""
-        plan, rows = self.plan, slice(self.start, self.start + len(logits))
-        self.start += len(logits)
-        top = _first_argmax(logits)
-        score = self._hard if plan.soft is None else self._soft
-        targets = plan.index if plan.soft is None else plan.soft
-        assert targets is not None
-        chunks = zip(*(tensor.split(plan.chunk_rows) for tensor in (logits, targets[rows], top)), strict=True)
-        self.parts += [score(*chunk) for chunk in chunks]
-
-    def _hard(self, logits: Tensor, index: Tensor, top: Tensor) -> tuple[Tensor, ...]:
-        """(nll, confidence, correct, loss …) of a chunk of rows with one target class each."""
-        log_prob = _log_softmax(logits)
-        nll, surprise = log_prob.gather(-1, torch.stack([index, top], dim=-1)).neg_().unbind(-1)
-        return nll, surprise.neg().exp_(), top == index, *self._loss(log_prob, nll, index)
-
-    def _loss(self, log_prob: Tensor, nll: Tensor, index: Tensor) -> tuple[Tensor, ...]:
-        """(1 − ε) w_y nll + ε/V Σ_c w_c (−ln p_c), and w_y; nothing where neither option is used."""
-        smoothing, class_weight = self.plan.label_smoothing, self.plan.class_weight
-        if not smoothing and class_weight is None:
-            return ()
-        ones = torch.ones(self.plan.vocab_size, dtype=torch.float64, device=nll.device)
-        weights = (ones if class_weight is None else class_weight).to(nll.dtype)
-        loss_weight = weights[index]
-        loss = (1 - smoothing) * loss_weight * nll
-        if smoothing:
-            loss = loss - smoothing / self.plan.vocab_size * (log_prob * weights).sum(-1)
-        return loss, loss_weight
-
-    def _soft(self, logits: Tensor, soft: Tensor, top: Tensor) -> tuple[Tensor, ...]:
-        """The same for rows whose target is a distribution."""
-        log_prob = _log_softmax(logits)
-        confidence = log_prob.gather(-1, top[:, None]).squeeze(-1).exp()
-        soft = soft.to(log_prob.dtype)
-        terms = torch.where(soft > 0, soft * log_prob, 0.0)  # 0 ln 0 = 0
-        facts = -terms.sum(-1), confidence, top == soft.argmax(-1)
-        smoothing, class_weight = self.plan.label_smoothing, self.plan.class_weight
-        if not smoothing and class_weight is None:
-            return facts
-        smooth = (1 - smoothing) * terms
-        if smoothing:
-            smooth = smooth + smoothing / self.plan.vocab_size * log_prob
-        if class_weight is not None:
-            smooth = smooth * class_weight.to(log_prob.dtype)
-        loss = -smooth.sum(-1)
-        return *facts, loss, torch.ones_like(loss)
-
-    def scores(self, weight: Any, token_bytes: Any) -> TokenScores:
-        """The scores of all rows in the shape of the targets."""
-        plan = self.plan
-        if not self.parts:  # an empty batch: the fields are there, without rows
-            self.add(torch.zeros(0, plan.vocab_size, device=plan.counted.device))
-        nll, confidence, correct, *loss = (torch.cat(column) for column in zip(*self.parts, strict=True))
-        nll = torch.where(plan.invalid, torch.nan, torch.where(plan.counted, nll, 0.0))
-        valid = plan.counted & ~plan.invalid
-        fields = {
-            "nll": nll,
-            "counted": plan.counted,
-            "confidence": torch.where(plan.counted, confidence, 0.0),
-            "correct": correct & valid & ~nll.isnan(),  # argmax takes a nan for the largest
-            "invalid": plan.invalid,
-        }
-        if plan.index is not None:
-            fields["target"] = plan.index
-            if token_bytes is not None:
-                fields["num_bytes"] = torch.where(valid, bytes_of(plan.index, token_bytes, plan.vocab_size), 0)
-        if loss:
-            fields["loss"] = torch.where(plan.invalid, torch.nan, torch.where(plan.counted, loss[0], 0.0))
-            fields["loss_weight"] = torch.where(valid, loss[1], 0.0)
-        if weight is not None:
-            fields["weight"] = _check_weight(weight, plan)
-        shaped = {name: value.reshape(plan.shape) for name, value in fields.items()}
-        return TokenScores(**shaped, vocab_size=plan.vocab_size)
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    return torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-
-
-def _check_weight(weight: Any, plan: _Plan) -> Tensor:
-    weight = as_tensor(weight).to(plan.counted.device)
-    if weight.shape != plan.shape:
-        raise InvalidInputError(
-            f"weight has a weight a row, shape {tuple(plan.shape)}; got {tuple(weight.shape)}. "
-            "A weight a sequence is `weight[:, None].expand_as(target)`; a weight a class is `class_weight=`"
-        )
-    return weight
-
-
 def bytes_of(target: Tensor, token_bytes: Any, vocab_size: int | None) -> Tensor:
     """The bytes of each target, from a table with an entry for each of the `vocab_size` classes (or more)."""
     token_bytes = as_tensor(token_bytes)
@@ -367,19 +308,3 @@ def bytes_of(target: Tensor, token_bytes: Any, vocab_size: int | None) -> Tensor
             f"token_bytes(tokenizer, vocab_size={vocab_size}) pads to a model's vocabulary"
         )
     return token_bytes.to(target.device)[target]
-
-
-def _first_argmax(rows: Tensor) -> Tensor:
-    """`rows.argmax(-1)`, the first of equal maxima; on the CPU by blocks, several times as fast as torch's own."""
-    vocab_size = rows.shape[-1]
-    if rows.device.type != "cpu" or torch.compiler.is_compiling() or vocab_size < 2 * _ARGMAX_BLOCK:
-        return rows.argmax(-1)
-    whole = vocab_size // _ARGMAX_BLOCK * _ARGMAX_BLOCK
-    maxima = rows[:, :whole].unflatten(-1, (-1, _ARGMAX_BLOCK)).amax(-1)  # (rows, blocks)
-    if whole < vocab_size:
-        maxima = torch.cat([maxima, rows[:, whole:].amax(-1, keepdim=True)], dim=-1)
-    start = maxima.argmax(-1, keepdim=True) * _ARGMAX_BLOCK
-    # The last block may be short: repeating its last column leaves the first maximum where it is.
-    columns = (start + torch.arange(_ARGMAX_BLOCK, device=rows.device)).clamp_(max=vocab_size - 1)
-    inside = rows.gather(-1, columns).argmax(-1, keepdim=True)
-    return (start + inside).squeeze(-1)

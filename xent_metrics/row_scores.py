@@ -1,0 +1,159 @@
+"""What is computed of each row of logits, a chunk of rows at a time, and gathered into a `TokenScores`.
+
+Each row is scored by itself: its bits don't depend on the batch or the chunk it came in. Chunks are small enough to stay
+in the processor's cache between the passes that torch makes over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .scores import TokenScores
+
+__all__ = ["Plan", "RowScore", "Rows", "first_argmax"]
+
+_ARGMAX_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class RowScore:
+    """A further score of each row: ``function(log_prob (rows, V), index (rows,))`` gives ``(rows, *shape)``.
+
+    It is called a chunk of rows at a time, without gradients; `index` holds the targets (0 where not counted).
+
+    >>> from xent_metrics import score_tokens
+    >>> entropy = RowScore(lambda log_prob, index: -(log_prob.exp() * log_prob).sum(-1))
+    >>> score_tokens(torch.zeros(2, 8), torch.tensor([1, 2]), extra={"entropy": entropy}).extra["entropy"]
+    tensor([2.0794, 2.0794])
+    """
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be scored, checked before anything is computed. N rows, flattened."""
+
+    shape: torch.Size
+    vocab_size: int
+    index: Tensor | None  # (N,) in [0, V); None for soft targets
+    soft: Tensor | None  # (N, V)
+    counted: Tensor  # (N,)
+    invalid: Tensor  # (N,)
+    label_smoothing: float
+    class_weight: Tensor | None  # (V,)
+    weight: Tensor | None  # of the targets' shape
+    num_bytes: Tensor | None  # (N,)
+    extra: Mapping[str, RowScore]
+    chunk_rows: int
+
+
+class Rows:
+    """Collects the scores of consecutive chunks of rows."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.start = 0
+        self.parts: list[dict[str, Tensor]] = []
+
+    def add(self, logits: Tensor) -> None:
+        """Score the next rows, ``(rows, V)``, a chunk at a time."""
+        plan, rows = self.plan, slice(self.start, self.start + len(logits))
+        self.start += len(logits)
+        top = first_argmax(logits)
+        score = self._hard if plan.soft is None else self._soft
+        targets = plan.index if plan.soft is None else plan.soft
+        assert targets is not None
+        chunks = zip(*(torch.split(tensor, plan.chunk_rows) for tensor in (logits, targets[rows], top)), strict=True)
+        self.parts += [score(*chunk) for chunk in chunks]
+
+    def _hard(self, logits: Tensor, index: Tensor, top: Tensor) -> dict[str, Tensor]:
+        """The scores of a chunk of rows with one target class each."""
+        log_prob = _log_softmax(logits)
+        nll, surprise = log_prob.gather(-1, torch.stack([index, top], dim=-1)).neg_().unbind(-1)
+        facts = {"nll": nll, "confidence": surprise.neg().exp_(), "correct": top == index}
+        further = {name: score.function(log_prob, index) for name, score in self.plan.extra.items()}
+        return facts | self._loss(log_prob, nll, index) | further
+
+    def _loss(self, log_prob: Tensor, nll: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """(1 − ε) w_y nll + ε/V Σ_c w_c (−ln p_c), and w_y; nothing where neither option is used."""
+        smoothing, class_weight = self.plan.label_smoothing, self.plan.class_weight
+        if not smoothing and class_weight is None:
+            return {}
+        ones = torch.ones(self.plan.vocab_size, dtype=torch.float64, device=nll.device)
+        weights = (ones if class_weight is None else class_weight).to(nll.dtype)
+        loss_weight = weights[index]
+        loss = (1 - smoothing) * loss_weight * nll
+        if smoothing:
+            loss = loss - smoothing / self.plan.vocab_size * (log_prob * weights).sum(-1)
+        return {"loss": loss, "loss_weight": loss_weight}
+
+    def _soft(self, logits: Tensor, soft: Tensor, top: Tensor) -> dict[str, Tensor]:
+        """The same for rows whose target is a distribution."""
+        log_prob = _log_softmax(logits)
+        confidence = log_prob.gather(-1, top[:, None]).squeeze(-1).exp()
+        soft = soft.to(log_prob.dtype)
+        terms = torch.where(soft > 0, soft * log_prob, 0.0)  # 0 ln 0 = 0
+        facts = {"nll": -terms.sum(-1), "confidence": confidence, "correct": top == soft.argmax(-1)}
+        smoothing, class_weight = self.plan.label_smoothing, self.plan.class_weight
+        if not smoothing and class_weight is None:
+            return facts
+        smooth = (1 - smoothing) * terms
+        if smoothing:
+            smooth = smooth + smoothing / self.plan.vocab_size * log_prob
+        if class_weight is not None:
+            smooth = smooth * class_weight.to(log_prob.dtype)
+        loss = -smooth.sum(-1)
+        return facts | {"loss": loss, "loss_weight": torch.ones_like(loss)}
+
+    def scores(self) -> TokenScores:
+        """The scores of all rows in the shape of the targets."""
+        plan = self.plan
+        if not self.parts:  # an empty batch: the fields are there, without rows
+            self.add(torch.zeros(0, plan.vocab_size, device=plan.counted.device))
+        columns = {name: torch.cat([part[name] for part in self.parts]) for name in self.parts[0]}
+        valid = plan.counted & ~plan.invalid
+        columns["correct"] &= valid & ~columns["nll"].isnan()  # argmax takes a nan for the largest
+        for name in ("nll", "loss"):
+            if name in columns:
+                columns[name] = torch.where(plan.invalid, torch.nan, torch.where(plan.counted, columns[name], 0.0))
+        for name, mask in {"confidence": plan.counted, "loss_weight": valid}.items():
+            if name in columns:
+                columns[name] = torch.where(mask, columns[name], 0.0)
+        columns |= {"counted": plan.counted, "invalid": plan.invalid}
+        given = {"target": plan.index, "num_bytes": plan.num_bytes}
+        columns |= {name: value for name, value in given.items() if value is not None}
+        extra = {name: columns.pop(name) for name in plan.extra}
+        fields: dict[str, Any] = {name: value.reshape(plan.shape) for name, value in columns.items()}
+        return TokenScores(
+            **fields,
+            weight=plan.weight,
+            vocab_size=plan.vocab_size,
+            extra={name: value.reshape(*plan.shape, *value.shape[1:]) for name, value in extra.items()},
+        )
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def first_argmax(rows: Tensor) -> Tensor:
+    """`rows.argmax(-1)`, the first of equal maxima; on the CPU by blocks, several times as fast as torch's own."""
+    vocab_size = rows.shape[-1]
+    if rows.device.type != "cpu" or torch.compiler.is_compiling() or vocab_size < 2 * _ARGMAX_BLOCK:
+        return rows.argmax(-1)
+    whole = vocab_size // _ARGMAX_BLOCK * _ARGMAX_BLOCK
+    maxima = rows[:, :whole].unflatten(-1, (-1, _ARGMAX_BLOCK)).amax(-1)  # (rows, blocks)
+    if whole < vocab_size:
+        maxima = torch.cat([maxima, rows[:, whole:].amax(-1, keepdim=True)], dim=-1)
+    start = maxima.argmax(-1, keepdim=True) * _ARGMAX_BLOCK
+    # The last block may be short: repeating its last column leaves the first maximum where it is.
+    columns = (start + torch.arange(_ARGMAX_BLOCK, device=rows.device)).clamp_(max=vocab_size - 1)
+    inside = rows.gather(-1, columns).argmax(-1, keepdim=True)
+    return (start + inside).squeeze(-1)
