@@ -40,7 +40,8 @@ class TokenMetricCollection(MetricCollection):
         prefix: str | None = None,
         postfix: str | None = None,
     ) -> None:
-        super().__init__(_by_key(metrics), prefix=prefix, postfix=postfix, compute_groups=False)
+        members: dict[str, Any] = {**_by_key(metrics)}
+        super().__init__(members, prefix=prefix, postfix=postfix, compute_groups=False)
 
     def members(self) -> dict[str, TokenMetric]:
         """The metrics by their own keys, without prefix and postfix."""

@@ -259,7 +259,7 @@ class TokenMetric(Metric, metaclass=_LaidOut):
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Add another metric's state (the same class and options) to this one's, exactly."""
-        incoming = incoming_state.metric_state if isinstance(incoming_state, Metric) else incoming_state
+        incoming: dict[str, Any] = incoming_state.metric_state if isinstance(incoming_state, Metric) else incoming_state
         if self._state_name not in incoming:
             raise MetricOptionError(
                 f"{self!r} can't take the state of {incoming_state!r}: their sums differ. Build both with the same options"

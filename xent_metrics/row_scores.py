@@ -149,11 +149,11 @@ def first_argmax(rows: Tensor) -> Tensor:
     if rows.device.type != "cpu" or torch.compiler.is_compiling() or vocab_size < 2 * _ARGMAX_BLOCK:
         return rows.argmax(-1)
     whole = vocab_size // _ARGMAX_BLOCK * _ARGMAX_BLOCK
-    maxima = rows[:, :whole].unflatten(-1, (-1, _ARGMAX_BLOCK)).amax(-1)  # (rows, blocks)
+    maxima = torch.unflatten(rows[:, :whole], -1, (-1, _ARGMAX_BLOCK)).amax(-1)  # (rows, blocks)
     if whole < vocab_size:
         maxima = torch.cat([maxima, rows[:, whole:].amax(-1, keepdim=True)], dim=-1)
     start = maxima.argmax(-1, keepdim=True) * _ARGMAX_BLOCK
     # The last block may be short: repeating its last column leaves the first maximum where it is.
     columns = (start + torch.arange(_ARGMAX_BLOCK, device=rows.device)).clamp_(max=vocab_size - 1)
     inside = rows.gather(-1, columns).argmax(-1, keepdim=True)
-    return (start + inside).squeeze(-1)
+    return torch.squeeze(start + inside, -1)

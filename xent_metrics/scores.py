@@ -131,7 +131,8 @@ class TokenScores:
     def map(self, function: Callable[[Tensor], Tensor]) -> TokenScores:
         """A copy with `function(tensor)` in place of every tensor."""
         extra = {name: function(value) for name, value in self.extra.items()}
-        return dataclasses.replace(self, **{n: function(value) for n, value in self.fields().items()}, extra=extra)
+        fields: dict[str, Any] = {name: function(value) for name, value in self.fields().items()}
+        return dataclasses.replace(self, **fields, extra=extra)
 
     def to(self, device: torch.device | str) -> TokenScores:
         """A copy on `device`."""
@@ -185,9 +186,12 @@ def from_loglikelihoods(
     """
     nll = -torch.as_tensor(loglikelihoods, dtype=torch.float64)
     lengths = {"num_bytes": num_bytes, "num_words": num_words}
+    counted: dict[str, Any] = {
+        name: torch.as_tensor(value, dtype=torch.int64) for name, value in lengths.items() if value is not None
+    }
     return TokenScores(
         nll=nll,
         counted=torch.ones_like(nll, dtype=torch.bool),
-        **{name: torch.as_tensor(value, dtype=torch.int64) for name, value in lengths.items() if value is not None},
         unit=unit,
+        **counted,
     )

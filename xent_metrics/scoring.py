@@ -307,4 +307,5 @@ def bytes_of(target: Tensor, token_bytes: Any, vocab_size: int | None) -> Tensor
             f"token_bytes has an entry a class, shape ({vocab_size},); got {tuple(token_bytes.shape)}. "
             f"token_bytes(tokenizer, vocab_size={vocab_size}) pads to a model's vocabulary"
         )
-    return token_bytes.to(target.device)[target]
+    table: Tensor = token_bytes.to(target.device)
+    return table[target]
