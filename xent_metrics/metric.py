@@ -9,16 +9,16 @@ A subclass says which scores it `requires`, turns a `TokenScores` into named sum
 Everything else is here: one packed int64 state ``(sums, 8)``, merged by addition; one all_reduce when processes are
 synced; torchmetrics' forward, reset, clone, pickle, state_dict and `.to`, which leave integers as they are.
 
-Who syncs: torchmetrics' `compute`, through `_sync_dist` below. Nothing else in the core knows of processes.
+Who syncs: torchmetrics' `compute`, as distributed.py says. Nothing else in the core knows of processes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
+import warnings
 from abc import ABCMeta, abstractmethod
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from . import exact_sum
+from .distributed import PackedMetric
 from .errors import CapacityError, InvalidInputError, InvalidTargetError, MetricOptionError
 from .row_scores import RowScore
 from .scores import TokenScores, Unit
@@ -65,7 +65,7 @@ class _LaidOut(ABCMeta):
         return metric
 
 
-class TokenMetric(Metric, metaclass=_LaidOut):
+class TokenMetric(PackedMetric, metaclass=_LaidOut):
     """The base of every metric.
 
     Args:
@@ -85,16 +85,17 @@ class TokenMetric(Metric, metaclass=_LaidOut):
     full_state_update = False
 
     def __init__(self, *, ignore_index: int = -100, **kwargs: Any) -> None:
-        kwargs.setdefault(
-            "compute_with_cache", False
-        )  # a cache on one rank alone would make ranks disagree on collectives
+        if kwargs.setdefault("compute_with_cache", False):
+            raise MetricOptionError(
+                "compute_with_cache=True would keep values on some processes and not on others, which would then wait for "
+                "each other; leave it out"
+            )
         super().__init__(**kwargs)
         if not isinstance(ignore_index, int):
             raise MetricOptionError(
                 f"ignore_index is an int; got {ignore_index!r}. Leave it out where every target counts"
             )
         self.ignore_index = ignore_index
-        self._in_forward = False
 
     # What a subclass says of itself.
 
@@ -163,12 +164,6 @@ class TokenMetric(Metric, metaclass=_LaidOut):
             dist_reduce_fx=exact_sum.merge,
         )
 
-    @property
-    def state(self) -> Tensor:
-        """The packed exact sums, int64 ``(rows, 8)``: all that the metric knows, merged by addition."""
-        state: Tensor = getattr(self, self._state_name)
-        return state
-
     def exact_sums(self, scores: TokenScores) -> Tensor:
         """The exact sums of `scores` in this metric's layout, ``(rows, 8)``; its state is not touched."""
         scores.require({*self.requires, *self.extra_scores()}, units=self.row_units, metric=self.name)
@@ -223,39 +218,51 @@ class TokenMetric(Metric, metaclass=_LaidOut):
             **self.scoring_options(),
         )
 
-    def compute(self) -> Tensor:
+    def compute(self, *, finite_only: bool = False) -> Tensor:
         """The value over all that was added, on all processes: a 0-d float64; nan where nothing counted.
+
+        Args:
+            finite_only: leave the terms that are nan or infinite out of each sum (and the rows with invalid targets out of
+                all), on all processes alike. How many they are: `counts`, inside `sync_context` over all processes.
 
         Raises:
             InvalidTargetError: targets were out of range. CapacityError: a sum left the range in which it is exact.
+            SyncError: another process died, hung or never came; the local sums are what they were.
         """
         if not self._in_forward:  # the value of one batch is returned without waiting for the device
-            self._check(self.state)
-        return self.value_of(self.state)
+            self._check(self.state, finite_only)
+        return self.value_of(self.state, finite_only=finite_only)
 
-    def _check(self, state: Tensor) -> None:
-        invalid = int(state[_COUNTS.index("invalid_targets"), 2])
-        if invalid:
+    def _check(self, state: Tensor, finite_only: bool) -> None:
+        counts = self.counts()
+        invalid = counts["invalid_targets"]
+        if invalid and not finite_only:
             raise InvalidTargetError(
                 f"{self.name}: {invalid} targets were neither a class in [0, V) nor ignore_index={self.ignore_index} "
                 "(or, for soft targets, not a distribution). Mask what should not count with ignore_index; "
-                "`metric.value_of(metric.state, finite_only=True)` gives the value without them"
+                "`compute(finite_only=True)` gives the value without them"
             )
         if bool(exact_sum.overflowed(state)):
             raise CapacityError(f"{self.name}: a sum left ±2^78, the range in which it is exact")
+        if counts["nan"] and not finite_only:
+            warnings.warn(
+                f"{self.name}: {counts['nan']} of {counts['counted']} rows gave nan; `compute(finite_only=True)` sums the rest",
+                stacklevel=2,
+            )
 
     def forward(self, logits: Any, target: Any = None, *, weight: Any = None) -> Any:
-        """Add a batch and return its own value (torchmetrics' forward)."""
+        """Add a batch and return its own value, which `dist_sync_on_step` makes that of all processes' batches."""
         scores = self.score(logits, target, weight=weight)
-        self.exact_sums(scores)  # what can't be scored raises here, before torchmetrics sets the state aside
+        batch = self.exact_sums(scores)  # what can't be scored raises here, before anything is changed
+        if not (self.dist_sync_on_step or self._is_synced):
+            self.update(scores)
+            self._forward_cache = self.value_of(batch.to(self.state.device))
+            return self._forward_cache
         self._in_forward = True
         try:
             return super().forward(scores)
         finally:
             self._in_forward = False
-
-    def _set_state(self, state: Tensor) -> None:
-        setattr(self, self._state_name, state)
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Add another metric's state (the same class and options) to this one's, exactly."""
@@ -271,42 +278,6 @@ class TokenMetric(Metric, metaclass=_LaidOut):
     def set_dtype(self, dst_type: str | torch.dtype) -> TokenMetric:
         """Nothing: sums are integers and values are float64, whatever the model's dtype."""
         return self
-
-    def _sync_dist(self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any = None) -> None:
-        """Add up all processes' states in one all_reduce (or through the caller's own `dist_sync_fn`)."""
-        if dist_sync_fn is not gather_all_tensors:
-            super()._sync_dist(dist_sync_fn, process_group)
-            return
-        total = self.state.clone()
-        torch.distributed.all_reduce(total, group=process_group or self.process_group)
-        self._set_state(exact_sum.carry(total))
-
-    @contextmanager
-    def sync_context(self, *args: Any, **kwargs: Any) -> Generator[None, None, None]:
-        """torchmetrics' own, but an exception inside leaves the metric as it was before the sync."""
-        should_unsync = kwargs.get("should_unsync", True)
-        self.sync(**{k: v for k, v in kwargs.items() if k != "should_unsync"})
-        try:
-            yield
-        finally:
-            self.unsync(should_unsync=self._is_synced and should_unsync)
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *messages: Any
-    ) -> None:
-        missing, unexpected, errors = messages
-        other = [k for k in state_dict if k.startswith(f"{prefix}sums_") and k != prefix + self._state_name]
-        if other:
-            errors.append(
-                f"{other[0]} holds the sums of a {self.name} with other options than {self!r}; "
-                "build the metric as it was when the checkpoint was written"
-            )
-        saved = state_dict.pop(prefix + self._state_name, None)
-        if saved is not None:
-            self._set_state(saved.detach().clone().to(self.state.device))
-            self._computed = None
-            self._update_count = max(1, self._update_count)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot one value or a sequence of them over steps, labelled with the unit (needs the `plots` extra)."""
