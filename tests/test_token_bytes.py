@@ -142,9 +142,8 @@ def tiktoken_encoding() -> tiktoken.Encoding:
     """The same merges as `byte_level`; the special token leaves a hole of 24 ids."""
     byte_of = {char: byte for byte, char in bytes_to_unicode().items()}
     ranks = {bytes(byte_of[char] for char in token): rank for token, rank in byte_level().get_vocab().items()}
-    return tiktoken.Encoding(
-        "tiny", pat_str=r"\S+|\s+", mergeable_ranks=ranks, special_tokens={"<|end|>": len(ranks) + 24}
-    )
+    special = {"<|end|>": len(ranks) + 24}
+    return tiktoken.Encoding("tiny", pat_str=r"\S+|\s+", mergeable_ranks=ranks, special_tokens=special)
 
 
 def with_byte_tokens(tokenizer: Tokenizer) -> Tokenizer:
@@ -196,7 +195,7 @@ def slow_sentencepiece(model_type: str, dummy_prefix: bool = False) -> SentenceP
     options += " --normalization_rule_name=identity --remove_extra_whitespaces=false"
     options += f" --model_type={model_type} --add_dummy_prefix={str(dummy_prefix).lower()}"
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "corpus").write_text(" ".join(CORPUS))
+        Path(folder, "corpus").write_text(" ".join(CORPUS), encoding="utf-8")
         sentencepiece.SentencePieceTrainer.train(f"{options} --input={folder}/corpus --model_prefix={folder}/tiny")
         tokenizer = SentencePieceBackend(vocab_file=f"{folder}/tiny.model", unk_token="<unk>", eos_token="</s>")
     tokenizer.add_tokens(["日本語"])
@@ -282,12 +281,20 @@ def roberta() -> Tokenizer:
 )
 def test_a_dummy_prefix_is_one_byte_more_than_the_text(make, doubles_a_space):
     assert total(make(), "") == 0
-    assert total(make(), "Hello, 🙂\n") == spelled("Hello, 🙂\n") + 1
+    assert total(make(), "Hello, 🦀\n") == spelled("Hello, 🦀\n") + 1
     assert total(make(), " Hello") == spelled(" Hello") + doubles_a_space
 
 
 def test_a_dummy_prefix_comes_again_behind_an_added_token():
     assert total(slow_sentencepiece("bpe", True), "Hello日本語Hello") == spelled("Hello日本語Hello") + 2
+
+
+def test_byte_tokens_are_one_byte_where_the_decoder_says_so():
+    tokenizer = Tokenizer(models.BPE({"<0x41>": 0, "<0xe2>": 1, "<0x1F642>": 2}, []))
+    tokenizer.decoder = decoders.ByteFallback()
+    assert token_bytes(tokenizer).tolist() == [1, 1, 9]
+    tokenizer.decoder = decoders.Fuse()
+    assert token_bytes(tokenizer).tolist() == [6, 6, 9]
 
 
 def test_a_literal_mark_counts_as_the_space_that_it_decodes_to():
@@ -328,10 +335,23 @@ def test_special_unknown_and_padding_ids_count_zero():
     tokenizer.add_special_tokens(["<sep>"])
     tokenizer.add_tokens(["<tool>"])
     assert token_bytes(tokenizer, vocab_size=8).tolist() == [0, 1, 5, 0, 6, 0, 0, 0]
-    assert token_bytes(fast(tokenizer, pad_token="<pad>")).tolist() == [0, 1, 0, 0, 6]
+    named = fast(tokenizer)
+    named.pad_token = "<pad>"
+    assert token_bytes(named).tolist() == [0, 1, 0, 0, 6]
     unigram = Tokenizer(models.Unigram([("a", -1.0), ("what", -2.0)], unk_id=1))
     unigram.decoder = decoders.Metaspace()
     assert token_bytes(unigram).tolist() == [1, 0]
+
+
+def test_special_ids_of_slow_tokenizers_count_zero():
+    tokenizer = SlowByteLevel(added_tokens_decoder={600: AddedToken("<|x|>", special=True), 601: AddedToken("é")})
+    tokenizer.pad_token = "!"
+    table = token_bytes(tokenizer, vocab_size=700)
+    assert table[[600, 601, tokenizer.encoder["!"], tokenizer.encoder["a"]]].tolist() == [0, 2, 0, 1]
+    assert table[602:].sum() == 0
+    pieces = slow_sentencepiece("bpe")  # knows of no bos_token; the model has one
+    assert [pieces.sp_model.id_to_piece(i) for i in range(3)] == ["<unk>", "<s>", "</s>"]
+    assert token_bytes(pieces)[:3].tolist() == [0, 0, 0]
 
 
 def test_an_added_token_is_text_unless_the_model_writes_it():
@@ -352,6 +372,13 @@ def test_a_callable_gives_bytes_text_or_nothing():
     assert token_bytes([b"\xe2\x96", "▁", "", None].__getitem__, vocab_size=4).tolist() == [2, 3, 0, 0]
 
 
+class Processor:
+    def __call__(self, text: str) -> str:
+        return text
+
+    decode = __call__
+
+
 class Unknown(PreTrainedTokenizer):
     vocab_size = 1
 
@@ -365,73 +392,62 @@ def with_decoder(decoder: object, model: object = None) -> PreTrainedTokenizerFa
     return fast(tokenizer, name_or_path="org/model")
 
 
-NAME = "token_bytes can't count the bytes of TokenizersBackend(name_or_path='org/model'): found "
+STEP = """TokenizersBackend(name_or_path='org/model'): found the decoder step {"type": """
 REFUSED = {
-    "unknown decoder": (lambda: with_decoder(decoders.CTC()), NAME + 'the decoder step {"type": "CTC"'),
+    "unknown decoder": (lambda: with_decoder(decoders.CTC()), STEP + '"CTC", '),
+    "regex": (lambda: with_decoder(decoders.Replace(Regex("a+"), " ")), STEP + '"Replace", '),
+    "strip each token": (lambda: with_decoder(decoders.Strip()), STEP + '"Strip", '),
     "no decoder": (
-        lambda: fast(Tokenizer(models.WordLevel({"a": 0}, "a"))),
-        "found no decoder (the model is WordLevel)",
+        lambda: Tokenizer(models.WordLevel({}, "a")),
+        "Tokenizer: found no decoder (the model is WordLevel)",
     ),
-    "regex": (lambda: with_decoder(decoders.Replace(Regex("a+"), " ")), NAME + 'the decoder step {"type": "Replace"'),
-    "strip each token": (lambda: with_decoder(decoders.Strip()), NAME + 'the decoder step {"type": "Strip"'),
     "edit when joined": (
         lambda: with_decoder(decoders.Sequence([decoders.Fuse(), decoders.Replace("ab", "c")])),
-        NAME + "the decoder steps ['Fuse', 'Replace'], which edit text behind Fuse",
+        "found the decoder steps ['Fuse', 'Replace'], which edit text behind Fuse",
     ),
     "marks left": (
         lambda: with_decoder(decoders.ByteLevel(), models.BPE({"a": 0}, [], end_of_word_suffix="</w>")),
-        NAME + "BPE tokens with end_of_word_suffix='</w>' and the decoder ['ByteLevel']",
+        "found BPE tokens with end_of_word_suffix='</w>' and the decoder ['ByteLevel']",
     ),
-    "slow": (
-        lambda: Unknown(),
-        "Unknown(name_or_path=''): found a slow tokenizer with no sp_model, byte-level alphabet",
-    ),
-    "codepoints": (lambda: CanineTokenizer(), "CanineTokenizer(name_or_path=''): found a slow tokenizer"),
-    "no tokenizer": (
-        lambda: 3,
-        "bytes of int: found neither a Hugging Face tokenizer, a tiktoken encoding nor a callable",
-    ),
+    "slow": (Unknown, "Unknown(name_or_path=''): found a slow tokenizer with no sp_model, byte-level alphabet, "),
+    "codepoints": (CanineTokenizer, "CanineTokenizer(name_or_path=''): found a slow tokenizer with no sp_model"),
+    "a processor": (Processor, "Processor: found neither a Hugging Face tokenizer, a tiktoken encoding nor a callable"),
+    "a number": (lambda: 3, "int: found neither a Hugging Face tokenizer, a tiktoken encoding nor a callable"),
 }
 
 
 @pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_counted_is_named_and_has_a_way_out(make, message):
-    with pytest.raises(TokenBytesError) as error:
-        token_bytes(make())
-    assert message in str(error.value)
-    assert "; expected a decoder made of ByteLevel, " in str(error.value)
-    assert "Pass a callable that knows each token's bytes: token_bytes(lambda id: ..., vocab_size=V)." in str(
-        error.value
-    )
+    with pytest.raises(TokenBytesError) as caught:
+        token_bytes(make(), vocab_size=9)
+    error = str(caught.value)
+    assert error.startswith("token_bytes can't count the bytes of ")
+    assert message in error
+    assert "; expected a decoder made of ByteLevel, " in error
+    assert error.endswith("Pass a callable that knows each token's bytes: token_bytes(lambda id: ..., vocab_size=V).")
 
 
-@pytest.mark.parametrize(
-    ("tokenizer", "vocab_size", "message"),
-    [
-        (
-            Unknown.get_vocab,
-            None,
-            "Unknown.get_vocab is a callable, which has no vocabulary: expected vocab_size as well.",
-        ),
-        (
-            [b"", 7].__getitem__,
-            2,
-            "list.__getitem__ gave 7 (int) for id 1: expected the token's bytes, a str that UTF-8",
-        ),
-        (["\ud800"].__getitem__, 1, "list.__getitem__ gave '\\ud800' (str) for id 0: expected the token's bytes"),
-        (byte_level, 0, "vocab_size=0: expected a positive int (the size V of the logits) or None."),
-        (byte_level, 5.0, "vocab_size=5.0: expected a positive int"),
-    ],
-)
+BAD_ARGUMENTS = [
+    (
+        byte_level,
+        None,
+        f"{byte_level.__qualname__} is a callable, which has no vocabulary: expected vocab_size as well.",
+    ),
+    ([b"", 7].__getitem__, 2, "list.__getitem__ gave 7 (int) for id 1: expected the token's bytes, a str that UTF-8"),
+    (["\ud800"].__getitem__, 1, "list.__getitem__ gave '\\ud800' (str) for id 0: expected the token's bytes"),
+    (byte_level, 0, "vocab_size=0: expected a positive int (the size V of the logits) or None."),
+    (byte_level, 5.0, "vocab_size=5.0: expected a positive int"),
+]
+
+
+@pytest.mark.parametrize(("tokenizer", "vocab_size", "message"), BAD_ARGUMENTS)
 def test_a_bad_callable_or_size_says_what_to_pass(tokenizer, vocab_size, message):
     with pytest.raises(TokenBytesError, match=re.escape(message)):
         token_bytes(tokenizer, vocab_size=vocab_size)
 
 
 def test_a_vocab_size_below_the_ids_is_no_padding():
-    message = (
-        "vocab_size=547, but Encoding has ids up to 547: expected at least 548. Pass the size V of the model's logits"
-    )
+    message = "vocab_size=547, but Encoding has ids up to 547: expected at least 548. Pass the size V of the model's"
     with pytest.raises(TokenBytesError, match=re.escape(message)):
         token_bytes(tiktoken_encoding(), vocab_size=547)
     assert len(token_bytes(tiktoken_encoding(), vocab_size=548)) == 548

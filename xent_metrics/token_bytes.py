@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from xent_metrics.errors import TokenBytesError
+from .errors import TokenBytesError
 
 __all__ = ["token_bytes"]
 
@@ -62,8 +62,7 @@ def token_bytes(tokenizer: Any, *, vocab_size: int | None = None) -> torch.Tenso
             f"vocab_size={vocab_size}, but {_name(tokenizer)} has ids up to {num_ids - 1}: "
             f"expected at least {num_ids}. Pass the size V of the model's logits, or leave vocab_size out."
         )
-    table = [num_bytes.get(token_id, 0) for token_id in range(vocab_size or num_ids)]
-    return torch.tensor(table, dtype=torch.int64)  # (V,)
+    return torch.tensor([num_bytes.get(i, 0) for i in range(vocab_size or num_ids)], dtype=torch.int64)  # (V,)
 
 
 def _num_bytes(tokenizer: Any, vocab_size: int | None) -> dict[int, int]:
@@ -116,10 +115,9 @@ def _size(bytes_of: Callable[[int], object], token_id: int) -> int:
 def _from_json(tokenizer: Any, text: str, special_ids: Iterable[int | None]) -> dict[int, int]:
     state = json.loads(text)
     model, added = state["model"], state["added_tokens"]
-    vocab = model["vocab"]
-    if model["type"] == "Unigram":
-        vocab = {token: token_id for token_id, (token, _) in enumerate(vocab)}
-    unknown_id = model["unk_id"] if model["type"] == "Unigram" else vocab.get(model.get("unk_token"))
+    is_unigram = model["type"] == "Unigram"
+    vocab = {token: token_id for token_id, (token, _) in enumerate(model["vocab"])} if is_unigram else model["vocab"]
+    unknown_id = model["unk_id"] if is_unigram else vocab.get(model.get("unk_token"))
     silent = {unknown_id, *special_ids, *(token["id"] for token in added if token["special"])}
     # An added token that the model has as well ("ĠĠ") is one that the model writes: the model's rule holds.
     added_vocab = {token["content"]: token["id"] for token in added if token["content"] not in vocab}
@@ -129,9 +127,9 @@ def _from_json(tokenizer: Any, text: str, special_ids: Iterable[int | None]) -> 
 def _from_slow(tokenizer: Any) -> dict[int, int]:
     rules = _rules_from_python(tokenizer)
     added = tokenizer.added_tokens_decoder
-    vocab = {token: token_id for token, token_id in tokenizer.get_vocab().items() if token_id not in added}
     silent = {*tokenizer.all_special_ids, *(token_id for token_id, token in added.items() if token.special)}
-    return _count(vocab, {token.content: token_id for token_id, token in added.items()}, rules, silent)
+    added_vocab = {token.content: token_id for token_id, token in added.items()}
+    return _count(tokenizer.get_vocab(), added_vocab, rules, silent)
 
 
 def _count(vocab: Mapping[str, int], added: Mapping[str, int], rules: Rules, silent: set[int | None]) -> dict[int, int]:
