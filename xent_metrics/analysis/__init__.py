@@ -1,5 +1,5 @@
 """What the numbers are worth: standard errors, comparisons, pictures."""
 
-from .standard_error import standard_error
+from .standard_error import StandardError, standard_error, standard_error_from_moments
 
-__all__ = ["standard_error"]
+__all__ = ["StandardError", "standard_error", "standard_error_from_moments"]
