@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torchmetrics import MetricCollection
 
-from . import exact_sum
+from .distributed import Together, synced
 from .errors import InvalidInputError, MetricOptionError
 from .metric import TokenMetric
 from .plugins import get_metric
@@ -27,6 +26,7 @@ class TokenMetricCollection(MetricCollection):
 
     Each member stays a metric of its own: it may be logged, reset, cloned or read alone, and none takes another's state.
 
+    >>> import torch
     >>> metrics = TokenMetricCollection(["cross_entropy", "perplexity", "token_accuracy"], prefix="val/")
     >>> metrics.update(torch.zeros(2, 8), torch.tensor([0, 2]))
     >>> {name: round(value.item(), 4) for name, value in metrics.compute().items()}
@@ -78,35 +78,48 @@ class TokenMetricCollection(MetricCollection):
             by_options[next(iter(by_options), "")] = [*next(iter(by_options.values()), []), *plain]
         return [members for by_options in passes.values() for members in by_options.values()]
 
-    def compute(self) -> dict[str, Any]:
-        """Every member's value, over all processes, after one all_reduce."""
-        with self._synced():
-            return dict(super().compute())
+    def compute(self, *, finite_only: bool = False) -> dict[str, Any]:
+        """Every member's value, over all processes, after one all_reduce (one for each process group among the members).
+
+        Computed one by one in any order, members share one all_reduce as well: the first one's serves each other once.
+        `finite_only` is that of `TokenMetric.compute`.
+        """
+        members = self.members()
+        self._together.forget()
+        with synced([m for m in members.values() if m._to_sync and m.dist_sync_fn is None]):
+            return {self._set_name(key): metric.compute(finite_only=finite_only) for key, metric in members.items()}
 
     @contextmanager
-    def _synced(self) -> Iterator[None]:
-        """All members' states summed over the processes by one all_reduce, and restored on leaving."""
-        members = list(self.members().values())
-        first = members[0]
-        together = all(
-            m.sync_on_compute and m.dist_sync_fn is None and m.process_group is first.process_group and not m._is_synced
-            for m in members
-        )
-        if not (together and first.distributed_available_fn()):
+    def sync_context(self) -> Iterator[None]:
+        """Inside, every member's state is the sum over all processes, by the same one all_reduce: for `state_dict` above all.
+
+        >>> metrics = TokenMetricCollection(["cross_entropy", "token_accuracy"])
+        >>> metrics.persistent(True)
+        >>> with metrics.sync_context():
+        ...     checkpoint = metrics.state_dict()     # counts once, loaded by any number of processes
+        """
+        self._together.forget()
+        with synced(list(self.members().values())):
             yield
-            return
-        local = [metric.state for metric in members]
-        packed = torch.cat(local)
-        torch.distributed.all_reduce(packed, group=first.process_group)
-        try:
-            for metric, total in zip(members, exact_sum.carry(packed).split([len(s) for s in local]), strict=True):
-                metric._set_state(total)
-                metric._to_sync = False
-            yield
-        finally:
-            for metric, state in zip(members, local, strict=True):
-                metric._set_state(state)
-                metric._to_sync = metric.sync_on_compute
+
+    def add_metrics(self, metrics: Any, *additional_metrics: Any) -> None:
+        """Add members later; a dict gives keys of your own."""
+        added: dict[str, Any] = {**_by_key([metrics, *additional_metrics] if additional_metrics else metrics)}
+        super().add_metrics(added)
+        self._link()
+
+    def _link(self) -> None:
+        self._together = Together(self.members().values())
+        for metric in self._together.metrics:
+            metric._together = self._together
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy links its own members."""
+        return {name: value for name, value in self.__dict__.items() if name != "_together"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._link()
 
     def set_dtype(self, dst_type: Any) -> TokenMetricCollection:
         """Nothing: sums are integers and values are float64, whatever the model's dtype."""

@@ -9,7 +9,7 @@ A subclass says which scores it `requires`, turns a `TokenScores` into named sum
 Everything else is here: one packed int64 state ``(sums, 8)``, merged by addition; one all_reduce when processes are
 synced; torchmetrics' forward, reset, clone, pickle, state_dict and `.to`, which leave integers as they are.
 
-Who syncs: torchmetrics' `compute`, as distributed.py says. Nothing else in the core knows of processes.
+Who syncs: torchmetrics' `compute`, as packed_metric.py and distributed.py say.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from . import exact_sum
-from .distributed import PackedMetric
 from .errors import CapacityError, InvalidInputError, InvalidTargetError, MetricOptionError
+from .packed_metric import PackedMetric
 from .row_scores import RowScore
 from .scores import TokenScores, Unit
 from .scoring import score_tokens
@@ -256,8 +256,9 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
         batch = self.exact_sums(scores)  # what can't be scored raises here, before anything is changed
         if not (self.dist_sync_on_step or self._is_synced):
             self.update(scores)
-            self._forward_cache = self.value_of(batch.to(self.state.device))
-            return self._forward_cache
+            value = self.value_of(batch.to(self.state.device))
+            self._forward_cache: Any = value
+            return value
         self._in_forward = True
         try:
             return super().forward(scores)
