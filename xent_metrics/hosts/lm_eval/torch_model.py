@@ -60,6 +60,8 @@ class TorchLM(Ranks, TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
     (torch.Size([7]), 5.549)
     """
 
+    gives_token_scores = True  # XentTask asks for it before the model runs
+
     def __init__(
         self,
         module: nn.Module | str | Any = None,
