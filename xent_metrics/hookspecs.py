@@ -1,7 +1,7 @@
 """The hooks that a plugin may implement; `hookimpl` marks its functions.
 
-A plugin is a module named in the entry point group `xent_metrics`. Hooks get a callable to register with rather than
-return values, so that an error points at the line that registered.
+A plugin is a module named in the entry point group `xent_metrics`. The hooks that register get a callable to register
+with rather than return values, so that an error points at the line that registered.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .metric import TokenMetric
 
-__all__ = ["PROJECT", "hookimpl", "hookspec", "register_metrics", "register_task_configs"]
+__all__ = ["PROJECT", "hookimpl", "hookspec", "register_metrics", "register_task_configs", "score_backend"]
 
 PROJECT = "xent_metrics"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -30,3 +32,23 @@ def register_metrics(register: Callable[[type[TokenMetric]], None]) -> None:
 @hookspec
 def register_task_configs(register: Callable[[str | PathLike[str]], None]) -> None:
     """Register folders of lm-eval task YAMLs: call ``register(path)`` for each."""
+
+
+@hookspec(firstresult=True)
+def score_backend(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Score rows of logits in torch's place, or return None for what this backend can't take; the first result wins.
+
+    Args:
+        logits: ``(N, V)`` with N ≥ 1, a plain tensor of any float dtype, device and strides, without gradients; a block of
+            whole rows, as large as is worth splitting among threads.
+        target: ``(N,)`` int64 on the same device, contiguous, every value in ``[0, V)``.
+
+    Returns:
+        ``(nll, confidence, correct)``, each ``(N,)`` on the same device: −ln softmax(logits)[target] in nats, float32 or
+        wider; the largest probability, of the same dtype; whether the first of the largest logits is the target's, bool.
+        As `torch.log_softmax` has it, nan and +inf among the logits make a row nan. A row's bits must depend on nothing
+        but the row, and the caller's promise of no host sync is the backend's, too.
+
+    It is not asked under `torch.compile`, for tensor subclasses (fake tensors among them), soft targets, label smoothing,
+    class weights or `extra` scores. A backend that raises, or returns anything else, is a `PluginError` that names it.
+    """

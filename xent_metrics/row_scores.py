@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .backends import score_by_backend
 from .scores import TokenScores
 
 __all__ = ["Plan", "RowScore", "Rows", "first_argmax"]
@@ -53,6 +54,11 @@ class Plan:
     extra: Mapping[str, RowScore]
     chunk_rows: int
 
+    @property
+    def plain(self) -> bool:
+        """Whether nll, confidence and correct under class targets are all that is asked: what a backend may give."""
+        return self.soft is None and not self.label_smoothing and self.class_weight is None and not self.extra
+
 
 class Rows:
     """Collects the scores of consecutive chunks of rows."""
@@ -63,14 +69,18 @@ class Rows:
         self.parts: list[dict[str, Tensor]] = []
 
     def add(self, logits: Tensor) -> None:
-        """Score the next rows, ``(rows, V)``, a chunk at a time."""
-        plan, rows = self.plan, slice(self.start, self.start + len(logits))
-        self.start += len(logits)
-        top = first_argmax(logits)
-        score = self._hard if plan.soft is None else self._soft
+        """Score the next rows, ``(rows, V)``: by a plugin's backend, or by torch a chunk at a time."""
+        plan = self.plan
         targets = plan.index if plan.soft is None else plan.soft
         assert targets is not None
-        chunks = zip(*(torch.split(tensor, plan.chunk_rows) for tensor in (logits, targets[rows], top)), strict=True)
+        targets = targets[self.start : self.start + len(logits)]
+        self.start += len(logits)
+        if plan.plain and (scores := score_by_backend(logits, targets)) is not None:
+            self.parts.append(scores)
+            return
+        top = first_argmax(logits)
+        score = self._hard if plan.soft is None else self._soft
+        chunks = zip(*(torch.split(tensor, plan.chunk_rows) for tensor in (logits, targets, top)), strict=True)
         self.parts += [score(*chunk) for chunk in chunks]
 
     def _hard(self, logits: Tensor, index: Tensor, top: Tensor) -> dict[str, Tensor]:
