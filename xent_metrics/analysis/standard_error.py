@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .. import exact_sum
 from ..metric import Binned, TokenMetric
+from ..row_scores import RowScore
 from ..scores import TokenScores
 
 __all__ = ["StandardError", "standard_error", "standard_error_from_moments"]
@@ -117,11 +118,14 @@ class StandardError(TokenMetric):
     def scoring_options(self) -> dict[str, Any]:
         return self.metric.scoring_options()
 
+    def extra_scores(self) -> Mapping[str, RowScore]:
+        return self.metric.extra_scores()
+
     def sums(self, scores: TokenScores) -> Mapping[str, Tensor | Binned]:
         own = self.metric.sums(scores)
         rows = torch.cat([_by_sequence(scores, name, value) for name, value in own.items()], dim=1)  # (B, R)
         first, second = torch.triu_indices(rows.shape[1], rows.shape[1], device=rows.device)
-        products = rows[:, first] * rows[:, second]  # (B, R (R + 1) / 2)
+        products = rows.index_select(1, first) * rows.index_select(1, second)  # (B, R (R + 1) / 2)
         pairs = torch.arange(len(first), device=rows.device).expand_as(products)
         return {
             **own,
@@ -147,7 +151,7 @@ def _by_sequence(scores: TokenScores, name: str, value: Tensor | Binned) -> Tens
     if key not in scores.sums:
         count, length = _shape(scores)
         num_bins = value.num_bins if isinstance(value, Binned) else 1
-        first_bin = torch.arange(count, device=scores.device)[:, None].expand(count, length).reshape(-1) * num_bins
+        first_bin = torch.arange(count, device=scores.device).repeat_interleave(length) * num_bins
         values, bins = (value.values, value.bins.reshape(-1)) if isinstance(value, Binned) else (value, 0)
         rows = exact_sum.exact_sum_by_bin(values, first_bin + bins, count * num_bins)
         scores.sums[key] = exact_sum.to_float(rows).reshape(count, num_bins)
