@@ -1,0 +1,24 @@
+"""What every test starts from: one thread, a seed, reproducible Hypothesis examples, and no installed plugin by accident."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("repeatable")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def batch():
+    """Logits (3, 8, 13) and targets (3, 8), three of them ignored."""
+    logits, target = 3 * torch.randn(3, 8, 13), torch.randint(13, (3, 8))
+    target[0, :2] = target[2, 7] = -100
+    return logits, target
