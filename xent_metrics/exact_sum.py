@@ -55,11 +55,11 @@ def _digits(values: Tensor) -> Tensor:
     value = values.double()
     in_range = value.abs() < _LARGEST  # False for nan and the infinities too
     value = torch.where(in_range, value, 0.0)
-    floor = value.floor()
-    fraction = (value - floor) * 2.0**_BITS  # exact: both are multiples of the same power of two
-    upper = fraction.floor()
+    towards_zero = value.trunc()
+    fraction = (value - towards_zero) * 2.0**_BITS  # exact: the lower bits of the same number (a floor's would not be)
+    upper = fraction.trunc()
     lower = ((fraction - upper) * 2.0**_BITS).round()  # the only rounding there is
-    whole = floor.long()
+    whole = towards_zero.long()
     nan, plus, minus = values.isnan(), values.isposinf(), values.isneginf()
     too_large = ~(in_range | nan | plus | minus)
     columns = [lower, upper, whole & _MASK, whole >> _BITS, nan, plus, minus, too_large]
@@ -72,7 +72,7 @@ def carry(rows: Tensor) -> Tensor:
     limb1 = limb1 + (limb0 >> _BITS)
     limb2 = limb2 + (limb1 >> _BITS)
     limb3 = limb3 + (limb2 >> _BITS)
-    beyond = beyond + (limb3.abs() > _TOP)
+    beyond = (beyond + (limb3.abs() > _TOP)).clamp(max=_TOP)
     lower = [limb & _MASK for limb in (limb0, limb1, limb2)]
     return torch.stack([*lower, limb3.clamp(-_TOP, _TOP), nan, plus, minus, beyond], dim=-1)
 
@@ -80,7 +80,7 @@ def carry(rows: Tensor) -> Tensor:
 def merge(stacked: Tensor) -> Tensor:
     """Merge states ``(K, …, 8)`` along the first dimension, exactly and in any order."""
     while len(stacked) > _MOST:
-        stacked = torch.stack([carry(part.sum(dim=0)) for part in stacked.split(_MOST)])
+        stacked = torch.stack([carry(part.sum(dim=0)) for part in torch.split(stacked, _MOST)])
     return carry(stacked.sum(dim=0))
 
 
