@@ -151,11 +151,12 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
         self._readable_options = {k: _readable(v) for k, v in self._options.items()}
         self._scoring_name = ", ".join(f"{k}={_readable(v)}" for k, v in self.scoring_options().items())
         sums = self.sums(_no_rows(self.extra_scores()))
-        self._layout = {name: value.num_bins if isinstance(value, Binned) else None for name, value in sums.items()}
+        # Sorted: metrics of the same sums have the same state, whatever order they name them in.
+        self._layout = {n: v.num_bins if isinstance(v, Binned) else None for n, v in sorted(sums.items())}
         if reserved := sorted(self._layout.keys() & set(_COUNTS)):
             raise MetricOptionError(f"{self.name}: the sum name {reserved[0]!r} is taken by the base; choose another")
         # torchmetrics' compute groups merge metrics whose state names and first values agree: the name says what is in it.
-        content = repr((self.ignore_index, sorted(self._layout.items(), key=str)))
+        content = repr((self.ignore_index, self._layout))
         self._state_name = f"sums_{hashlib.sha256(content.encode()).hexdigest()[:12]}"
         size = len(_COUNTS) + sum(bins or 1 for bins in self._layout.values())
         self.add_state(
