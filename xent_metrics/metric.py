@@ -151,25 +151,28 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
         self._readable_options = {k: _readable(v) for k, v in self._options.items()}
         self._scoring_name = ", ".join(f"{k}={_readable(v)}" for k, v in self.scoring_options().items())
         sums = self.sums(_no_rows(self.extra_scores()))
-        # Sorted: metrics of the same sums have the same state, whatever order they name them in.
-        self._layout = {n: v.num_bins if isinstance(v, Binned) else None for n, v in sorted(sums.items())}
+        self._layout = {name: value.num_bins if isinstance(value, Binned) else None for name, value in sums.items()}
         if reserved := sorted(self._layout.keys() & set(_COUNTS)):
             raise MetricOptionError(f"{self.name}: the sum name {reserved[0]!r} is taken by the base; choose another")
         # torchmetrics' compute groups merge metrics whose state names and first values agree: the name says what is in it.
-        content = repr((self.ignore_index, self._layout))
+        content = repr((self.ignore_index, self._rows()))
         self._state_name = f"sums_{hashlib.sha256(content.encode()).hexdigest()[:12]}"
-        size = len(_COUNTS) + sum(bins or 1 for bins in self._layout.values())
+        size = len(_COUNTS) + sum(self._rows().values())
         self.add_state(
             self._state_name,
             torch.zeros(size, exact_sum.ROW, dtype=torch.int64),
             dist_reduce_fx=exact_sum.merge,
         )
 
+    def _rows(self) -> dict[str, int]:
+        """How many rows of the state each sum has; sorted, for metrics of the same sums to have the same state."""
+        return {name: bins or 1 for name, bins in sorted(self._layout.items())}
+
     def exact_sums(self, scores: TokenScores) -> Tensor:
         """The exact sums of `scores` in this metric's layout, ``(rows, 8)``; its state is not touched."""
         scores.require({*self.requires, *self.extra_scores()}, units=self.row_units, metric=self.name)
         named = _counts(scores) | dict(self.sums(scores))
-        return torch.cat([_exact(scores, name, named[name]) for name in (*_COUNTS, *self._layout)])
+        return torch.cat([_exact(scores, name, named[name]) for name in (*_COUNTS, *self._rows())])
 
     def value_of(self, state: Tensor, *, finite_only: bool = False) -> Tensor:
         """The metric's value for a packed state, a 0-d float64 on the state's device."""
@@ -177,17 +180,15 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
 
     def unpack(self, values: Tensor) -> dict[str, Tensor]:
         """``(rows,)`` float64 by the name of the sum."""
-        start, named = len(_COUNTS), {}
-        for name, bins in self._layout.items():
-            named[name] = values[start] if bins is None else values[start : start + bins]
-            start += bins or 1
-        return named
+        rows = self._rows()
+        named = dict(zip(rows, torch.split(values[len(_COUNTS) :], list(rows.values())), strict=True))
+        return {name: named[name][0] if bins is None else named[name] for name, bins in self._layout.items()}
 
     def counts(self) -> dict[str, int]:
         """How many rows counted, were ignored, had invalid targets, and how many nan and infinite terms the sums hold."""
         rows = self.state.cpu()
         numbers = {name: int(rows[i, 2] + (rows[i, 3] << 32)) for i, name in enumerate(_COUNTS)}
-        sums = torch.split(rows[len(_COUNTS) :], [bins or 1 for bins in self._layout.values()])
+        sums = torch.split(rows[len(_COUNTS) :], list(self._rows().values()))
         return numbers | {
             "nan": max(int(rows[:, 4].sum()) for rows in sums),
             "infinite": max(int(rows[:, 5:7].sum()) for rows in sums),
