@@ -36,15 +36,22 @@ class Window:
         return slice(len(self.inputs) - len(self.targets), len(self.inputs))
 
 
-def rolling_windows(ids: Sequence[int], *, prefix: int, max_length: int) -> list[Window]:
+def rolling_windows(
+    ids: Sequence[int], *, prefix: int, max_length: int, stride: int | None = None
+) -> list[Window]:
     """A whole text: every id predicted exactly once, from at most `max_length` ids, the first one from `prefix`.
+
+    With a `stride` every window but the first predicts that many ids, behind ``max_length − stride`` or more.
 
     >>> for window in rolling_windows([1, 2, 3, 4, 5], prefix=0, max_length=3):
     ...     print(window.inputs, window.targets)
     (0, 1, 2) (1, 2, 3)
     (2, 3, 4) (4, 5)
+    >>> [window.targets for window in rolling_windows([1, 2, 3, 4, 5], prefix=0, max_length=3, stride=1)]
+    [(1, 2, 3), (4,), (5,)]
     """
-    pairs = get_rolling_token_windows(list(ids), prefix_token=prefix, max_seq_len=max_length, context_len=1)
+    context = 1 if stride is None else max_length - stride + 1
+    pairs = get_rolling_token_windows(list(ids), prefix_token=prefix, max_seq_len=max_length, context_len=context)
     return [Window(tuple(inputs), tuple(targets)) for inputs, targets in pairs]
 
 
