@@ -1,0 +1,211 @@
+"""One document: from the model's results to scores, from scores to a metric's value with its exact sums, and their merge.
+
+lm-eval hands `process_results` bare results. `answered` first puts beside each the text that was asked for, so that
+bytes and words are counted over the span that the nats are of: a rolling task's whole text; a continuation with its
+delimiter and with the white space that its context ends in, which lm-eval's models score as part of the continuation.
+
+Who syncs: lm-eval, which gathers every document's value to rank 0 and calls the two `total_…` functions there alone.
+They make no collective; they add the packed integers up, so that the number of processes can't matter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import exact_sum
+from ...analysis.standard_error import standard_error
+from ...errors import CapacityError, MissingScoreError
+from ...metric import TokenMetric
+from ...scores import TokenScores, from_loglikelihoods
+from ...scoring import score_tokens
+
+__all__ = [
+    "DOCUMENT", "TOKEN", "Document", "DocumentStandardError", "DocumentValue", "answered", "choice_scores", "demand",
+    "requested_text", "serves", "total_standard_error", "total_value",
+]  # fmt: skip
+
+_LENGTHS = {"num_bytes", "num_words"}
+
+# What a host can give, as scores without rows: a metric that takes these takes the real ones.
+DOCUMENT = from_loglikelihoods([], num_bytes=[], num_words=[])
+TOKEN = score_tokens(torch.zeros(0, 1), torch.zeros(0, dtype=torch.long), token_bytes=torch.ones(1, dtype=torch.long))
+
+
+def demand(scores: TokenScores, metric: TokenMetric, *, called: str = "") -> None:
+    """Raise `MissingScoreError` unless the scores have all that the metric needs."""
+    needed = {*metric.requires, *metric.extra_scores()}
+    scores.require(needed, units=metric.row_units, metric=called or metric.name)
+
+
+def serves(scores: TokenScores, metric: TokenMetric) -> bool:
+    """Whether the scores have all that the metric needs."""
+    try:
+        demand(scores, metric)
+    except MissingScoreError:
+        return False
+    return True
+
+
+class DocumentValue(float):
+    """A metric's value of one document with its packed exact sums, int64 ``(rows, 8)``: to JSON a plain float."""
+
+    sums: Tensor
+
+    def __new__(cls, value: float, sums: Tensor) -> DocumentValue:
+        self = super().__new__(cls, value)
+        self.sums = sums
+        return self
+
+    @classmethod
+    def of(cls, metric: TokenMetric, scores: TokenScores) -> DocumentValue:
+        """The metric of one document's scores; the metric's own state is not touched."""
+        sums = metric.exact_sums(scores).cpu()
+        return cls(float(metric.value_of(sums)), sums)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (float(self), self.sums)
+
+
+class DocumentStandardError(str):
+    """The same sums under ``<name>_stderr``; to JSON what lm-eval says of the standard error of one document: N/A."""
+
+    sums: Tensor
+
+    def __new__(cls, sums: Tensor) -> DocumentStandardError:
+        self = super().__new__(cls, "N/A")
+        self.sums = sums
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.sums,)
+
+
+def total_value(metric: TokenMetric, documents: Sequence[DocumentValue]) -> float:
+    """The metric over all documents (lm-eval's aggregation of ``<name>``); nan for none."""
+    if not documents:
+        return float("nan")
+    total = exact_sum.merge(torch.stack([document.sums for document in documents]))
+    if bool(exact_sum.overflowed(total)):
+        raise CapacityError(f"{metric.name}: a sum left ±2^78, the range in which it is exact")
+    return float(metric.value_of(total))
+
+
+def total_standard_error(metric: TokenMetric, documents: Sequence[DocumentStandardError]) -> float:
+    """Its standard error over documents (lm-eval's aggregation of ``<name>_stderr``); nan for fewer than two."""
+    if len(documents) < 2:
+        return float("nan")
+    return standard_error(metric, torch.stack([document.sums for document in documents]))
+
+
+class _Rolling(float):
+    """A whole text's loglikelihood beside the text and its tokens' scores; pickles as the float."""
+
+    text: str
+    scores: TokenScores | None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return float, (float(self),)
+
+
+class _Continuation(tuple[Any, ...]):
+    """``(loglikelihood, is_greedy)`` beside the text and its tokens' scores; pickles as the tuple."""
+
+    text: str
+    scores: TokenScores | None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tuple, (tuple(self),)
+
+
+def answered(result: Any, text: str) -> _Rolling | _Continuation:
+    """A model's result beside the text that it is of: to lm-eval, its filters apart, the plain value still."""
+    answer = _Continuation(result) if isinstance(result, tuple | list) else _Rolling(result)
+    answer.text, answer.scores = text, getattr(result, "scores", None)
+    return answer
+
+
+def requested_text(request_type: str, arguments: Sequence[Any]) -> str:
+    """The span whose loglikelihood a request asks for.
+
+    >>> requested_text("loglikelihood", ("Question: why?\\nAnswer: ", "because"))
+    ' because'
+    """
+    if request_type == "loglikelihood_rolling":
+        return str(arguments[0])
+    context, continuation = arguments[:2]
+    return str(context[len(context.rstrip()) :] + continuation)
+
+
+def choice_scores(metric: TokenMetric, loglikelihoods: Sequence[float], gold: int) -> TokenScores:
+    """One row: the distribution over the choices, softmax of their loglikelihoods in float64, with `gold` as the target.
+
+    It is scored by the metric's own options, as logits would be.
+
+    >>> from xent_metrics import get_metric
+    >>> choice_scores(get_metric("cross_entropy"), [-1.0, -1.0], gold=1).nll          # ln 2
+    tensor([0.6931], dtype=torch.float64)
+    """
+    scores = metric.score(torch.tensor([loglikelihoods], dtype=torch.float64), torch.tensor([gold]))
+    return dataclasses.replace(scores, unit="choice")
+
+
+class Document:
+    """The scores of one document.
+
+    Args:
+        answer: the whole text's or the (gold) continuation's, from `answered`.
+        count_bytes, count_words: the task's own.
+        loglikelihoods, gold: of all choices, in multiple choice.
+    """
+
+    def __init__(
+        self,
+        answer: Any,
+        count_bytes: Callable[[str], int],
+        count_words: Callable[[str], int],
+        loglikelihoods: Sequence[float] = (),
+        gold: int = 0,
+    ) -> None:
+        self.loglikelihoods, self.gold = loglikelihoods, gold
+        self.tokens: TokenScores | None = answer.scores
+        self._answer, self._count_bytes, self._count_words = answer, count_bytes, count_words
+
+    def scores_for(self, metric: TokenMetric, over: str | None) -> TokenScores:
+        """What the metric is taken of: the choices, or the tokens where the model gives them and they will do, or one row.
+
+        A metric over bytes takes the tokens only if theirs add up to the text's: the same bits then as in every other
+        host. Where they don't, and over words, the document is one row with its text's own count.
+        """
+        if over == "choices":
+            return choice_scores(metric, self.loglikelihoods, self.gold)
+        if self.tokens is None or "token" not in metric.row_units or not self._tokens_have_lengths(metric):
+            return self.row
+        return self.tokens
+
+    @cached_property
+    def row(self) -> TokenScores:
+        """The document as one row, with the bytes and words of its text."""
+        loglikelihood = self._answer if isinstance(self._answer, float) else self._answer[0]
+        text = self._answer.text
+        num_words = self._count_words(text) if isinstance(self._answer, float) else self._count_words(text.strip())
+        return from_loglikelihoods([float(loglikelihood)], num_bytes=[self._count_bytes(text)], num_words=[num_words])
+
+    def _tokens_have_lengths(self, metric: TokenMetric) -> bool:
+        for name in metric.requires & _LENGTHS:
+            lengths = getattr(self.tokens, name)
+            if lengths is None or not _adds_up(self.tokens, lengths, getattr(self.row, name)):
+                return False
+        return True
+
+
+def _adds_up(tokens: TokenScores | None, lengths: Tensor, total: Tensor) -> bool:
+    """Whether every token that counts has a length, so that no nats are left out, and all together the text's."""
+    assert tokens is not None
+    counted = lengths[tokens.counted]
+    return bool((counted > 0).all()) and int(counted.sum()) == int(total)

@@ -1,0 +1,159 @@
+"""XentTask: any registered metric in an lm-eval task's YAML, under the stock `lm_eval` command and with any model.
+
+    class: !function xent_metrics.hosts.lm_eval.XentTask
+    output_type: loglikelihood_rolling
+    metric_list:
+      - metric: bits_per_byte
+      - metric: cross_entropy
+        unit: bits
+
+Who syncs: nobody here. Each document's value carries its exact sums, lm-eval gathers the values to rank 0, and the
+aggregations add them up there. All documents emit the same keys, `<name>` and after it `<name>_stderr`: lm-eval
+computes no standard error for a metric that it doesn't know, and a later key of that name takes the place of its N/A.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from lm_eval.api.model import LM
+from lm_eval.api.task import ConfigurableTask
+
+from ...errors import InvalidInputError, InvalidTargetError, MissingScoreError
+from .documents import (
+    DOCUMENT,
+    Document,
+    DocumentStandardError,
+    DocumentValue,
+    answered,
+    demand,
+    requested_text,
+    total_standard_error,
+    total_value,
+)  # fmt: skip
+from .metric_list import ADDED, Entry, read_metric_list
+
+__all__ = ["XentTask"]
+
+
+class XentTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
+    """A YAML task whose `metric_list` may name our metrics (metric_list.py) among lm-eval's own.
+
+    What is checked, and when:
+        when the task is made, before its data are loaded: names, options, `over`, the output type, and whether lm-eval
+            can give what a metric needs at all;
+        when requests are built, before the model runs: gold answers, and whether any model class that is loaded gives
+            token scores, where a metric needs them. lm-eval doesn't tell a task which model it has, but the model is
+            there by then: under the stock `lm_eval` command with `--model hf` this is an error before the first forward;
+        when results come: the same once more, which matters only in a process that has both kinds of model loaded.
+
+    A model class that gives scores (results.py) says so: ``gives_token_scores = True``.
+    """
+
+    def __init__(self, config: Mapping[str, Any], **kwargs: Any) -> None:
+        self._entries, theirs, shown = read_metric_list(config)
+        own = {key: value for key, value in config.items() if key not in ("class", ADDED)}
+        super().__init__(config=own | {"metric_list": theirs}, **kwargs)
+        self._config.metric_list = shown  # as it was written: what results.json shows
+        self._check_golds()
+        for entry in self._entries:
+            self._aggregation_list[entry.name] = partial(total_value, entry.metric)
+            self._aggregation_list[f"{entry.name}_stderr"] = partial(total_standard_error, entry.metric)
+            self._higher_is_better[entry.name] = entry.metric.higher_is_better
+
+    def override_metric(self, metric_name: str) -> None:
+        """lm-eval's `--predict_only`: no metric is computed, ours neither."""
+        self._entries = []
+        super().override_metric(metric_name)
+
+    # Before the model runs.
+
+    def build_all_requests(self, **options: Any) -> None:
+        """lm-eval's own, once it is clear that the model gives what the metrics need."""
+        if not _a_loaded_model_gives_token_scores():
+            for entry in self._entries:
+                self._demand_of_a_stock_model(entry)
+        super().build_all_requests(**options)
+
+    def _demand_of_a_stock_model(self, entry: Entry) -> None:
+        if entry.over == "choices":
+            return
+        try:
+            demand(DOCUMENT, entry.metric)
+        except MissingScoreError as error:
+            hint = ". Over the choices it works with any model: `over: choices`" if entry.over else ""
+            raise MissingScoreError(f"task {self.config.task}: {error}{hint}") from error
+
+    def construct_requests(self, doc: Any, ctx: Any, **kwargs: Any) -> Any:
+        """lm-eval's own; a gold answer that isn't among the choices is found here."""
+        if self._entries and self.OUTPUT_TYPE == "multiple_choice":
+            self._gold(doc)
+        return super().construct_requests(doc, ctx, **kwargs)
+
+    def _check_golds(self) -> None:
+        if self._entries and self.OUTPUT_TYPE == "multiple_choice" and self.multiple_target:
+            raise InvalidInputError(
+                f"task {self.config.task}: doc_to_target gives a list of gold answers; {self._entries[0].name} needs one. "
+                "Leave it out of metric_list, or let doc_to_target choose"
+            )
+
+    def _gold(self, doc: Any) -> int:
+        """The index of the gold choice (of the gold context, where the choices stand in the contexts, as lm-eval reads it)."""
+        choices = self.doc_to_choice(doc)
+        target = self.doc_to_text(doc) if self.multiple_input else self.doc_to_target(doc)
+        try:
+            gold = choices.index(target) if isinstance(target, str) else operator.index(target)
+        except (TypeError, ValueError):
+            gold = -1
+        if not 0 <= gold < len(choices):
+            raise InvalidTargetError(
+                f"task {self.config.task}: expected the gold answer as one of the choices {choices!r} "
+                f"or an index of them; got {target!r} in {doc!r}. Leave such documents out with process_docs"
+            )
+        return gold
+
+    # After the model ran.
+
+    def apply_filters(self) -> Any:
+        """lm-eval's own, and then the text that was asked for beside each result: `process_results` gets results alone."""
+        done = super().apply_filters()
+        for instance in self.instances if self._entries else ():
+            text = requested_text(instance.request_type, instance.args)
+            for name, result in instance.filtered_resps.items():
+                instance.filtered_resps[name] = answered(result, text)
+        return done
+
+    def process_results(self, doc: Any, results: Sequence[Any]) -> dict[str, Any]:
+        """lm-eval's metrics of a document, then ours: ``<name>`` and ``<name>_stderr``, each with the exact sums."""
+        theirs = self._metric_fn_list or callable(self.config.process_results)
+        emitted = dict(super().process_results(doc, results)) if theirs else {}
+        if self._entries:
+            document = self._document(doc, results)
+            for entry in self._entries:
+                value = DocumentValue.of(entry.metric, document.scores_for(entry.metric, entry.over))
+                emitted |= {entry.name: value, f"{entry.name}_stderr": DocumentStandardError(value.sums)}
+        return emitted
+
+    def _document(self, doc: Any, results: Sequence[Any]) -> Document:
+        if not all(hasattr(result, "text") for result in results):
+            raise InvalidInputError(
+                f"task {self.config.task}: results without their requests; call task.apply_filters() first, and pass "
+                "the instances' filtered_resps"
+            )
+        count = self.count_bytes, self.count_words
+        if self.OUTPUT_TYPE != "multiple_choice":
+            return Document(results[0], *count)
+        gold = self._gold(doc)
+        loglikelihoods = [float(result[0]) for result in results[: len(self.doc_to_choice(doc))]]
+        return Document(results[gold], *count, loglikelihoods, gold)
+
+
+def _a_loaded_model_gives_token_scores() -> bool:
+    """Whether any loaded subclass of lm-eval's LM says so; where none does, the model in use doesn't either."""
+    classes = [LM]
+    for found in classes:  # grows while it is walked
+        classes += found.__subclasses__()
+    return any(getattr(found, "gives_token_scores", False) for found in classes)
