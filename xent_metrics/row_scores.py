@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class RowScore:
     """A further score of each row: ``function(log_prob (rows, V), index (rows,))`` gives ``(rows, *shape)``.
 
     It is called a chunk of rows at a time, without gradients; `index` holds the targets (0 where not counted).
+    With ``of="logits"`` it gets the logits themselves, in float32 or wider.
 
     >>> from xent_metrics import score_tokens
     >>> entropy = RowScore(lambda log_prob, index: -(log_prob.exp() * log_prob).sum(-1))
@@ -35,6 +36,7 @@ class RowScore:
 
     function: Callable[[Tensor, Tensor], Tensor]
     shape: tuple[int, ...] = ()
+    of: Literal["log_prob", "logits"] = "log_prob"
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ class Rows:
         log_prob = _log_softmax(logits)
         nll, surprise = log_prob.gather(-1, torch.stack([index, top], dim=-1)).neg_().unbind(-1)
         facts = {"nll": nll, "confidence": surprise.neg().exp_(), "correct": top == index}
-        further = {name: score.function(log_prob, index) for name, score in self.plan.extra.items()}
+        rows = {"log_prob": log_prob, "logits": logits.to(log_prob.dtype)} if self.plan.extra else {}
+        further = {name: score.function(rows[score.of], index) for name, score in self.plan.extra.items()}
         return facts | self._loss(log_prob, nll, index) | further
 
     def _loss(self, log_prob: Tensor, nll: Tensor, index: Tensor) -> dict[str, Tensor]:
