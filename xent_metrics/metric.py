@@ -198,8 +198,11 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
 
     def update(self, logits: Any, target: Any = None, *, weight: Any = None) -> None:
         """Add a batch: logits ``(…, V)`` and targets ``(…)``, or a `TokenScores`."""
-        delta = self.exact_sums(self.score(logits, target, weight=weight))
-        self._set_state(exact_sum.carry(self.state + delta.to(self.state.device)))
+        scores = self.score(logits, target, weight=weight)
+        delta = self.exact_sums(scores).to(self.state.device)
+        if scores.replicas and not self._counts_here(scores.replicas):
+            delta = torch.zeros_like(delta)
+        self._set_state(exact_sum.carry(self.state + delta))
 
     def score(
         self, logits: Any, target: Any = None, *, weight: Any = None, extra: Mapping[str, RowScore] | None = None

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
@@ -59,6 +60,13 @@ class PackedMetric(Metric):
         return local
 
     # Sync.
+
+    def _counts_here(self, replicas: tuple[int, ...]) -> bool:
+        """Whether this process adds rows that `replicas` hold too: the first of those that are synced with it does."""
+        if not (self.sync_on_compute or self.dist_sync_on_step) or not self.distributed_available_fn():
+            return True
+        ranks, rank = dist.get_process_group_ranks(self.process_group or dist.group.WORLD), dist.get_rank()
+        return rank not in ranks or rank == next(replica for replica in replicas if replica in ranks)
 
     def _syncs_with(self, other: PackedMetric) -> bool:
         return self.sync_on_compute and self.dist_sync_fn is None and self.process_group is other.process_group

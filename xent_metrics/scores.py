@@ -54,6 +54,8 @@ class TokenScores:
         invalid: rows whose target is out of range or not a distribution.
         unit: what a row is.
         vocab_size: V, where logits were scored.
+        replicas: the global ranks that hold these same rows (logits sharded over the vocabulary): a metric that is summed
+            over several of them counts the rows on the first.
         extra: further scores by name, ``(…)`` or ``(…, K)``, that metrics ask for through `TokenMetric.extra_scores`.
 
     >>> from xent_metrics import score_tokens
@@ -77,6 +79,7 @@ class TokenScores:
     invalid: Tensor | None = None
     unit: Unit = "token"
     vocab_size: int | None = None
+    replicas: tuple[int, ...] = ()
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # exact sums by name, taken once
 
@@ -149,8 +152,9 @@ class TokenScores:
     @staticmethod
     def cat(parts: Sequence[TokenScores]) -> TokenScores:
         """All rows of `parts`, flattened, with the fields that every part has (a part without weights weighs 1)."""
-        if not parts or len({part.unit for part in parts}) > 1:
-            raise InvalidInputError(f"cat needs scores of one unit; got {sorted({part.unit for part in parts})}")
+        kinds = {(part.unit, part.replicas) for part in parts}
+        if len(kinds) != 1:
+            raise InvalidInputError(f"cat needs scores of one unit, on the same processes; got {sorted(kinds)}")
         flat = [part.flatten() for part in parts]
         rows = [part.fields() for part in flat]
         for row in rows:  # what absence means, spelt out where another part has the field
@@ -159,7 +163,8 @@ class TokenScores:
         shared = [name for name in rows[0] if all(name in row for row in rows)]
         joined: dict[str, Any] = {name: torch.cat([row[name] for row in rows]) for name in shared}
         extra = {n: torch.cat([p.extra[n] for p in flat]) for n in flat[0].extra if all(n in p.extra for p in flat)}
-        return TokenScores(**joined, unit=parts[0].unit, vocab_size=parts[0].vocab_size, extra=extra)
+        first = parts[0]
+        return TokenScores(**joined, unit=first.unit, vocab_size=first.vocab_size, replicas=first.replicas, extra=extra)
 
 
 def _wrong_unit(unit: Unit, units: list[Unit], metric: str) -> str:

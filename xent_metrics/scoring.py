@@ -75,6 +75,8 @@ def score_tokens(
             nll and all else stay as they are.
         extra: further scores of each row, by name, taken in the same pass.
 
+    `logits` may be a torch DTensor: sharded over the vocabulary it is scored where it lies, see `xent_metrics.sharded`.
+
     Returns:
         `TokenScores` with the shape of the targets. Targets out of range and rows that are not distributions have nll nan
         and `invalid` True; a metric raises `InvalidTargetError` for them in `compute`.
@@ -86,6 +88,19 @@ def score_tokens(
     >>> score_tokens(logits, torch.tensor([0, 1])).nll.tolist()
     [10000.0, 0.6931471824645996]
     """
+    if _is_dtensor(logits, target, weight):
+        from . import sharded
+
+        return sharded.score_tokens(
+            logits,
+            target,
+            ignore_index=ignore_index,
+            weight=weight,
+            token_bytes=token_bytes,
+            label_smoothing=label_smoothing,
+            class_weight=class_weight,
+            extra=extra,
+        )
     logits = _as_logits(logits)
     plan = _plan(
         logits.shape,
@@ -134,6 +149,23 @@ def score_hidden_states(
     >>> score_hidden_states(hidden, head, torch.arange(5)).nll     # uniform over 8: ln 8
     tensor([2.0794, 2.0794, 2.0794, 2.0794, 2.0794])
     """
+    if _is_dtensor(hidden_states, lm_head_weight, target, weight):
+        from . import sharded
+
+        return sharded.score_hidden_states(
+            hidden_states,
+            lm_head_weight,
+            target,
+            bias=bias,
+            logit_scale=logit_scale,
+            logit_softcap=logit_softcap,
+            ignore_index=ignore_index,
+            weight=weight,
+            token_bytes=token_bytes,
+            label_smoothing=label_smoothing,
+            class_weight=class_weight,
+            extra=extra,
+        )
     hidden_states, head = as_tensor(hidden_states), as_tensor(lm_head_weight)
     if head.ndim != 2 or hidden_states.ndim < 1 or hidden_states.shape[-1] != head.shape[1]:
         raise InvalidInputError(
@@ -163,6 +195,11 @@ def score_hidden_states(
             logits = _adjust(logits, logit_scale, logit_softcap)
         rows.add(logits)
     return rows.scores()
+
+
+def _is_dtensor(*arrays: Any) -> bool:
+    """Told by its mesh, so that torch.distributed.tensor isn't imported for it."""
+    return any(isinstance(array, Tensor) and hasattr(array, "device_mesh") for array in arrays)
 
 
 def _adjust(logits: Tensor, scale: float | None, softcap: float | None) -> Tensor:
@@ -203,6 +240,9 @@ def _plan(
     if not isinstance(ignore_index, int):
         raise InvalidInputError(f"ignore_index is an int; got {ignore_index!r}. Leave it out where every target counts")
     index, soft, counted, invalid = _check_target(as_tensor(target).to(device), shape, vocab_size, ignore_index)
+    row_weight = _check_weight(weight, shape, device)
+    if row_weight is not None:  # a weight of 0 is no row: padding enters no sum, and no count
+        counted, invalid = (mask & (row_weight.reshape(-1) != 0) for mask in (counted, invalid))
     if extra and soft is not None:
         raise InvalidInputError(f"{', '.join(extra)} need integer targets; got distributions")
     num_bytes = None
@@ -215,7 +255,7 @@ def _plan(
         soft=soft,
         counted=counted,
         invalid=invalid,
-        weight=_check_weight(weight, shape, device),
+        weight=row_weight,
         num_bytes=num_bytes,
         label_smoothing=label_smoothing,
         class_weight=_check_class_weight(class_weight, vocab_size, device),

@@ -1,0 +1,89 @@
+"""Real processes for tests: workers that stay alive between jobs, joined by gloo over a file, a new group for each job.
+
+A job is a function of a module that a fresh interpreter can import (not of a test module): ``job(rank, size, *args)``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import pickle
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+DIED = "the process died"
+
+
+def join(file: str, rank: int, size: int, seconds: float) -> None:
+    """Make the default process group."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{file}", rank=rank, world_size=size, timeout=timedelta(seconds=seconds)
+    )
+
+
+def _work(connection: Connection) -> None:
+    torch.set_num_threads(1)
+    while True:
+        job, file, rank, size, seconds, args = pickle.loads(connection.recv_bytes())
+        try:
+            join(file, rank, size, seconds)
+            answer = job(rank, size, *args)
+        except Exception:
+            answer = Failed(traceback.format_exc())
+        with contextlib.suppress(Exception):
+            dist.destroy_process_group()
+        connection.send_bytes(pickle.dumps(answer))
+
+
+class Failed(str):
+    """The traceback of a job that raised."""
+
+
+class Workers:
+    """As many processes as the largest job so far needed; one that died is replaced by the next job."""
+
+    def __init__(self) -> None:
+        self.context = multiprocessing.get_context("spawn")
+        self.workers: list[tuple[Any, Connection]] = []
+        self.folder = tempfile.TemporaryDirectory()
+        self.jobs = 0
+
+    def __call__(self, size: int, job: Callable[..., Any], *args: Any, seconds: float = 60) -> list[Any]:
+        """Every rank's answer to `job`, `DIED` for one that didn't live to give it."""
+        self._hire(size)
+        self.jobs += 1
+        file = str(Path(self.folder.name, f"job{self.jobs}"))
+        for rank, (_, connection) in enumerate(self.workers[:size]):
+            connection.send_bytes(pickle.dumps((job, file, rank, size, seconds, args)))
+        answers = [self._answer(connection) for _, connection in self.workers[:size]]
+        failed = [f"rank {rank}: {answer}" for rank, answer in enumerate(answers) if isinstance(answer, Failed)]
+        assert not failed, "\n".join(failed)
+        return answers
+
+    def _answer(self, connection: Connection) -> Any:
+        if not connection.poll(120):
+            return Failed("no answer in two minutes")
+        try:
+            return pickle.loads(connection.recv_bytes())
+        except EOFError:
+            return DIED
+
+    def _hire(self, size: int) -> None:
+        self.workers = [worker for worker in self.workers if worker[0].is_alive()]
+        while len(self.workers) < size:
+            here, there = self.context.Pipe()
+            process = self.context.Process(target=_work, args=(there,), daemon=True)
+            process.start()
+            there.close()
+            self.workers.append((process, here))
+
+
+run = Workers()

@@ -1,0 +1,269 @@
+"""Score logits that are sharded over the vocabulary where they lie (tensor parallel, "loss parallel").
+
+Each process reads its own classes once. Three reductions over the mesh, a few numbers a row, do the rest: the largest
+logit (MAX), the first class that has it (MIN), and sums such as that of exp (SUM). The vocabulary is never gathered.
+Rows sharded over other mesh dimensions (batch, sequence) stay where they are: the scores are those of the local rows,
+and the metric's own sum does the rest. Rows that several processes hold are counted by one: `TokenScores.replicas`.
+
+Reached through `score_tokens` and `score_hidden_states`, when an input is a DTensor. Shown with gloo; NCCL was not run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+from torch.nn import functional as F
+
+from . import scoring
+from .errors import InvalidInputError
+from .row_scores import Plan, Rows, first_argmax
+from .scores import TokenScores
+
+__all__ = ["score_hidden_states", "score_tokens"]
+
+
+def score_tokens(logits: Any, target: Any, *, weight: Any, **options: Any) -> TokenScores:
+    """`xent_metrics.score_tokens` for logits ``(…, V)`` that are a DTensor.
+
+    Targets and weights are DTensors on the same mesh, or plain tensors: those of the local rows. Class weights, token
+    bytes and distributions are over the whole vocabulary.
+    """
+    if not isinstance(logits, DTensor):
+        raise InvalidInputError("the targets or weights are DTensors and the logits are not; pass target.to_local()")
+    layout = _Layout(logits, class_dim=logits.ndim - 1)
+    own = layout.own_classes(logits)
+    plan = _plan(layout, own.shape[:-1], own.device, target, weight, options)
+    return _score(plan, layout, scoring._split(own, scoring._BLOCK * plan.chunk_rows))
+
+
+def score_hidden_states(
+    hidden_states: Any,
+    lm_head_weight: Any,
+    target: Any,
+    *,
+    bias: Any,
+    logit_scale: float | None,
+    logit_softcap: float | None,
+    weight: Any,
+    **options: Any,
+) -> TokenScores:
+    """`xent_metrics.score_hidden_states` for hidden states ``(…, H)`` and a head ``(V, H)`` that are DTensors.
+
+    Hidden states that are sharded over H, or over rows on the mesh dimension that shards the vocabulary (sequence
+    parallel), are gathered over it first, as a column-parallel linear layer does.
+    """
+    if not isinstance(hidden_states, DTensor):
+        raise InvalidInputError(
+            "hidden_states is a plain tensor among DTensors: is it the same on every process, or each one's own? "
+            "DTensor.from_local(hidden_states, mesh, [Replicate()]) says the former (tensor parallel). For the latter "
+            "(FSDP) score with lm_head_weight.full_tensor()"
+        )
+    mesh = hidden_states.device_mesh
+    if not isinstance(lm_head_weight, DTensor):
+        lm_head_weight = DTensor.from_local(lm_head_weight, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    layout = _Layout(lm_head_weight, class_dim=0)
+    layout.keep_rows(hidden_states)
+    hidden, head = layout.own_rows(hidden_states), layout.own_classes(lm_head_weight)
+    dtype = torch.promote_types(hidden.dtype, head.dtype)
+    offset = None if bias is None else _whole(bias)[layout.classes].to(dtype)
+    plan = _plan(layout, hidden.shape[:-1], hidden.device, target, weight, options)
+
+    def logits() -> Iterator[Tensor]:
+        for block in scoring._split(hidden, max(1, scoring._MATMUL_CHUNK // max(1, len(head)))):
+            rows = F.linear(block.to(dtype), head.to(dtype), offset)
+            plain = logit_scale is None and logit_softcap is None
+            yield rows if plain else scoring._adjust(rows, logit_scale, logit_softcap)
+
+    return _score(plan, layout, logits())
+
+
+class _Layout:
+    """Which classes and which rows this process holds, and who shares them."""
+
+    def __init__(self, tensor: DTensor, class_dim: int) -> None:
+        self.mesh = tensor.device_mesh
+        coordinate = self.mesh.get_coordinate()
+        if coordinate is None:
+            raise InvalidInputError(f"this process is not in the DTensor's mesh {self.mesh}; score on those that are")
+        self.coordinate = coordinate
+        self.vocab_size = tensor.shape[class_dim]
+        self.rows: list[Placement] = [p if _shards_rows(p, class_dim) else Replicate() for p in tensor.placements]
+        # A pending sum, or a head that is sharded over H, becomes a shard of the vocabulary: a scatter, not a gather.
+        self.placements = [
+            p if _shards_rows(p, class_dim) or p.is_replicate() else Shard(class_dim) for p in tensor.placements
+        ]
+        self.class_mesh_dims = [dim for dim, p in enumerate(self.placements) if p.is_shard(class_dim)]
+        self.classes = self._slice()
+
+    def _slice(self) -> slice:
+        """The classes of this process; a mesh dimension cuts what those before it left, as `torch.chunk` does."""
+        start, size = 0, self.vocab_size
+        for dim in self.class_mesh_dims:
+            chunk = -(-size // self.mesh.size(dim))
+            skipped = min(size, self.coordinate[dim] * chunk)
+            start, size = start + skipped, min(chunk, size - skipped)
+        return slice(start, start + size)
+
+    def own_classes(self, tensor: DTensor) -> Tensor:
+        return tensor.redistribute(placements=self.placements).to_local().detach()
+
+    def keep_rows(self, hidden_states: DTensor) -> None:
+        """Leave the rows of `hidden_states` where they are, but for those on a mesh dimension that shards the classes."""
+        row_dims = hidden_states.ndim - 1
+        self.rows = [
+            p if _shards_rows(p, row_dims) and dim not in self.class_mesh_dims else Replicate()
+            for dim, p in enumerate(hidden_states.placements)
+        ]
+
+    def own_rows(self, rows: Any) -> Tensor:
+        """The local rows of a DTensor on this mesh; a plain tensor is them."""
+        if not isinstance(rows, DTensor):
+            return scoring.as_tensor(rows)
+        if rows.device_mesh != self.mesh:
+            raise InvalidInputError(f"expected all DTensors on one mesh; got {self.mesh} and {rows.device_mesh}")
+        return rows.redistribute(placements=self.rows).to_local().detach()
+
+    def replicas(self) -> tuple[int, ...]:
+        """The global ranks that hold the same rows."""
+        index = [i if p.is_shard() else slice(None) for i, p in zip(self.coordinate, self.rows, strict=True)]
+        ranks = sorted(self.mesh.mesh[tuple(index)].reshape(-1).tolist())
+        return tuple(ranks) if len(ranks) > 1 else ()
+
+    def reduce(self, column: Tensor, op: str) -> Tensor:
+        """`column` reduced by "sum", "max" or "min" over the processes that hold the rows' other classes."""
+        ways = [Partial(op) if dim in self.class_mesh_dims else Replicate() for dim in range(self.mesh.ndim)]
+        return DTensor.from_local(column, self.mesh, ways, run_check=False).full_tensor()
+
+
+def _shards_rows(placement: Placement, row_dims: int) -> bool:
+    return isinstance(placement, Shard) and placement.dim < row_dims
+
+
+def _whole(vector: Any) -> Tensor:
+    return vector.full_tensor() if isinstance(vector, DTensor) else scoring.as_tensor(vector)
+
+
+def _plan(
+    layout: _Layout, rows: torch.Size, device: torch.device, target: Any, weight: Any, options: dict[str, Any]
+) -> Plan:
+    if options["extra"]:
+        raise InvalidInputError(
+            f"{', '.join(options['extra'])} look at whole rows of logits, and these are sharded; score logits.full_tensor()"
+        )
+    vectors = {name: options[name] for name in ("token_bytes", "class_weight") if options[name] is not None}
+    plan = scoring._plan(
+        torch.Size((*rows, layout.vocab_size)),
+        device,
+        layout.own_rows(target),
+        weight=None if weight is None else layout.own_rows(weight),
+        **{**options, **{name: _whole(vector) for name, vector in vectors.items()}},
+    )
+    own = layout.classes.stop - layout.classes.start
+    return dataclasses.replace(plan, chunk_rows=scoring._chunk_rows(plan.counted.numel(), max(1, own), device))
+
+
+def _score(plan: Plan, layout: _Layout, blocks: Iterable[Tensor]) -> TokenScores:
+    rows = Rows(plan)
+    if not layout.class_mesh_dims:
+        for block in blocks:
+            rows.add(block)
+    elif plan.counted.numel():
+        shard, start, parts = _Shard(plan, layout.classes), 0, []
+        for chunk in (chunk for block in blocks for chunk in torch.split(block, plan.chunk_rows)):
+            parts.append(shard.facts(chunk, slice(start, start + len(chunk))))
+            start += len(chunk)
+        facts = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        rows.parts = [shard.scores(facts, layout)]
+    return dataclasses.replace(rows.scores(), replicas=layout.replicas())
+
+
+class _Shard:
+    """Facts of one process' classes, and what all processes' facts make of a row.
+
+    With m the row's largest logit and S = Σ_v exp(x_v − m), ln p_v = x_v − m − ln S, as torch's log_softmax has it.
+    """
+
+    def __init__(self, plan: Plan, classes: slice) -> None:
+        self.plan = plan
+        self.classes = classes
+
+    def facts(self, logits: Tensor, rows: slice) -> dict[str, Tensor]:
+        """Of the local logits ``(rows, own classes)``: the largest, and sums relative to it."""
+        if not logits.shape[-1]:  # more processes than classes
+            logits = logits.new_full((len(logits), 1), -torch.inf)
+        top = first_argmax(logits)
+        largest = logits.gather(-1, top[:, None]).squeeze(-1).to(torch.promote_types(logits.dtype, torch.float32))
+        reference = torch.where(largest.isfinite(), largest, 0.0)
+        below = logits - reference[:, None]  # in the wider dtype
+        facts = {
+            "largest": largest,
+            "reference": reference,
+            "top": top + self.classes.start,
+            "exp": below.exp().sum(-1),
+        }
+        if self.plan.index is not None:
+            place = (self.plan.index[rows] - self.classes.start).clamp(0, logits.shape[-1] - 1)
+            facts["target"] = logits.gather(-1, place[:, None]).squeeze(-1).to(largest.dtype)
+        for name, weight in self._weights(rows).items():
+            weight = weight.to(below.dtype)
+            facts[name] = torch.where(weight != 0, weight * below, 0.0).sum(-1)
+            facts[f"{name} weight"] = weight.sum(-1).expand_as(top)
+        return facts
+
+    def _weights(self, rows: slice) -> dict[str, Tensor]:
+        """The q, by name, for which Σ_v q_v ln p_v is needed: over this process' classes, of all rows or of each."""
+        soft, class_weight = self.plan.soft, self.plan.class_weight
+        scale = torch.ones_like(self.plan.counted[:1], dtype=torch.float32) if class_weight is None else class_weight
+        weights = {}
+        if soft is not None:
+            weights["soft"] = soft[rows, self.classes]
+            weights["weighted"] = weights["soft"] * (scale if class_weight is None else scale[self.classes])
+        if self.plan.label_smoothing:
+            weights["smooth"] = scale.expand(self.plan.vocab_size)[self.classes]
+        return weights
+
+    def scores(self, facts: dict[str, Tensor], layout: _Layout) -> dict[str, Tensor]:
+        """The rows' scores over all classes, as `Rows` gathers them."""
+        largest = layout.reduce(facts["largest"], "max")
+        nowhere = torch.full_like(facts["top"], layout.vocab_size)
+        top = layout.reduce(torch.where(facts["largest"] == largest, facts["top"], nowhere), "min")
+        total = self._total(facts, largest, layout)
+        log_sum = total["exp"].log()
+        # Σ_v q_v ln p_v by the name of q
+        linear = {name: total[name] - log_sum * total[f"{name} weight"] for name in self._weights(slice(0, 0))}
+        if self.plan.index is not None:
+            nll, correct = log_sum - total["target"], top == self.plan.index
+        else:
+            assert self.plan.soft is not None
+            nll, correct = -linear["soft"], top == self.plan.soft.argmax(-1)
+        return {"nll": nll, "confidence": log_sum.neg().exp(), "correct": correct} | self._loss(nll, linear)
+
+    def _total(self, facts: dict[str, Tensor], largest: Tensor, layout: _Layout) -> dict[str, Tensor]:
+        """The sums over all classes, relative to the largest logit of all."""
+        own = {"exp": facts["exp"] * (facts["largest"] - largest).exp()}
+        if self.plan.index is not None:
+            here = (self.plan.index >= self.classes.start) & (self.plan.index < self.classes.stop)
+            own["target"] = torch.where(here, facts["target"] - largest, 0.0)
+        for name in self._weights(slice(0, 0)):
+            weight = facts[f"{name} weight"]
+            own |= {name: facts[name] + (facts["reference"] - largest) * weight, f"{name} weight": weight}
+        return dict(zip(own, layout.reduce(torch.stack(list(own.values())), "sum"), strict=True))
+
+    def _loss(self, nll: Tensor, linear: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The training loss and what it is divided by, as `Rows` has them without shards."""
+        smoothing, class_weight = self.plan.label_smoothing, self.plan.class_weight
+        if not smoothing and class_weight is None:
+            return {}
+        loss_weight = torch.ones_like(nll)
+        if self.plan.index is not None and class_weight is not None:
+            loss_weight = class_weight.to(nll.dtype)[self.plan.index]
+        loss = loss_weight * nll if self.plan.soft is None else -linear["weighted"]
+        loss = (1 - smoothing) * loss
+        if smoothing:
+            loss = loss - smoothing / self.plan.vocab_size * linear["smooth"]
+        return {"loss": loss, "loss_weight": loss_weight}
