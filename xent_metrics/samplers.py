@@ -1,0 +1,58 @@
+"""Which of a distributed sampler's samples are padding, so that an evaluation counts each sample once.
+
+`torch.utils.data.DistributedSampler` gives every rank as many samples: it repeats the first ones at the end. Either weigh
+those 0, where all ranks must take as many steps (FSDP, DDP with buffers), or leave them out, where ranks may differ.
+
+    for batch, weight in zip(loader, sample_weights(sampler).split(batch_size)):
+        metric.update(model(batch), target, weight=weight[:, None].expand_as(target))
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DistributedSampler
+
+from .errors import InvalidInputError
+
+__all__ = ["UnpaddedSampler", "sample_weights"]
+
+
+def sample_weights(sampler: Any) -> Tensor:
+    """1 for each sample that `sampler` gives this rank, 0 for those that are padding, in its order: float32 ``(samples,)``.
+
+    Padding comes last whatever the shuffling and the epoch, so the weights are the same in every epoch; with
+    `drop_last=True` there is none. Batches made with the loader's `drop_last=False` take ``.split(batch_size)``.
+
+    >>> [sample_weights(DistributedSampler(range(5), num_replicas=3, rank=r)).tolist() for r in range(3)]
+    [[1.0, 1.0], [1.0, 1.0], [1.0, 0.0]]
+    """
+    if not isinstance(sampler, DistributedSampler):
+        raise InvalidInputError(
+            f"sample_weights knows the padding of a torch.utils.data.DistributedSampler; got {type(sampler).__name__}"
+        )
+    return (torch.arange(len(sampler)) < _real_samples(sampler)).float()
+
+
+class UnpaddedSampler(DistributedSampler[Any]):
+    """A DistributedSampler without padding: ranks get all samples once, and differ by at most one.
+
+    >>> [list(UnpaddedSampler(range(5), num_replicas=3, rank=r, shuffle=False)) for r in range(3)]
+    [[0, 3], [1, 4], [2]]
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(super().__iter__(), len(self))
+
+    def __len__(self) -> int:
+        return _real_samples(self)
+
+
+def _real_samples(sampler: DistributedSampler[Any]) -> int:
+    """How many of this rank's samples, rank, rank + R, rank + 2R …, lie before the dataset's end."""
+    samples = len(sampler.dataset)  # type: ignore[arg-type]
+    return min(sampler.num_samples, len(range(sampler.rank, samples, sampler.num_replicas)))
