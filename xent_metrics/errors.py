@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "ComparisonError",
     "CapacityError",
     "InvalidInputError",
     "InvalidTargetError",
@@ -39,6 +40,10 @@ class MissingScoreError(XentMetricsError, LookupError):
 
 class UnknownMetricError(XentMetricsError, LookupError):
     """No loaded plugin registers a metric of this name."""
+
+
+class ComparisonError(XentMetricsError, ValueError):
+    """Runs that can't be compared, and why."""
 
 
 class MetricOptionError(XentMetricsError, TypeError):

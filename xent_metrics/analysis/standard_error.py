@@ -24,7 +24,7 @@ from ..metric import Binned, TokenMetric
 from ..row_scores import RowScore
 from ..scores import TokenScores
 
-__all__ = ["StandardError", "standard_error", "standard_error_from_moments"]
+__all__ = ["StandardError", "gradient_of", "standard_error", "standard_error_from_moments"]
 
 
 def standard_error(metric: TokenMetric, states: Tensor) -> float:
@@ -46,7 +46,7 @@ def standard_error(metric: TokenMetric, states: Tensor) -> float:
     states = states.cpu()
     per_document = exact_sum.to_float(states)  # (D, rows)
     total = exact_sum.to_float(exact_sum.merge(states))
-    gradient = _gradient(lambda sums: metric.value(metric.unpack(sums)), total)
+    gradient = gradient_of(lambda sums: metric.value(metric.unpack(sums)), total)
     residual = (per_document - total / documents) @ gradient
     return float((residual.square().sum() * documents / (documents - 1)).sqrt())
 
@@ -70,13 +70,14 @@ def standard_error_from_moments(
     >>> standard_error_from_moments(lambda s: s[0] / s[1], rows.sum(0), rows.T @ rows, torch.tensor(3.0))   # 1/√3
     tensor(0.5774, dtype=torch.float64)
     """
-    gradient = _gradient(value, total)
+    gradient = gradient_of(value, total)
     square = gradient @ products @ gradient - (gradient @ total).square() / samples
     error = (square.clamp(min=0.0) * samples / (samples - 1)).sqrt()
     return torch.where(samples > 1, error, torch.nan)
 
 
-def _gradient(value: Callable[[Tensor], Tensor], total: Tensor) -> Tensor:
+def gradient_of(value: Callable[[Tensor], Tensor], total: Tensor) -> Tensor:
+    """∂value/∂sums at `total`, ``(R,)``."""
     with torch.inference_mode(False), torch.enable_grad():  # Lightning validates in inference mode
         sums = total.detach().clone().requires_grad_()
         (gradient,) = torch.autograd.grad(value(sums), sums)
