@@ -19,6 +19,7 @@ from .scores import TokenScores
 __all__ = ["Plan", "RowScore", "Rows", "first_argmax"]
 
 _ARGMAX_BLOCK = 512
+_BLOCK = 16
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ class Plan:
     chunk_rows: int
 
     @property
+    def block_rows(self) -> int:
+        """Chunks whose top-1 torch finds together."""
+        return _BLOCK * self.chunk_rows
+
+    @property
     def plain(self) -> bool:
         """Whether nll, confidence and correct under class targets are all that is asked: what a backend may give."""
         return self.soft is None and not self.label_smoothing and self.class_weight is None and not self.extra
@@ -80,9 +86,13 @@ class Rows:
         if plan.plain and (scores := score_by_backend(logits, targets)) is not None:
             self.parts.append(scores)
             return
+        for block in zip(*(torch.split(tensor, plan.block_rows) for tensor in (logits, targets)), strict=True):
+            self._add_by_torch(*block)
+
+    def _add_by_torch(self, logits: Tensor, targets: Tensor) -> None:
         top = first_argmax(logits)
-        score = self._hard if plan.soft is None else self._soft
-        chunks = zip(*(torch.split(tensor, plan.chunk_rows) for tensor in (logits, targets, top)), strict=True)
+        score = self._hard if self.plan.soft is None else self._soft
+        chunks = zip(*(torch.split(tensor, self.plan.chunk_rows) for tensor in (logits, targets, top)), strict=True)
         self.parts += [score(*chunk) for chunk in chunks]
 
     def _hard(self, logits: Tensor, index: Tensor, top: Tensor) -> dict[str, Tensor]:

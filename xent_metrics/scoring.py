@@ -24,7 +24,6 @@ __all__ = ["as_tensor", "bytes_of", "score_hidden_states", "score_tokens"]
 _CPU_CHUNK = 2**19  # logits a chunk: what is computed of them stays in the processor's cache
 _DEVICE_CHUNK = 2**22  # 16 MiB of float32: few kernel launches, little memory
 _MATMUL_CHUNK = 6 * 2**20  # logits a block of hidden states: large enough for the matmul to run at its speed
-_BLOCK = 16  # chunks whose top-1 is found together
 _LOGITS_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -114,7 +113,7 @@ def score_tokens(
         extra=extra,
     )
     rows = Rows(plan)
-    for block in _split(logits, _BLOCK * plan.chunk_rows):
+    for block in _split(logits, max(1, logits.numel())):
         rows.add(block)
     return rows.scores()
 

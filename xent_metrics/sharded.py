@@ -38,7 +38,7 @@ def score_tokens(logits: Any, target: Any, *, weight: Any, **options: Any) -> To
     layout = _Layout(logits, class_dim=logits.ndim - 1)
     own = layout.own_classes(logits)
     plan = _plan(layout, own.shape[:-1], own.device, target, weight, options)
-    return _score(plan, layout, scoring._split(own, scoring._BLOCK * plan.chunk_rows))
+    return _score(plan, layout, scoring._split(own, plan.block_rows))
 
 
 def score_hidden_states(
