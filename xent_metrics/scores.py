@@ -34,6 +34,7 @@ _HOW_TO_GET = {
     "target": "score integer targets rather than distributions",
     "loss": "pass `label_smoothing` or `class_weight` to score_tokens, or update the metric with logits",
 }
+_HOW_TO_GET_EXTRA = "update the metric with logits, or pass `extra=metric.extra_scores()` to score_tokens"
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,17 +119,20 @@ class TokenScores:
             if name != "prob" and name not in present:
                 raise MissingScoreError(
                     f"{metric} needs `{name}`, which these {self.unit} scores don't have: "
-                    f"{_HOW_TO_GET.get(name, f'pass dataclasses.replace(scores, {name}=…)')}"
+                    f"{_HOW_TO_GET.get(name, _HOW_TO_GET_EXTRA)}"
                 )
 
     def weighted(self, values: Tensor) -> Tensor:
-        """`values` times the row weights (exact in float64), 0 where the row doesn't count.
+        """`values`, ``(…)`` or ``(…, K)``, times the row weights (exact in float64), 0 where the row doesn't count.
 
         An invalid row adds its nan and nothing else, so that the sums' finite part is what it would be without the row.
         """
+        rows = (*self.nll.shape, *[1] * (values.ndim - self.nll.ndim))
         if self.weight is not None:
-            values = values.double() * self.weight.double()
-        adds = self.counted if self.invalid is None else self.counted & (~self.invalid | values.isnan())
+            values = values.double() * self.weight.double().reshape(rows)
+        adds = self.counted.reshape(rows)
+        if self.invalid is not None:
+            adds = adds & (~self.invalid.reshape(rows) | values.isnan())
         return torch.where(adds, values, torch.zeros_like(values))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> TokenScores:
