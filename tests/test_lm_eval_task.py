@@ -25,7 +25,7 @@ from xent_metrics.errors import (
 )
 from xent_metrics.hosts.lm_eval import XentTask
 from xent_metrics.hosts.lm_eval import task as task_module
-from xent_metrics.hosts.lm_eval.documents import DocumentStandardError, DocumentValue
+from xent_metrics.hosts.lm_eval.documents import DocumentSums, DocumentValue
 from xent_metrics.hosts.lm_eval.metric_list import EMITTED
 
 ROLLING = [{"text": text} for text in TEXTS]
@@ -228,7 +228,8 @@ def test_results_and_samples_are_plain_json():
     sample = json.loads(json.dumps(results["samples"]["t"][0], default=handle_non_serializable, allow_nan=False))
     nats = float(bigram_scores("", TEXTS[0]).nll.double().sum())
     assert sample["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(TEXTS[0].encode()), rel=1e-14)
-    assert sample["bits_per_byte_stderr"] == "N/A"
+    sums = sample["bits_per_byte_stderr"]
+    assert [len(TEXTS[0].encode()), pytest.approx(nats, rel=1e-14)] == [sums["num_bytes"], sums["nats[num_bytes > 0]"]]
     assert sample["filtered_resps"] == [pytest.approx(-nats, rel=1e-14)]
 
 
@@ -285,7 +286,7 @@ def test_gathered_values_aggregate_to_the_same_bits_in_any_order():
     for name, order in itertools.product([*names, *(f"{n}_stderr" for n in names)], [(0, 1), (1, 0)]):
         aggregation = task.aggregation()[name]
         gathered = [document[name] for rank in order for document in ranks[rank]]
-        assert isinstance(gathered[0], DocumentStandardError if name.endswith("_stderr") else DocumentValue)
+        assert isinstance(gathered[0], DocumentSums if name.endswith("_stderr") else DocumentValue)
         assert type(aggregation(gathered)) is float
         if not name.endswith("_stderr"):
             assert aggregation(gathered) == aggregation([document[name] for document in found])

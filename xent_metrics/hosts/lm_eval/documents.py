@@ -26,7 +26,7 @@ from ...scores import TokenScores, from_loglikelihoods
 from ...scoring import score_tokens
 
 __all__ = [
-    "DOCUMENT", "TOKEN", "Document", "DocumentStandardError", "DocumentValue", "answered", "choice_scores", "demand",
+    "DOCUMENT", "TOKEN", "Document", "DocumentSums", "DocumentValue", "answered", "choice_scores", "demand",
     "requested_text", "serves", "total_standard_error", "total_value",
 ]  # fmt: skip
 
@@ -72,18 +72,30 @@ class DocumentValue(float):
         return type(self), (float(self), self.sums)
 
 
-class DocumentStandardError(str):
-    """The same sums under ``<name>_stderr``; to JSON what lm-eval says of the standard error of one document: N/A."""
+class DocumentSums(dict[str, Any]):
+    """The same sums under ``<name>_stderr``, from which the standard error is taken: to JSON, floats by the sum's name.
+
+    In logged samples they are what a later comparison of two runs needs.
+    """
 
     sums: Tensor
 
-    def __new__(cls, sums: Tensor) -> DocumentStandardError:
-        self = super().__new__(cls, "N/A")
+    def __new__(cls, named: dict[str, Any], sums: Tensor) -> DocumentSums:
+        self = super().__new__(cls)
         self.sums = sums
         return self
 
+    def __init__(self, named: dict[str, Any], sums: Tensor) -> None:
+        super().__init__(named)
+
+    @classmethod
+    def of(cls, metric: TokenMetric, sums: Tensor) -> DocumentSums:
+        """The packed sums with their names."""
+        named = metric.unpack(exact_sum.to_float(sums))
+        return cls({name: value.tolist() for name, value in named.items()}, sums)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.sums,)
+        return type(self), (dict(self), self.sums)
 
 
 def total_value(metric: TokenMetric, documents: Sequence[DocumentValue]) -> float:
@@ -96,7 +108,7 @@ def total_value(metric: TokenMetric, documents: Sequence[DocumentValue]) -> floa
     return float(metric.value_of(total))
 
 
-def total_standard_error(metric: TokenMetric, documents: Sequence[DocumentStandardError]) -> float:
+def total_standard_error(metric: TokenMetric, documents: Sequence[DocumentSums]) -> float:
     """Its standard error over documents (lm-eval's aggregation of ``<name>_stderr``); nan for fewer than two."""
     if len(documents) < 2:
         return float("nan")
@@ -175,6 +187,7 @@ class Document:
         self.loglikelihoods, self.gold = loglikelihoods, gold
         self.tokens: TokenScores | None = answer.scores
         self._answer, self._count_bytes, self._count_words = answer, count_bytes, count_words
+        self._choices: dict[Any, TokenScores] = {}  # by what makes them differ: metrics that score alike share their sums
 
     def scores_for(self, metric: TokenMetric, over: str | None) -> TokenScores:
         """What the metric is taken of: the choices, or the tokens where the model gives them and they will do, or one row.
@@ -183,10 +196,16 @@ class Document:
         host. Where they don't, and over words, the document is one row with its text's own count.
         """
         if over == "choices":
-            return choice_scores(metric, self.loglikelihoods, self.gold)
+            return self._over_choices(metric)
         if self.tokens is None or "token" not in metric.row_units or not self._tokens_have_lengths(metric):
             return self.row
         return self.tokens
+
+    def _over_choices(self, metric: TokenMetric) -> TokenScores:
+        options = metric.ignore_index, metric._scoring_name, *metric.extra_scores()
+        if options not in self._choices:
+            self._choices[options] = choice_scores(metric, self.loglikelihoods, self.gold)
+        return self._choices[options]
 
     @cached_property
     def row(self) -> TokenScores:

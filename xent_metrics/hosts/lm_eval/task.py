@@ -26,7 +26,7 @@ from ...errors import InvalidInputError, InvalidTargetError, MissingScoreError
 from .documents import (
     DOCUMENT,
     Document,
-    DocumentStandardError,
+    DocumentSums,
     DocumentValue,
     answered,
     demand,
@@ -100,8 +100,11 @@ class XentTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
                 "Leave it out of metric_list, or let doc_to_target choose"
             )
 
-    def _gold(self, doc: Any) -> int:
-        """The index of the gold choice (of the gold context, where the choices stand in the contexts, as lm-eval reads it)."""
+    def _gold(self, doc: Any) -> tuple[int, int]:
+        """The index of the gold choice, and of how many.
+
+        Where the choices stand in the contexts, doc_to_text is that index, as lm-eval has it.
+        """
         choices = self.doc_to_choice(doc)
         target = self.doc_to_text(doc) if self.multiple_input else self.doc_to_target(doc)
         try:
@@ -113,7 +116,7 @@ class XentTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
                 f"task {self.config.task}: expected the gold answer as one of the choices {choices!r} "
                 f"or an index of them; got {target!r} in {doc!r}. Leave such documents out with process_docs"
             )
-        return gold
+        return gold, len(choices)
 
     # After the model ran.
 
@@ -134,7 +137,7 @@ class XentTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
             document = self._document(doc, results)
             for entry in self._entries:
                 value = DocumentValue.of(entry.metric, document.scores_for(entry.metric, entry.over))
-                emitted |= {entry.name: value, f"{entry.name}_stderr": DocumentStandardError(value.sums)}
+                emitted |= {entry.name: value, f"{entry.name}_stderr": DocumentSums.of(entry.metric, value.sums)}
         return emitted
 
     def _document(self, doc: Any, results: Sequence[Any]) -> Document:
@@ -146,8 +149,8 @@ class XentTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
         count = self.count_bytes, self.count_words
         if self.OUTPUT_TYPE != "multiple_choice":
             return Document(results[0], *count)
-        gold = self._gold(doc)
-        loglikelihoods = [float(result[0]) for result in results[: len(self.doc_to_choice(doc))]]
+        gold, choices = self._gold(doc)
+        loglikelihoods = [float(result[0]) for result in results[:choices]]  # acc_mutual_info asks for others after them
         return Document(results[gold], *count, loglikelihoods, gold)
 
 
