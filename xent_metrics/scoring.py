@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from .errors import InvalidInputError
 from .row_scores import Plan, Rows, RowScore
 from .scores import TokenScores
+from .two_classes import Binary, two_classes
 
 __all__ = ["as_tensor", "bytes_of", "score_hidden_states", "score_tokens"]
 
@@ -59,6 +60,7 @@ def score_tokens(
     token_bytes: Any = None,
     label_smoothing: float = 0.0,
     class_weight: Any = None,
+    binary: Binary | None = None,
     extra: Mapping[str, RowScore] | None = None,
 ) -> TokenScores:
     """Score `target` under `logits`: nll = −ln softmax(logits)[target], in nats per token.
@@ -72,6 +74,7 @@ def score_tokens(
         token_bytes: ``(V,)`` from `xent_metrics.token_bytes`, to give `num_bytes`.
         label_smoothing, class_weight: give `loss` and `loss_weight` as `torch.nn.functional.cross_entropy` defines them;
             nll and all else stay as they are.
+        binary: "logits" or "probabilities": `logits` ``(…)`` has one a row, that of the class 1, and targets are 0 or 1.
         extra: further scores of each row, by name, taken in the same pass.
 
     `logits` may be a torch DTensor: sharded over the vocabulary it is scored where it lies, see `xent_metrics.sharded`.
@@ -87,6 +90,8 @@ def score_tokens(
     >>> score_tokens(logits, torch.tensor([0, 1])).nll.tolist()
     [10000.0, 0.6931471824645996]
     """
+    if binary is not None:
+        logits, target = two_classes(as_tensor(logits), as_tensor(target), binary)
     if _is_dtensor(logits, target, weight):
         from . import sharded
 
