@@ -65,7 +65,7 @@ def check_metric(metric: TokenMetric, *, vocab_size: int | None = None, seed: in
 @dataclass(frozen=True)
 class _Case:
     metric: TokenMetric  # pristine: checks update copies
-    logits: Tensor  # (B, T, V)
+    logits: Tensor  # (B, T, V), or (B, T) for binary scores
     target: Tensor  # (B, T), some of them ignored
     scores: TokenScores  # (B, T), with every field
     generator: torch.Generator
@@ -83,7 +83,13 @@ class _Case:
 def made_up_batch(
     metric: TokenMetric, *, vocab_size: int | None = None, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Logits ``(5, 8, V)`` and targets ``(5, 8)`` that suit the metric; about a fifth of the targets are ignored."""
+    """Logits ``(5, 8, V)`` and targets ``(5, 8)`` that suit the metric; about a fifth of the targets are ignored.
+
+    For a metric of binary scores the logits, or probabilities, are those of the class 1 alone, ``(5, 8)``.
+    """
+    binary = metric.scoring_options().get("binary")
+    if binary:
+        vocab_size = 2
     if vocab_size is None:
         tables = [t for t in (*metric.scoring_options().values(), *metric.buffers()) if isinstance(t, Tensor)]
         vocab_size = next((len(table) for table in tables if table.ndim == 1), _VOCAB_SIZE)
@@ -93,6 +99,10 @@ def made_up_batch(
     target = torch.where(chance[0] < 0.5, logits.argmax(-1), target)  # hits and misses
     ignored = chance[1] < 0.2
     ignored[0, 0], ignored[0, 1] = True, False
+    if binary:
+        logits = logits[..., 1] - logits[..., 0]
+    if binary == "probabilities":
+        logits = logits.sigmoid()
     return logits, torch.where(ignored, metric.ignore_index, target)
 
 
@@ -105,7 +115,7 @@ def _scores(metric: TokenMetric, logits: Tensor, target: Tensor) -> TokenScores:
 
 
 def _finite(case: _Case) -> None:
-    value: Any = case.used().compute()
+    value: Any = case.metric.value_of(case.used().state)
     assert isinstance(value, Tensor), f"the value is a {type(value).__name__}, not a tensor"
     assert value.ndim == 0, f"the value has shape {tuple(value.shape)}"
     assert value.dtype == torch.float64, f"the value is {value.dtype}"
@@ -165,7 +175,8 @@ def _ignored(case: _Case) -> None:
 
     spoilt = replace(scores.map(junk), counted=scores.counted, invalid=scores.invalid)
     _same(case.metric.exact_sums(spoilt), want, "the sums with junk in ignored rows and without")
-    logits = torch.where((~scores.counted)[..., None], torch.nan, case.logits)
+    logits = case.logits.clone()
+    logits[~scores.counted] = torch.nan
     spoilt = _scores(case.metric, logits, case.target)
     _same(case.metric.exact_sums(spoilt), want, "the sums with nan in ignored rows' logits and without")
 
@@ -314,7 +325,7 @@ _PROMISES: dict[str, Callable[[_Case], None]] = {
     "a state_dict brings the sums back, on request": _state_dict,
     "a change of dtype does no harm": _casts,
     "per-document sums merge to the same value": _documents,
-    "an update never waits for the device": _host_sync,
+    "an update never waits for the device, and its tensors are buffers": _host_sync,
 }
 
 
