@@ -1,0 +1,73 @@
+"""Logits and heads sharded over the vocabulary score as they do whole; rows count once. Real processes over gloo."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import sharded_jobs as jobs
+from distributed_support import run
+
+
+@pytest.mark.parametrize(("size", "sizes"), [(2, [1, 2, 7, 1030]), (3, [2, 4, 64, 3001])])
+def test_logits_over_the_vocabulary(size, sizes):
+    assert run(size, jobs.vocabulary, sizes) == [len(sizes) * 3 * 2 * 4] * size
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_hidden_states_and_head(size):
+    assert run(size, jobs.hidden) == [4 * 2 * 2 * 2] * size
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_sharded_rows_need_nothing_but_the_final_sum(size):
+    alone = jobs.rows_alone()
+    for found in run(size, jobs.rows):
+        assert found.pop("plain") == alone[0]
+        assert found == {name: {"states": alone, "calls": 0} for name in ("batch", "sequence", "held by all")}
+
+
+def test_each_row_of_a_grid_counts_once_in_every_group():
+    answers = run(4, jobs.grid)
+    means = [answers[0]["mean"], answers[2]["mean"]]
+    for rank, found in enumerate(answers):
+        mean, both = pytest.approx(means[rank // 2], rel=1e-6), pytest.approx(sum(means) / 2, rel=1e-6)
+        assert found["replicas"] == ((0, 1) if rank < 2 else (2, 3))
+        assert found["nested"] == (0, 1, 2, 3)
+        assert found["batch"] == {"world": mean, "data": mean, "none": mean, "tensor": mean, "on step": both}
+        assert found["total"] == {"world": both, "data": both, "none": mean, "tensor": mean, "on step": both}
+        assert found["counts"]["counted"] == 12
+
+
+def test_a_call_makes_three_small_reductions():
+    three = {"c10d_functional.all_reduce": 3}
+    for found in run(2, jobs.cost):
+        assert found == {
+            "logits": three,
+            "hidden states": three,
+            "pending sum": three | {"c10d_functional.reduce_scatter_tensor": 1},
+            "no rows": {},
+        }
+
+
+def test_what_cannot_be_told_is_asked():
+    for found in run(2, jobs.errors):
+        assert "is it the same on every process, or each one's own? DTensor.from_local" in found["plain states"]
+        assert (
+            "the targets or weights are DTensors and the logits are not; pass target.to_local()"
+            in found["plain logits"]
+        )
+        assert "entropy look at whole rows of logits, and these are sharded" in found["extra"]
+        assert "expected one target a row of logits, shape (2,); got (4,)" in found["all targets"]
+        assert "expected all DTensors on one mesh" in found["two meshes"]
+
+
+def test_plain_tensors_do_not_import_dtensors():
+    code = """
+import sys, torch, xent_metrics
+xent_metrics.score_tokens(torch.zeros(2, 3), torch.tensor([0, 1]))
+xent_metrics.score_hidden_states(torch.zeros(2, 3), torch.zeros(4, 3), torch.tensor([0, 1]))
+print(sorted({"torch.distributed.tensor", "xent_metrics.sharded"} & sys.modules.keys()))
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
