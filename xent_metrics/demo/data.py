@@ -1,0 +1,58 @@
+"""Bytes of the Python documentation: random crops to train on, and the windows that lm-eval will score to validate on.
+
+The validation windows are those of `TorchLM` with `in_order`: both hosts run the same ids in batches of one shape,
+because a matmul's last bits may depend on the shape of its batch.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..hosts.lm_eval.encoding import ByteTokenizer
+from ..hosts.lm_eval.python_docs import documents
+from ..hosts.lm_eval.windows import Window, padded, rolling_windows
+
+__all__ = ["BATCH_SIZE", "WINDOW", "Crops", "training_loader", "validation_loader"]
+
+WINDOW = 256  # the most bytes that the model reads at once
+BATCH_SIZE = 16
+_TOKENIZER = ByteTokenizer()
+
+
+class Crops(Dataset[tuple[Tensor, Tensor]]):
+    """Random stretches of the training documents, inputs and targets ``(WINDOW,)``; one seed, one sequence of crops."""
+
+    def __init__(self, count: int, seed: int = 0) -> None:
+        begin = [_TOKENIZER.bos_token_id]
+        self.stream = torch.tensor([i for text in documents("train").values() for i in begin + _TOKENIZER.encode(text)])
+        generator = torch.Generator().manual_seed(seed)
+        self.starts = torch.randint(len(self.stream) - WINDOW, (count,), generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        start = int(self.starts[index])
+        crop = self.stream[start : start + WINDOW + 1]
+        # What begins a text is never predicted.
+        return crop[:-1], torch.where(crop[1:] == _TOKENIZER.bos_token_id, -100, crop[1:])
+
+
+def training_loader(steps: int) -> DataLoader[tuple[Tensor, Tensor]]:
+    """As many batches as there are steps."""
+    return DataLoader(Crops(steps * BATCH_SIZE), batch_size=BATCH_SIZE)
+
+
+def validation_loader() -> DataLoader[Window]:
+    """The held-out documents' rolling windows, in order."""
+    windows = [
+        window
+        for text in documents("validation").values()
+        for window in rolling_windows(_TOKENIZER.encode(text), prefix=_TOKENIZER.bos_token_id, max_length=WINDOW)
+    ]
+    collate = partial(padded, length=WINDOW, fill=_TOKENIZER.bos_token_id)
+    return DataLoader(windows, batch_size=BATCH_SIZE, collate_fn=collate)  # type: ignore[arg-type]  # a list is a dataset

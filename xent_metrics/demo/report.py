@@ -1,0 +1,36 @@
+"""The demo's table: both hosts, all digits, and what stands between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich import box
+from rich.table import Table
+
+from .. import get_metric
+from .harness import Evaluation
+from .model import METRICS
+
+__all__ = ["comparison", "differences"]
+
+
+def differences(lightning: Mapping[str, float], lm_eval: Evaluation) -> dict[str, float]:
+    """By metric; 0 means equal to the last bit."""
+    return {name: lightning[name] - lm_eval.values[name] for name in METRICS}
+
+
+def comparison(lightning: Mapping[str, float], lm_eval: Evaluation) -> Table:
+    """Both columns in all their digits, in 80 columns of a terminal."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("held-out documents", width=20)
+    for header in ("Lightning", "lm-eval", "differ", "± s.e."):
+        table.add_column(header, justify="right", no_wrap=True)
+    for name, difference in differences(lightning, lm_eval).items():
+        table.add_row(
+            f"{name.replace('_', ' ')}\n[dim]{get_metric(name).value_unit}[/]",
+            f"{lightning[name]!r}",
+            f"{lm_eval.values[name]!r}",
+            "[bold green]0[/]" if difference == 0 else f"[bold red]{difference:.0e}[/]",
+            f"{lm_eval.standard_errors[name]:.4f}",
+        )
+    return table
