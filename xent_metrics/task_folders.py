@@ -1,7 +1,11 @@
-"""The folders of lm-eval task YAMLs: our own `task_configs` and those that plugins register, and what is in them."""
+"""The folders of lm-eval task YAMLs: our own `task_configs` and those that plugins register, and what is in them.
+
+The comment that a YAML begins with says what its task is.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,12 +59,17 @@ def _described(path: Path) -> TaskConfig | None:
         return None  # a group
     return TaskConfig(
         name=config["task"],
-        description=" ".join(str((config.get("metadata") or {}).get("description", "")).split()),
+        description=_leading_comment(path.read_text(encoding="utf-8")),
         output_type=str(config.get("output_type", "generate_until")),
         metrics=[str(entry.get("name", entry.get("metric"))) for entry in config.get("metric_list") or []],
         needs_network="custom_dataset" not in config and config.get("dataset_path") not in _LOCAL_BUILDERS,
         path=path,
     )
+
+
+def _leading_comment(text: str) -> str:
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return " ".join(line.lstrip("# ").rstrip() for line in lines)
 
 
 def _load(path: Path) -> dict[str, Any]:
