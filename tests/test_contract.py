@@ -9,14 +9,15 @@ from broken_metrics import BROKEN, Broken
 from xent_metrics import (
     Binned,
     BitsPerByte,
+    CalibrationWeightedCrossEntropy,
     CrossEntropy,
+    ExpectedCalibrationError,
     RatioMetric,
     from_loglikelihoods,
     get_metric,
     list_metrics,
     score_tokens,
 )
-from xent_metrics.metrics.calibration import CalibrationWeightedCrossEntropy, ExpectedCalibrationError
 from xent_metrics.testing import check_metric, no_host_sync
 
 

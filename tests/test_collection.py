@@ -1,0 +1,284 @@
+"""TokenMetricCollection: one scoring pass, the same values as single metrics, and nothing half done."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from metric_kinds import TABLE
+
+from xent_metrics import (
+    BitsPerByte,
+    CrossEntropy,
+    Perplexity,
+    TokenMetricCollection,
+    exact_sum,
+    score_tokens,
+)
+from xent_metrics import (
+    metric as metric_module,
+)
+from xent_metrics.errors import (
+    InvalidInputError,
+    InvalidTargetError,
+    MetricOptionError,
+    MissingScoreError,
+    UnknownMetricError,
+)
+
+NAMES = [
+    "cross_entropy",
+    "perplexity",
+    "token_accuracy",
+    "expected_calibration_error",
+    "calibration_weighted_cross_entropy",
+]
+
+
+def members():
+    return {
+        **{name: name for name in NAMES},
+        "bits_per_byte": BitsPerByte(token_bytes=TABLE),
+        "smoothed": CrossEntropy(label_smoothing=0.1),
+        "weighted": CrossEntropy(class_weight=torch.arange(13) / 12),
+        "without_3": CrossEntropy(ignore_index=3),
+        "accuracy_without_3": "token_accuracy",
+    }
+
+
+@pytest.fixture
+def collection():
+    return TokenMetricCollection(members())
+
+
+@pytest.fixture
+def targets(batch):
+    """Targets that every member takes, whatever it ignores."""
+    return batch[0], batch[1].clamp(min=0)
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """The scoring passes that are made, each by its options."""
+    calls = []
+
+    def counted(*args, **options):
+        calls.append({k: v for k, v in options.items() if v is not None and k != "extra"})
+        return score_tokens(*args, **options)
+
+    monkeypatch.setattr(metric_module, "score_tokens", counted)
+    return calls
+
+
+def alone(collection, *batches, **options):
+    values = {}
+    for key, metric in collection.members().items():
+        metric = metric.clone()
+        metric.reset()
+        for batch in batches:
+            metric.update(*batch, **options)
+        values[key] = metric.compute()
+    return values
+
+
+def assert_equal(got, want):
+    assert got.keys() == want.keys()
+    for key, value in want.items():
+        assert torch.equal(got[key], value), key
+
+
+@pytest.mark.parametrize("weight", [None, torch.arange(24.0).view(3, 8)], ids=["plain", "weighted"])
+def test_values_are_those_of_the_metrics_alone(weight, collection, targets):
+    batches = [targets, (2 * targets[0], targets[1])]
+    for batch in batches:
+        collection.update(*batch, weight=weight)
+    assert_equal(collection.compute(), alone(collection, *batches, weight=weight))
+
+
+def test_one_pass_scores_for_all(passes, batch):
+    collection = TokenMetricCollection([*NAMES, BitsPerByte(token_bytes=TABLE)])
+    collection.update(*batch)
+    assert len(passes) == 1
+    collection(*batch)
+    assert len(passes) == 2
+
+
+def test_members_that_score_otherwise_have_a_pass_of_their_own(passes, collection, targets):
+    collection.update(*targets)
+    assert len(passes) == 3
+    assert [p["ignore_index"] for p in passes] == [-100, -100, 3]
+    assert sum("class_weight" in p for p in passes) == 1
+
+
+def test_each_sum_is_taken_once(monkeypatch, batch):
+    taken = []
+
+    def counted(function):
+        return lambda *args: (taken.append(function.__name__), function(*args))[1]
+
+    for name in ("exact_sum", "exact_sum_by_bin"):
+        monkeypatch.setattr(exact_sum, name, counted(getattr(exact_sum, name)))
+    collection = TokenMetricCollection(["cross_entropy", "perplexity", "token_accuracy"])
+    taken.clear()
+    collection.update(*batch)
+    assert len(taken) == 6  # nats, tokens, correct, and three counts
+
+
+def test_scores_made_once_serve_it_and_single_metrics(passes, batch):
+    collection, single = TokenMetricCollection(NAMES), CrossEntropy()
+    scores = score_tokens(*batch)
+    collection.update(scores)
+    single.update(scores)
+    assert passes == []
+    assert torch.equal(collection.compute()["cross_entropy"], single.compute())
+    with pytest.raises(InvalidInputError, match="pass it alone"):
+        collection.update(scores, batch[1])
+
+
+def test_forward_gives_the_batch_and_adds_it(collection, targets):
+    other = (3 * targets[0], targets[1])
+    assert_equal(collection(*targets), alone(collection, targets))
+    assert_equal(collection(*other), alone(collection, other))
+    assert_equal(collection.compute(), alone(collection, targets, other))
+
+
+def test_prefix_postfix_and_keys(batch):
+    collection = TokenMetricCollection(["perplexity", "cross_entropy"], prefix="val/", postfix="_all")
+    want = {"val/cross_entropy_all", "val/perplexity_all"}
+    assert collection(*batch).keys() == collection.compute().keys() == want
+    assert collection.clone(prefix="test/").compute().keys() == {"test/cross_entropy_all", "test/perplexity_all"}
+    assert collection.compute().keys() == want
+    assert collection.members().keys() == {"cross_entropy", "perplexity"}
+    own = TokenMetricCollection({"a": "cross_entropy", "b": CrossEntropy(unit="bits")})
+    own.update(*batch)
+    assert own.compute().keys() == {"a", "b"}
+    assert list(TokenMetricCollection("perplexity").members()) == ["perplexity"]
+    assert list(TokenMetricCollection(Perplexity()).members()) == ["perplexity"]
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [lambda c: c.clone(), copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))],
+    ids=["clone", "deepcopy", "pickle"],
+)
+def test_copies_are_equal_and_independent(copied, collection, targets):
+    collection.update(*targets)
+    before = collection.compute()
+    other = copied(collection)
+    assert_equal(other.compute(), before)
+    other.update(2 * targets[0], targets[1])
+    assert_equal(collection.compute(), before)
+    assert not torch.equal(other.compute()["cross_entropy"], before["cross_entropy"])
+    other.reset()
+    assert_equal(collection.compute(), before)
+
+
+def test_a_state_dict_brings_everything_back(collection, targets, tmp_path):
+    collection.update(*targets)
+    assert not [key for key in collection.state_dict() if "sums_" in key]
+    collection.persistent(True)
+    torch.save(collection.state_dict(), tmp_path / "sums.pt")
+    other = TokenMetricCollection(members())
+    other.load_state_dict(torch.load(tmp_path / "sums.pt", weights_only=True))
+    assert_equal(other.compute(), collection.compute())
+    other.update(*targets)
+    assert_equal(collection.compute(), alone(collection, targets))
+
+
+@pytest.mark.parametrize("cast", [lambda m: m.to(torch.bfloat16), lambda m: m.half(), lambda m: m.double()])
+def test_a_change_of_dtype_does_no_harm(cast, collection, targets):
+    collection.update(*targets)
+    want = collection.compute()
+    parent = torch.nn.Module()
+    parent.metrics = collection
+    cast(parent)
+    cast(collection)
+    collection.set_dtype(torch.float16)
+    assert_equal(collection.compute(), want)
+    collection.update(*targets)
+    assert_equal(collection.compute(), alone(TokenMetricCollection(members()), targets, targets))
+
+
+def test_members_are_metrics_of_their_own(collection, targets):
+    collection.update(*targets)
+    want = collection.compute()
+    collection["cross_entropy"].reset()
+    assert collection["cross_entropy"].counts()["counted"] == 0
+    got = collection.compute()
+    assert got.pop("cross_entropy").isnan()
+    want.pop("cross_entropy")
+    assert_equal(got, want)
+
+
+def test_no_member_takes_anothers_state_however_alike_first_batches_look(targets):
+    collection = TokenMetricCollection(members())
+    collection.update(torch.zeros(0, 13), torch.zeros(0, dtype=torch.long))
+    collection.update(*targets)
+    assert_equal(
+        collection.compute(), alone(collection, (torch.zeros(0, 13), torch.zeros(0, dtype=torch.long)), targets)
+    )
+
+
+@pytest.mark.parametrize("call", ["update", "forward"])
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [
+        (lambda x, y: (x, y[:, :-1]), InvalidInputError),
+        (lambda x, y: (x[..., :12], y), InvalidInputError),  # the byte table fits, the class weights don't
+        (lambda x, y: (torch.cat([x, x], -1), y), InvalidInputError),  # the byte table is too short
+        (lambda x, y: (score_tokens(x, y),), MissingScoreError),  # a later member needs the training loss
+        (lambda x, y: (x,), InvalidInputError),
+    ],
+    ids=["shape", "few classes", "many classes", "missing score", "no target"],
+)
+def test_a_bad_batch_changes_no_member(spoil, error, call, collection, targets):
+    collection.update(*targets)
+    before = collection.compute()
+    with pytest.raises(error):
+        getattr(collection, call)(*spoil(*targets))
+    assert_equal(collection.compute(), before)
+
+
+def test_targets_out_of_range_are_named_in_compute_and_nothing_is_lost(targets):
+    collection = TokenMetricCollection(NAMES)
+    collection.update(*targets)
+    want = collection.compute()
+    collection.update(targets[0], torch.full_like(targets[1], 13))
+    with pytest.raises(InvalidTargetError, match="24 targets were neither a class"):
+        collection.compute()
+    assert_equal(collection.compute(finite_only=True), want)
+
+
+def test_members_can_be_added_later(passes, batch):
+    collection = TokenMetricCollection(["cross_entropy"])
+    collection.add_metrics(["token_accuracy"])
+    collection.add_metrics({"bits": CrossEntropy(unit="bits")})
+    collection.update(*batch)
+    assert len(passes) == 1
+    assert_equal(collection.compute(), alone(collection, batch))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "error", "message"),
+    [
+        ([], MetricOptionError, "needs at least one metric; got none"),
+        ({}, MetricOptionError, "needs at least one metric; got none"),
+        (
+            ["perplexity", Perplexity()],
+            MetricOptionError,
+            "perplexity stands twice in the list; give a dict with a key for",
+        ),
+        (["ppl"], UnknownMetricError, r"unknown metric 'ppl'\. Did you mean 'perplexity'"),
+        ([CrossEntropy], InvalidInputError, "expected registered names or TokenMetric objects; got _LaidOut"),
+        (
+            [torch.nn.Linear(1, 1)],
+            InvalidInputError,
+            r"got Linear\. torchmetrics' own metrics go into a torchmetrics\.Metr",
+        ),
+    ],
+)
+def test_what_cannot_be_collected_says_why(metrics, error, message):
+    with pytest.raises(error, match=message):
+        TokenMetricCollection(metrics)
