@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .cli_analysis import compare
 from .errors import XentMetricsError
 
 if TYPE_CHECKING:
@@ -157,6 +158,9 @@ def lm_eval(
     from .hosts.lm_eval.command import run
 
     run(context.args, xent_metrics)
+
+
+app.command()(compare)
 
 
 def _plugins() -> Plugins:

@@ -20,7 +20,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-__all__ = ["ROW", "carry", "exact_sum", "exact_sum_by_bin", "merge", "overflowed", "to_float", "to_fraction"]
+__all__ = ["ROW", "carry", "exact", "exact_sum", "exact_sum_by_bin", "merge", "overflowed", "to_float", "to_fraction"]
 
 ROW = 8
 _BITS = 32
@@ -45,6 +45,11 @@ def exact_sum_by_bin(values: Tensor, bins: Tensor, num_bins: int) -> Tensor:
     digits = _digits(values.reshape(-1)).mT.contiguous()  # (N, 8)
     rows = torch.zeros(num_bins, ROW, dtype=torch.int64, device=digits.device)
     return carry(rows.index_add(0, bins.reshape(-1), digits))
+
+
+def exact(values: Tensor) -> Tensor:
+    """Each value as the sum of itself alone, ``(…)`` to ``(…, 8)``."""
+    return carry(_digits(values.reshape(-1)).mT).reshape(*values.shape, ROW)
 
 
 def _digits(values: Tensor) -> Tensor:

@@ -184,6 +184,16 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
         named = dict(zip(rows, torch.split(values[len(_COUNTS) :], list(rows.values())), strict=True))
         return {name: named[name][0] if bins is None else named[name] for name, bins in self._layout.items()}
 
+    def pack(self, named: Mapping[str, Tensor]) -> Tensor:
+        """Packed states ``(…, rows, 8)`` of sums by name, each ``(…)`` or ``(…, num_bins)``: what `unpack` undoes.
+
+        For sums that were written down elsewhere; how many rows counted, were ignored or invalid is not among them.
+        """
+        columns = [named[name] if self._layout[name] else named[name][..., None] for name in self._rows()]
+        values = torch.cat([column.double() for column in columns], dim=-1)
+        counts = values.new_zeros(*values.shape[:-1], len(_COUNTS))
+        return exact_sum.exact(torch.cat([counts, values], dim=-1))
+
     def counts(self) -> dict[str, int]:
         """How many rows counted, were ignored, had invalid targets, and how many nan and infinite terms the sums hold."""
         rows = self.state.cpu()
