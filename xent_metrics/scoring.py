@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -333,14 +334,19 @@ def _split(rows: Tensor, size: int) -> Iterator[Tensor]:
     if rows.ndim == 1:
         rows = rows[None]
     if rows.ndim > 2:
-        try:
-            rows = rows.view(-1, rows.shape[-1])
-        except RuntimeError:
+        if not (_has_flat_view(rows) or torch.compiler.is_compiling()):
             for part in rows.unbind(0):
                 yield from _split(part, size)
             return
+        rows = rows.reshape(-1, rows.shape[-1])
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
+
+
+def _has_flat_view(rows: Tensor) -> bool:
+    """Whether the dimensions before the last are one dimension in memory."""
+    dims = [(n, stride) for n, stride in zip(rows.shape[:-1], rows.stride()[:-1], strict=True) if n != 1]
+    return all(stride == n * inner for (_, stride), (n, inner) in pairwise(dims))
 
 
 def bytes_of(target: Tensor, token_bytes: Any, vocab_size: int | None) -> Tensor:
