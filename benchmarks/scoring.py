@@ -28,6 +28,7 @@ from xent_metrics import (
     BitsPerByte,
     CrossEntropy,
     ExpectedCalibrationError,
+    MaximumCalibrationError,
     TokenMetricCollection,
     score_hidden_states,
     score_tokens,
@@ -139,7 +140,7 @@ def collection_case(table: Table, rows: int, repeats: int) -> None:
         "bits": CrossEntropy(unit="bits"),
         "bits_per_byte": BitsPerByte(token_bytes=table_of_bytes),
         "expected": ExpectedCalibrationError(),
-        "largest": ExpectedCalibrationError(norm="max"),
+        "largest": MaximumCalibrationError(),
     }
     eight = TokenMetricCollection({name: name for name in names} | others)
     single, collection = seconds(

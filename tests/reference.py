@@ -108,17 +108,23 @@ def _by_bin(rows: Rows, targets: Sequence[int], num_bins: int) -> list[tuple[int
     ]
 
 
-def expected_calibration_error(
-    rows: Rows, targets: Sequence[int], num_bins: int = 15, norm: str = "l1", **_: object
-) -> mpf:
+def _gaps(rows: Rows, targets: Sequence[int], num_bins: int) -> list[tuple[mpf, mpf]]:
+    """The share and the gap of each bin that holds rows."""
     bins = _by_bin(rows, targets, num_bins)
-    gaps = [(n, abs(mpf(hits) / n - confidence / n)) for n, confidence, hits, _ in bins]
-    total = sum(n for n, _ in gaps)
-    if norm == "max":
-        return max(gap for _, gap in gaps)
-    if norm == "l2":
-        return mpmath.sqrt(mpmath.fsum(n * gap**2 for n, gap in gaps) / total)
-    return mpmath.fsum(n * gap for n, gap in gaps) / total
+    total = sum(n for n, _, _, _ in bins)
+    return [(mpf(n) / total, abs(mpf(hits) / n - confidence / n)) for n, confidence, hits, _ in bins]
+
+
+def expected_calibration_error(rows: Rows, targets: Sequence[int], num_bins: int = 15, **_: object) -> mpf:
+    return mpmath.fsum(share * gap for share, gap in _gaps(rows, targets, num_bins))
+
+
+def maximum_calibration_error(rows: Rows, targets: Sequence[int], num_bins: int = 15, **_: object) -> mpf:
+    return max(gap for _, gap in _gaps(rows, targets, num_bins))
+
+
+def rms_calibration_error(rows: Rows, targets: Sequence[int], num_bins: int = 15, **_: object) -> mpf:
+    return mpmath.sqrt(mpmath.fsum(share * gap**2 for share, gap in _gaps(rows, targets, num_bins)))
 
 
 def calibration_weighted_cross_entropy(
@@ -143,6 +149,8 @@ REFERENCES: dict[str, Callable[..., mpf]] = {
         word_perplexity,
         token_accuracy,
         expected_calibration_error,
+        maximum_calibration_error,
+        rms_calibration_error,
         calibration_weighted_cross_entropy,
     )
 }

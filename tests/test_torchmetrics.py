@@ -12,7 +12,14 @@ import torchmetrics
 from metric_kinds import IDS, KINDS, TABLE, used
 from torchmetrics.wrappers import BootStrapper, MetricTracker
 
-from xent_metrics import BitsPerByte, CrossEntropy, ExpectedCalibrationError, Perplexity, exact_sum
+from xent_metrics import (
+    BitsPerByte,
+    CrossEntropy,
+    ExpectedCalibrationError,
+    MaximumCalibrationError,
+    Perplexity,
+    exact_sum,
+)
 
 matplotlib.use("Agg")
 
@@ -137,7 +144,7 @@ class TestWrappers:
             "table": BitsPerByte(token_bytes=TABLE),
             "other_table": BitsPerByte(token_bytes=TABLE + 1),
             "bins": ExpectedCalibrationError(num_bins=15),
-            "max": ExpectedCalibrationError(num_bins=15, norm="max"),
+            "max": MaximumCalibrationError(num_bins=15),
             "other_bins": ExpectedCalibrationError(num_bins=14),
         }
         for first in (torch.zeros(0, 13), 1e4 * torch.eye(13)):

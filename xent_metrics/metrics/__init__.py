@@ -7,19 +7,41 @@ from collections.abc import Callable
 from ..hookspecs import hookimpl
 from ..metric import TokenMetric
 from .accuracy import TokenAccuracy
+from .binary import BinaryCrossEntropy
 from .bits_per_byte import BitsPerByte, BytePerplexity, WordPerplexity
-from .calibration import CalibrationWeightedCrossEntropy, ExpectedCalibrationError
+from .calibration import ExpectedCalibrationError, MaximumCalibrationError, Overconfidence, RMSCalibrationError
+from .calibration_split import CalibrationLoss, RefinementLoss
+from .calibration_weighted import CalibrationWeightedCrossEntropy
+from .class_calibration import ClasswiseCalibrationError, FullCalibrationError
 from .cross_entropy import CrossEntropy, Perplexity
+from .distribution import BrierScore, PredictionEntropy, ZLoss
+from .ranking import MeanReciprocalRank, TopKAccuracy
+from .temperature import CrossEntropyAtOptimalTemperature, OptimalTemperature
 
 __all__ = [
+    "BinaryCrossEntropy",
     "BitsPerByte",
+    "BrierScore",
     "BytePerplexity",
+    "CalibrationLoss",
     "CalibrationWeightedCrossEntropy",
+    "ClasswiseCalibrationError",
     "CrossEntropy",
+    "CrossEntropyAtOptimalTemperature",
     "ExpectedCalibrationError",
+    "FullCalibrationError",
+    "MaximumCalibrationError",
+    "MeanReciprocalRank",
+    "OptimalTemperature",
+    "Overconfidence",
     "Perplexity",
+    "PredictionEntropy",
+    "RMSCalibrationError",
+    "RefinementLoss",
     "TokenAccuracy",
+    "TopKAccuracy",
     "WordPerplexity",
+    "ZLoss",
 ]
 
 

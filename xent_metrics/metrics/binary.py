@@ -1,0 +1,59 @@
+"""Binary cross entropy: the loss of one logit, or one probability, a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import InvalidInputError
+from ..metric import Binned, RatioMetric
+from ..scores import TokenScores
+
+__all__ = ["BinaryCrossEntropy"]
+
+
+class BinaryCrossEntropy(RatioMetric):
+    """Binary cross entropy (log loss) = −Σ [y ln p + (1 − y) ln(1 − p)] / N, p the probability of the class 1, in nats.
+
+    Args:
+        from_logits: `update` gets logits z, with p = 1/(1 + exp(−z)); False: it gets the probabilities.
+
+    Shapes: logits and target ``(…)``. Targets are 0, 1 or `ignore_index`, bools, or floats in [0, 1] (soft targets). Taken
+    in log space: exact for any logit; infinite where a probability of 0 or 1 is wrong, where others clip it.
+    Every other metric takes the same scores: ``score_tokens(logits, target, binary="logits")``.
+
+    Reference: Good (1952), Rational Decisions.
+
+    >>> import torch
+    >>> metric = BinaryCrossEntropy(from_logits=False)
+    >>> metric.update(torch.tensor([0.5, 0.75, 0.0]), torch.tensor([1, 1, 0]))      # (ln 2 + ln 4/3 + 0) / 3
+    >>> metric.compute()
+    tensor(0.3269, dtype=torch.float64)
+    """
+
+    name = "binary_cross_entropy"
+    formula = "−Σ [y ln p + (1 − y) ln(1 − p)] / rows"
+    value_unit = "nats per row"
+    reference = "Good (1952), Rational Decisions"
+
+    def __init__(self, from_logits: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.from_logits = bool(from_logits)
+
+    def scoring_options(self) -> dict[str, Any]:
+        return {"binary": "logits" if self.from_logits else "probabilities"}
+
+    def sum_names(self) -> tuple[str, str]:
+        return f"nats[binary={self.scoring_options()['binary']}]", "tokens"
+
+    def sums(self, scores: TokenScores) -> Mapping[str, Tensor | Binned]:
+        if scores.vocab_size not in (None, 2):
+            raise InvalidInputError(
+                f"{self.name} takes scores of two classes; got {scores.vocab_size}. The loss over all of them is cross_entropy"
+            )
+        return super().sums(scores)
+
+    def per_token(self, scores: TokenScores) -> Tensor:
+        return scores.nll

@@ -1,0 +1,79 @@
+"""Cross entropy that counts more where the model is miscalibrated, as a metric and as a training loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import InvalidInputError, MetricOptionError
+from ..exact_sum import to_float
+from .confidence_bins import ConfidenceBins, gap
+
+__all__ = ["CalibrationWeightedCrossEntropy"]
+
+
+class CalibrationWeightedCrossEntropy(ConfidenceBins):
+    """Cross entropy in which nll counts more where the model is miscalibrated, in nats per token.
+
+    With M bins of the top-1 confidence: gap_b = |accuracy_b − confidence_b|, weight_b = 1 + λ · gap_b, and
+
+        value = Σ_b weight_b · Σnll_b / Σ_b weight_b · n_b
+
+    Args:
+        strength: λ ≥ 0; 0 is the cross entropy.
+        num_bins, binning: as for `ExpectedCalibrationError`.
+
+    Defined on binned sums, so it is exact and mergeable. `loss` is the differentiable form for training steps.
+
+    >>> metric = CalibrationWeightedCrossEntropy(strength=0.0)
+    >>> metric.update(torch.zeros(2, 8), torch.tensor([1, 2]))
+    >>> metric.compute()        # ln 8
+    tensor(2.0794, dtype=torch.float64)
+    """
+
+    name = "calibration_weighted_cross_entropy"
+    formula = "Σ_b w_b Σnll_b / Σ_b w_b n_b, w_b = 1 + λ |accuracy_b − confidence_b|"
+    value_unit = "nats per token"
+    summed = ("tokens", "confidence", "correct", "nats")
+
+    def __init__(self, strength: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not strength >= 0:
+            raise MetricOptionError(f"{self.name}: strength is at least 0; got {strength!r}")
+        self.strength = strength
+
+    def value(self, sums: Mapping[str, Tensor]) -> Tensor:
+        bins = self.bins(sums)
+        weight = 1 + self.strength * gap(bins)
+        return (weight * bins["nats"]).sum() / (weight * bins["tokens"]).sum()
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The differentiable form: the batch's nll weighted by bin, with weights from the running state, detached.
+
+        Gradients flow through the nll alone. The state is not changed: call `update` as well, before or after. An empty
+        state weighs every token 1, which is the cross entropy.
+
+        >>> metric = CalibrationWeightedCrossEntropy()
+        >>> metric.loss(torch.zeros(2, 8, requires_grad=True), torch.tensor([1, 2]))
+        tensor(2.0794, grad_fn=<DivBackward0>)
+        """
+        if target.shape != logits.shape[:-1]:
+            raise InvalidInputError(
+                f"expected one target a row of logits, {tuple(logits.shape[:-1])}; got {tuple(target.shape)}"
+            )
+        rows = logits.reshape(-1, logits.shape[-1])
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        target = target.reshape(-1).long()
+        nll = F.cross_entropy(rows, target, ignore_index=self.ignore_index, reduction="none")
+        weight = torch.where(target == self.ignore_index, 0.0, self._running_weight(rows.detach()).to(nll.dtype))
+        return (weight * nll).sum() / weight.sum()
+
+    @torch.no_grad()
+    def _running_weight(self, rows: Tensor) -> Tensor:
+        sums = self.unpack(to_float(self.state.to(rows.device), finite_only=True))
+        weight = 1 + self.strength * gap(self.bins(sums))
+        return weight[self.bin_of(torch.softmax(rows, dim=-1).amax(dim=-1), sums)]

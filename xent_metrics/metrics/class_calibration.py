@@ -1,0 +1,169 @@
+"""Calibration of the probabilities of all classes, not the top-1's alone: class by class, and over all of them together.
+
+Both look at residuals: the sum over a bin of y − p, target's indicator minus probability, is n_b (accuracy_b − confidence_b).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import InvalidInputError, MetricOptionError
+from ..metric import Binned, TokenMetric
+from ..row_scores import RowScore
+from ..scores import TokenScores
+from .confidence_bins import confidence_bin
+
+__all__ = ["ClasswiseCalibrationError", "FullCalibrationError"]
+
+
+class _Residuals(TokenMetric):
+    """Σ |residuals| of the bins, by token."""
+
+    requires = frozenset({"target"})
+
+    def __init__(self, num_bins: int = 15, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not isinstance(num_bins, int) or isinstance(num_bins, bool) or num_bins < 1:
+            raise MetricOptionError(f"{self.name}: num_bins is a whole number of at least 1; got {num_bins!r}")
+        self.num_bins = num_bins
+
+    def value(self, sums: Mapping[str, Tensor]) -> Tensor:
+        residuals, tokens = sums.values()
+        return residuals.abs().sum() / tokens
+
+
+class FullCalibrationError(_Residuals):
+    """Full calibration error (Full-ECE) = Σ_b |B_b|/N · |A_b − C_b| over M equal-width bins of all V probabilities a token.
+
+    |B_b| counts the pairs of a token and a class whose probability p lies in (b/M, (b + 1)/M], A_b is the share of them
+    in which the class is the target, C_b their mean p, and N the tokens: |B_b| · |A_b − C_b| = |Σ y − Σ p|.
+
+    Args:
+        num_bins: M.
+
+    Between 0 and 2. Looks at the whole distribution that is sampled from, where the expected calibration error looks at
+    the top-1. Fewer than M classes have a p above 1/M, so the M likeliest are binned and all others are in the first bin.
+
+    Reference: Liu et al. (2024), Full-ECE, arXiv:2406.11345.
+
+    >>> metric = FullCalibrationError()
+    >>> metric.update(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]))   # one bin: eight p of ½, four targets
+    >>> metric.compute()
+    tensor(0., dtype=torch.float64)
+    """
+
+    name = "full_calibration_error"
+    formula = "Σ_b |Σ_b y − Σ_b p| / tokens, over all classes' p"
+    value_unit = "probability per token"
+    reference = "Liu et al. (2024), arXiv:2406.11345"
+
+    def extra_scores(self) -> Mapping[str, RowScore]:
+        return {self._score_name: RowScore(self._residuals, (self.num_bins,))}
+
+    @property
+    def _score_name(self) -> str:
+        return f"probability_bins[{self.num_bins}].residual"
+
+    def _residuals(self, log_prob: Tensor, index: Tensor) -> Tensor:
+        """Σ (y − p) of each bin, ``(rows, num_bins)``."""
+        top = log_prob.topk(min(self.num_bins, log_prob.shape[-1])).values.exp()
+        target = log_prob.gather(-1, index[:, None]).exp()
+        mass = (self._in_bin(top) * top[..., None]).sum(1)
+        mass[:, 0] = 1 - mass[:, 1:].sum(-1)
+        return self._in_bin(target)[:, 0] - mass + 0 * top[:, :1]  # nan where a probability is nan
+
+    def _in_bin(self, prob: Tensor) -> Tensor:
+        """``(rows, K)`` to the bins' indicators ``(rows, K, num_bins)``."""
+        bins = torch.arange(self.num_bins, device=prob.device)
+        return (confidence_bin(prob, self.num_bins)[..., None] == bins).to(prob.dtype)
+
+    def sums(self, scores: TokenScores) -> Mapping[str, Tensor | Binned]:
+        residual = scores.weighted(scores.extra[self._score_name])
+        bins = torch.arange(self.num_bins, device=residual.device).expand_as(residual)
+        return {
+            self._score_name: Binned(residual, bins, self.num_bins),
+            "tokens": scores.weighted(torch.ones_like(scores.counted, dtype=torch.int64)),
+        }
+
+
+class ClasswiseCalibrationError(_Residuals):
+    """Classwise calibration error = 1/K Σ_k Σ_b n_kb/N · |frequency_kb − p_kb| over M equal-width bins of each class' p.
+
+    Args:
+        classes: how many classes there are, K, all of which are looked at; or the ids of those to look at.
+        num_bins: M.
+
+    A mean over classes of shares in [0, 1]. The state holds K · M sums of 64 bytes, and a batch K numbers a token and 64
+    bytes for each of them while it is added: for some hundred classes, or the ids of the answers in a vocabulary.
+
+    Reference: Kull et al. (2019), Beyond temperature scaling, arXiv:1910.12656.
+
+    >>> metric = ClasswiseCalibrationError(classes=3)
+    >>> metric.update(torch.zeros(3, 3), torch.tensor([0, 0, 1]))   # (|⅔ − ⅓| + |⅓ − ⅓| + |0 − ⅓|) / 3
+    >>> metric.compute()
+    tensor(0.2222, dtype=torch.float64)
+    """
+
+    name = "classwise_calibration_error"
+    formula = "1/K Σ_k Σ_b n_kb/N · |frequency_kb − p_kb|"
+    value_unit = "probability"
+    reference = "Kull et al. (2019), arXiv:1910.12656"
+
+    def __init__(self, classes: int | Sequence[int] = 2, num_bins: int = 15, **kwargs: Any) -> None:
+        super().__init__(num_bins=num_bins, **kwargs)
+        self.classes = classes if isinstance(classes, int) else tuple(map(int, classes))
+        ids = range(self.classes) if isinstance(self.classes, int) else self.classes
+        if len(ids) == 0 or min(ids) < 0 or len(set(ids)) < len(ids):
+            raise MetricOptionError(f"{self.name}: classes is a number of classes, or distinct ids; got {classes!r}")
+        self._largest = max(ids)
+        self.register_buffer("_ids", torch.tensor(ids), persistent=False)
+        self._score_name = f"probability(classes={self.classes})"
+
+    def extra_scores(self) -> Mapping[str, RowScore]:
+        return {self._score_name: RowScore(self._probabilities, (len(self._class_ids),))}
+
+    @property
+    def _class_ids(self) -> Tensor:
+        assert isinstance(self._ids, Tensor)
+        return self._ids
+
+    def _probabilities(self, log_prob: Tensor, index: Tensor) -> Tensor:
+        """The probabilities of the classes, ``(rows, K)``; 0 for a class that there isn't (a question with fewer choices)."""
+        missing = max(0, self._largest + 1 - log_prob.shape[-1])
+        padded = F.pad(log_prob, (0, missing), value=-torch.inf) if missing else log_prob
+        return padded.index_select(-1, self._class_ids.to(log_prob.device)).exp()
+
+    def sums(self, scores: TokenScores) -> Mapping[str, Tensor | Binned]:
+        assert scores.target is not None
+        self._check_classes(scores.vocab_size)
+        prob = scores.extra[self._score_name]
+        ids = self._class_ids.to(prob.device)
+        cells = confidence_bin(prob, self.num_bins) + torch.arange(len(ids), device=prob.device) * self.num_bins
+        residual = (scores.target[..., None] == ids).to(torch.float64) - prob
+        return {
+            f"{self._score_name}[{self.num_bins}].residual": Binned(
+                scores.weighted(residual), cells, len(ids) * self.num_bins
+            ),
+            "tokens": scores.weighted(torch.ones_like(scores.counted, dtype=torch.int64)),
+        }
+
+    def _check_classes(self, vocab_size: int | None) -> None:
+        if vocab_size is None:
+            return
+        if isinstance(self.classes, int) and vocab_size > self.classes:
+            raise InvalidInputError(
+                f"{self.name} was built for {self.classes} classes; got {vocab_size}. "
+                f"Set classes={vocab_size}, or the ids of those to look at"
+            )
+        if not isinstance(self.classes, int) and vocab_size <= self._largest:
+            raise InvalidInputError(
+                f"{self.name} looks at the class {self._largest}; got {vocab_size} classes, the last of them {vocab_size - 1}"
+            )
+
+    def value(self, sums: Mapping[str, Tensor]) -> Tensor:
+        return super().value(sums) / len(self._class_ids)

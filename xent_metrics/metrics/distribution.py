@@ -1,0 +1,111 @@
+"""Metrics of the whole predicted distribution: its entropy, its squared error, and its normaliser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..metric import RatioMetric
+from ..row_scores import RowScore
+from ..scores import TokenScores
+
+__all__ = ["BrierScore", "PredictionEntropy", "ZLoss"]
+
+
+def entropy(log_prob: Tensor, index: Tensor) -> Tensor:
+    """−Σ_v p_v ln p_v in nats, with 0 ln 0 = 0; the target doesn't matter."""
+    finite = log_prob.clamp(min=torch.finfo(log_prob.dtype).min)  # 0 · −inf would be nan
+    return -(log_prob.exp() * finite).sum(-1)
+
+
+def squared_error(log_prob: Tensor, index: Tensor) -> Tensor:
+    """Σ_v (p_v − y_v)², y the target's indicator."""
+    target = index[:, None]
+    return log_prob.exp().scatter_add(-1, target, -torch.ones_like(target, dtype=log_prob.dtype)).square().sum(-1)
+
+
+def squared_log_normaliser(logits: Tensor, index: Tensor) -> Tensor:
+    """(ln Σ_v exp(logits_v))²; the target doesn't matter."""
+    return logits.logsumexp(-1).square()
+
+
+class _MeanOfRows(RatioMetric):
+    """The mean of one further score of each row."""
+
+    requires = frozenset[str]()
+    _score_name: ClassVar[str]
+    _score: ClassVar[RowScore]
+
+    def extra_scores(self) -> Mapping[str, RowScore]:
+        return {self._score_name: self._score}
+
+    def sum_names(self) -> tuple[str, str]:
+        return self._score_name, "tokens"
+
+    def per_token(self, scores: TokenScores) -> Tensor:
+        return scores.extra[self._score_name]
+
+
+class PredictionEntropy(_MeanOfRows):
+    """Prediction entropy = −Σ_t Σ_v p_v ln p_v / N, in nats per token: how undecided the model is, whatever the target.
+
+    Between 0 and ln V. A calibrated model's entropy is its cross entropy: what is above it is surprise that the model
+    did not expect. Reference: Shannon (1948), A Mathematical Theory of Communication.
+
+    >>> metric = PredictionEntropy()
+    >>> metric.update(torch.zeros(2, 8), torch.tensor([1, 2]))      # uniform over 8: ln 8
+    >>> metric.compute()
+    tensor(2.0794, dtype=torch.float64)
+    """
+
+    name = "prediction_entropy"
+    formula = "−Σ_t Σ_v p_v ln p_v / tokens"
+    value_unit = "nats per token"
+    reference = "Shannon (1948), A Mathematical Theory of Communication"
+    higher_is_better = None
+    _score_name = "entropy"
+    _score = RowScore(entropy)
+
+
+class BrierScore(_MeanOfRows):
+    """Brier score = Σ_t Σ_v (p_v − y_v)² / N, y the target's indicator: the mean squared error, between 0 and 2.
+
+    The sum over all classes, as Brier defined it and lm-eval has it. Of two classes it is twice what scikit-learn's
+    `brier_score_loss` gives by default, which looks at the positive class alone (`scale_by_half=False` gives ours).
+    Reference: Brier (1950), Verification of Forecasts Expressed in Terms of Probability.
+
+    >>> metric = BrierScore()
+    >>> metric.update(torch.zeros(2, 2), torch.tensor([0, 1]))      # (1/2)² + (1/2)²
+    >>> metric.compute()
+    tensor(0.5000, dtype=torch.float64)
+    """
+
+    name = "brier_score"
+    formula = "Σ_t Σ_v (p_v − y_v)² / tokens"
+    value_unit = "squared error per token"
+    reference = "Brier (1950), Verification of Forecasts Expressed in Terms of Probability"
+    _score_name = "squared_error"
+    _score = RowScore(squared_error)
+
+
+class ZLoss(_MeanOfRows):
+    """z-loss = Σ_t (ln Z_t)² / N with Z = Σ_v exp(logits_v), in squared nats: how far the logits are from log-probabilities.
+
+    0 where the logits are normalised. Without the factor of 1e-4 that it has in PaLM's training loss.
+    Reference: Chowdhery et al. (2022), PaLM, arXiv:2204.02311, section 5.
+
+    >>> metric = ZLoss()
+    >>> metric.update(torch.zeros(2, 8), torch.tensor([1, 2]))      # (ln 8)²
+    >>> metric.compute()
+    tensor(4.3241, dtype=torch.float64)
+    """
+
+    name = "z_loss"
+    formula = "Σ_t (ln Σ_v exp(logits_v))² / tokens"
+    value_unit = "squared nats per token"
+    reference = "Chowdhery et al. (2022), arXiv:2204.02311"
+    _score_name = "squared_log_normaliser"
+    _score = RowScore(squared_log_normaliser, of="logits")

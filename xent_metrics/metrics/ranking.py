@@ -1,0 +1,94 @@
+"""Where the target stands among all classes: top-k accuracy and the mean reciprocal rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..errors import MetricOptionError
+from ..metric import RatioMetric
+from ..row_scores import RowScore
+from ..scores import TokenScores
+
+__all__ = ["MeanReciprocalRank", "TopKAccuracy", "target_rank"]
+
+_RANK = "target_rank"
+
+
+def target_rank(logits: Tensor, index: Tensor) -> Tensor:
+    """The rank of the target, 1 the best, in a stable descending sort of the logits: of equal ones the lower id is ahead.
+
+    nan counts as the largest, as `torch.argmax` takes it; rank 1 is what `TokenScores.correct` says.
+
+    >>> target_rank(torch.tensor([[3.0, 5.0, 3.0]]).expand(3, 3), torch.tensor([0, 1, 2]))
+    tensor([2, 1, 3])
+    """
+    target = logits.gather(-1, index[:, None])
+    is_earlier = torch.arange(logits.shape[-1], device=logits.device) < index[:, None]
+    is_ahead = ~(logits <= target) | ((logits == target) & is_earlier)
+    return 1 + is_ahead.sum(-1)
+
+
+class _OfRank(RatioMetric):
+    requires = frozenset[str]()
+    higher_is_better = True
+
+    def extra_scores(self) -> Mapping[str, RowScore]:
+        return {_RANK: RowScore(target_rank, of="logits")}
+
+
+class TopKAccuracy(_OfRank):
+    """Top-k accuracy = Σ [rank of the target ≤ k] / N: the share of tokens among whose k likeliest classes the target is.
+
+    Args:
+        k: how many classes are looked at; 1 is `token_accuracy`.
+
+    Of equal logits the lower id is ahead, as a stable sort has it, so a uniform prediction scores k/V and not 1.
+
+    >>> metric = TopKAccuracy(k=2)
+    >>> metric.update(torch.tensor([[3.0, 2.0, 1.0]]).expand(3, 3), torch.tensor([0, 1, 2]))
+    >>> metric.compute()
+    tensor(0.6667, dtype=torch.float64)
+    """
+
+    name = "top_k_accuracy"
+    formula = "Σ [rank(target) ≤ k] / tokens"
+    value_unit = "share of tokens"
+
+    def __init__(self, k: int = 5, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+            raise MetricOptionError(f"{self.name}: k is a whole number of at least 1; got {k!r}")
+        self.k = k
+
+    def sum_names(self) -> tuple[str, str]:
+        return f"correct[top {self.k}]", "tokens"
+
+    def per_token(self, scores: TokenScores) -> Tensor:
+        return scores.extra[_RANK] <= self.k
+
+
+class MeanReciprocalRank(_OfRank):
+    """Mean reciprocal rank = Σ 1 / rank of the target / N, in (0, 1]: 1 where every target is the top-1, 1/2 for the second.
+
+    Ranks start at 1; of equal logits the lower id is ahead, as a stable sort has it.
+    Reference: Voorhees (1999), The TREC-8 Question Answering Track Report.
+
+    >>> metric = MeanReciprocalRank()
+    >>> metric.update(torch.tensor([[3.0, 2.0, 1.0, 0.0]]).expand(3, 4), torch.tensor([0, 1, 3]))
+    >>> metric.compute()        # (1 + 1/2 + 1/4) / 3
+    tensor(0.5833, dtype=torch.float64)
+    """
+
+    name = "mean_reciprocal_rank"
+    formula = "Σ 1 / rank(target) / tokens"
+    value_unit = "reciprocal rank"
+    reference = "Voorhees (1999), The TREC-8 Question Answering Track Report"
+
+    def sum_names(self) -> tuple[str, str]:
+        return "reciprocal_rank", "tokens"
+
+    def per_token(self, scores: TokenScores) -> Tensor:
+        return 1 / scores.extra[_RANK].double()
