@@ -19,7 +19,7 @@ import inspect
 import warnings
 from abc import ABCMeta, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -150,7 +150,7 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
         # Read once, here: a tensor's content is looked at on the host, which an update must never do.
         self._readable_options = {k: _readable(v) for k, v in self._options.items()}
         self._scoring_name = ", ".join(f"{k}={_readable(v)}" for k, v in self.scoring_options().items())
-        sums = self.sums(_no_rows(self.extra_scores()))
+        sums = self.sums(_no_rows(self.requires, self.extra_scores()))
         self._layout = {name: value.num_bins if isinstance(value, Binned) else None for name, value in sums.items()}
         if reserved := sorted(self._layout.keys() & set(_COUNTS)):
             raise MetricOptionError(f"{self.name}: the sum name {reserved[0]!r} is taken by the base; choose another")
@@ -357,13 +357,15 @@ def _counts(scores: TokenScores) -> dict[str, Tensor | Binned]:
     return dict(zip(_COUNTS, (scores.counted, ~scores.counted, invalid), strict=True))
 
 
-def _no_rows(extra: Mapping[str, RowScore]) -> TokenScores:
+def _no_rows(requires: frozenset[str], extra: Mapping[str, RowScore]) -> TokenScores:
     """Scores with every field and no rows: what a metric makes of them is its layout."""
     real, whole, truth = torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool)
-    return TokenScores(
+    scores = TokenScores(
         nll=real, counted=truth, confidence=real, correct=truth, target=whole, num_bytes=whole, num_words=whole,
-        loss=real, loss_weight=real, invalid=truth, extra={n: torch.zeros(0, *s.shape) for n, s in extra.items()},
+        loss=real, loss_weight=real, invalid=truth,
     )  # fmt: skip
+    others = {name: real for name in requires - scores.fields().keys() - {"prob"}}
+    return replace(scores, extra=others | {name: torch.zeros(0, *score.shape) for name, score in extra.items()})
 
 
 def _readable(value: Any) -> str:

@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import exact_sum
 from .metric import TokenMetric
+from .pairs import PairMetric
 from .scores import TokenScores, Unit
 
 __all__ = ["check_metric", "made_up_batch", "no_host_sync"]
@@ -108,7 +109,8 @@ def made_up_batch(
 
 def _scores(metric: TokenMetric, logits: Tensor, target: Tensor) -> TokenScores:
     """The metric's own scores of the batch, with what a host would add, in a unit that the metric takes."""
-    scores = metric.score(logits, target)
+    given = (logits, logits / 2 + logits.flip(-1)) if isinstance(metric, PairMetric) else logits
+    scores = metric.score(given, target)
     unit: Unit = "token" if "token" in metric.row_units else min(metric.row_units)
     rows = torch.arange(scores.nll.numel(), device=scores.device).reshape(scores.nll.shape)
     return replace(scores, num_bytes=rows % 5, num_words=rows % 3, weight=(rows % 4 + 1) / 4, unit=unit)

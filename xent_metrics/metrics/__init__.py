@@ -15,6 +15,16 @@ from .calibration_weighted import CalibrationWeightedCrossEntropy
 from .class_calibration import ClasswiseCalibrationError, FullCalibrationError
 from .cross_entropy import CrossEntropy, Perplexity
 from .distribution import BrierScore, PredictionEntropy, ZLoss
+from .divergence import (
+    JensenShannonDivergence,
+    KLDivergence,
+    KLDivergenceQuantile,
+    LogPerplexityRatio,
+    ProbabilityChange,
+    RMSProbabilityChange,
+    SameTopToken,
+    SoftCrossEntropy,
+)
 from .ranking import MeanReciprocalRank, TopKAccuracy
 from .temperature import CrossEntropyAtOptimalTemperature, OptimalTemperature
 
@@ -30,14 +40,22 @@ __all__ = [
     "CrossEntropyAtOptimalTemperature",
     "ExpectedCalibrationError",
     "FullCalibrationError",
+    "JensenShannonDivergence",
+    "KLDivergence",
+    "KLDivergenceQuantile",
+    "LogPerplexityRatio",
     "MaximumCalibrationError",
     "MeanReciprocalRank",
     "OptimalTemperature",
     "Overconfidence",
     "Perplexity",
     "PredictionEntropy",
+    "ProbabilityChange",
     "RMSCalibrationError",
+    "RMSProbabilityChange",
     "RefinementLoss",
+    "SameTopToken",
+    "SoftCrossEntropy",
     "TokenAccuracy",
     "TopKAccuracy",
     "WordPerplexity",

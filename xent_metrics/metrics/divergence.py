@@ -1,0 +1,254 @@
+"""One model against another over the same text: divergences, and what quantising or distilling a model changed.
+
+metric.update(base_logits, other_logits)
+metric.update((base_logits, other_logits), target)       # or, once for many metrics, a score_pair of the same
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import MetricOptionError
+from ..metric import Binned, RatioMetric
+from ..pairs import PairMetric
+from ..scores import TokenScores
+
+__all__ = [
+    "JensenShannonDivergence",
+    "KLDivergence",
+    "KLDivergenceQuantile",
+    "LogPerplexityRatio",
+    "ProbabilityChange",
+    "RMSProbabilityChange",
+    "SameTopToken",
+    "SoftCrossEntropy",
+]
+
+
+class _PairMean(PairMetric, RatioMetric):
+    """The mean of a pair's score."""
+
+    def sum_names(self) -> tuple[str, str]:
+        return f"{self.pair_score}(temperature={self.temperature})", "tokens"
+
+    def per_token(self, scores: TokenScores) -> Tensor:
+        return scores.extra[self.pair_score]
+
+
+class KLDivergence(_PairMean):
+    """Kullback–Leibler divergence = mean over tokens of KL(P‖Q) = Σ_v p_v ln(p_v / q_v), in nats per token.
+
+    P is of the first logits (the base, the teacher), Q of the second.
+
+    Args:
+        temperature: divides both logits.
+
+    Shapes: ``update(logits, other_logits)``, both ``(…, V)``. Reference: Kullback and Leibler (1951).
+
+    >>> metric = KLDivergence()
+    >>> metric.update(torch.zeros(1, 2), torch.tensor([[math.log(3.0), 0.0]]))     # ½ ln(½/¾) + ½ ln(½/¼)
+    >>> metric.compute()
+    tensor(0.1438, dtype=torch.float64)
+    """
+
+    name = "kl_divergence"
+    formula = "Σ_tokens Σ_v p_v ln(p_v / q_v) / tokens"
+    value_unit = "nats per token"
+    reference = "Kullback and Leibler (1951), On information and sufficiency"
+    pair_score = "kl_divergence"
+    higher_is_better = False
+
+
+class SoftCrossEntropy(_PairMean):
+    """Soft cross entropy = mean over tokens of −Σ_v p_v ln q_v, in nats per token: the entropy of P plus KL(P‖Q).
+
+    Args:
+        temperature: divides both logits.
+
+    Shapes: ``update(logits, other_logits)``, both ``(…, V)``. Reference: Hinton et al. (2015), arXiv:1503.02531.
+
+    >>> metric = SoftCrossEntropy()
+    >>> metric.update(torch.zeros(1, 8), torch.zeros(1, 8))        # ln 8
+    >>> metric.compute()
+    tensor(2.0794, dtype=torch.float64)
+    """
+
+    name = "soft_cross_entropy"
+    formula = "−Σ_tokens Σ_v p_v ln q_v / tokens"
+    value_unit = "nats per token"
+    reference = "Hinton et al. (2015), arXiv:1503.02531"
+    pair_score = "soft_cross_entropy"
+    higher_is_better = False
+
+
+class JensenShannonDivergence(_PairMean):
+    """Jensen–Shannon divergence = mean of ½ KL(P‖M) + ½ KL(Q‖M), M = ½ (P + Q), in nats per token; symmetric, ≤ ln 2.
+
+    Args:
+        temperature: divides both logits.
+
+    Shapes: ``update(logits, other_logits)``, both ``(…, V)``. Reference: Lin (1991).
+
+    >>> metric = JensenShannonDivergence()
+    >>> metric.update(torch.tensor([[0.0, -1e4]]), torch.tensor([[-1e4, 0.0]]))      # nothing in common: ln 2
+    >>> metric.compute()
+    tensor(0.6931, dtype=torch.float64)
+    """
+
+    name = "jensen_shannon_divergence"
+    formula = "Σ_tokens ½ KL(P‖M) + ½ KL(Q‖M) / tokens, M = ½ (P + Q)"
+    value_unit = "nats per token"
+    reference = "Lin (1991), Divergence measures based on the Shannon entropy"
+    pair_score = "jensen_shannon_divergence"
+    higher_is_better = False
+
+
+class SameTopToken(_PairMean):
+    """The share of tokens at which both models have the same top-1 token, in [0, 1].
+
+    Shapes: ``update(logits, other_logits)``, both ``(…, V)``.
+
+    >>> metric = SameTopToken()
+    >>> metric.update(torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    >>> metric.compute()
+    tensor(0.5000, dtype=torch.float64)
+    """
+
+    name = "same_top_token"
+    formula = "Σ [argmax p = argmax q] / tokens"
+    value_unit = "share of tokens"
+    reference = "reported by llama.cpp's perplexity tool"
+    pair_score = "same_top"
+    higher_is_better = True
+
+
+class ProbabilityChange(_PairMean):
+    """The mean change of the target's probability, q(target) − p(target), in [−1, 1].
+
+    Shapes: ``update((logits, other_logits), target)``; without targets, of the base's top-1 tokens.
+
+    >>> metric = ProbabilityChange()
+    >>> metric.update(torch.zeros(1, 2), torch.tensor([[math.log(3.0), 0.0]]))     # ¾ − ½
+    >>> metric.compute()
+    tensor(0.2500, dtype=torch.float64)
+    """
+
+    name = "probability_change"
+    formula = "Σ (q(target) − p(target)) / tokens"
+    value_unit = "probability"
+    reference = "reported by llama.cpp's perplexity tool"
+    pair_score = "probability_change"
+
+
+class RMSProbabilityChange(_PairMean):
+    """The root of the mean square of the change of the target's probability, in [0, 1].
+
+    Shapes: ``update((logits, other_logits), target)``; without targets, of the base's top-1 tokens.
+
+    >>> metric = RMSProbabilityChange()
+    >>> metric.update(torch.zeros(1, 2), torch.tensor([[math.log(3.0), 0.0]]))
+    >>> metric.compute()
+    tensor(0.2500, dtype=torch.float64)
+    """
+
+    name = "rms_probability_change"
+    formula = "√(Σ (q(target) − p(target))² / tokens)"
+    value_unit = "probability"
+    reference = "reported by llama.cpp's perplexity tool"
+    pair_score = "probability_change"
+    higher_is_better = False
+
+    def sum_names(self) -> tuple[str, str]:
+        return f"square of probability_change(temperature={self.temperature})", "tokens"
+
+    def per_token(self, scores: TokenScores) -> Tensor:
+        return super().per_token(scores).double().square()
+
+    def value(self, sums: Mapping[str, Tensor]) -> Tensor:
+        return super().value(sums).sqrt()
+
+
+class LogPerplexityRatio(_PairMean):
+    """ln(perplexity of the other / perplexity of the base) = Σ (ln p(target) − ln q(target)) / tokens, in nats per token.
+
+    Shapes: ``update((logits, other_logits), target)``; without targets, of the base's top-1 tokens.
+
+    >>> metric = LogPerplexityRatio()
+    >>> metric.update(torch.zeros(1, 2), torch.tensor([[math.log(3.0), 0.0]]))     # ln(½ / ¾)
+    >>> metric.compute()
+    tensor(-0.4055, dtype=torch.float64)
+    """
+
+    name = "log_perplexity_ratio"
+    formula = "Σ (ln p(target) − ln q(target)) / tokens"
+    value_unit = "nats per token"
+    reference = "reported by llama.cpp's perplexity tool"
+    pair_score = "base_nll"
+    higher_is_better = False
+
+    def sum_names(self) -> tuple[str, str]:
+        return f"nll − base_nll(temperature={self.temperature})", "tokens"
+
+    def per_token(self, scores: TokenScores) -> Tensor:
+        return scores.nll.double() - scores.extra["base_nll"].double()
+
+
+class KLDivergenceQuantile(PairMetric):
+    """A quantile over tokens of KL(P‖Q), in nats, to a relative accuracy of 1 %; `quantile=1` is the maximum.
+
+    From a histogram of bins that grow by a factor, (1.01/0.99)^i: any two merge by addition. Below 1e-9 is 0; above 1e4
+    (the logits' gap it takes) is counted as 1e4.
+
+    Args:
+        quantile: in [0, 1].
+        temperature: divides both logits.
+
+    Reference: Masson, Rim and Lee (2019), DDSketch, arXiv:1908.10693.
+
+    >>> metric = KLDivergenceQuantile(quantile=1.0)
+    >>> metric.update(torch.zeros(1, 2), torch.tensor([[math.log(3.0), 0.0]]))     # 0.1438
+    >>> abs(metric.compute() / 0.1438 - 1) < 0.0101
+    tensor(True)
+    """
+
+    name = "kl_divergence_quantile"
+    formula = "quantile over tokens of Σ_v p_v ln(p_v / q_v)"
+    value_unit = "nats"
+    reference = "Masson et al. (2019), arXiv:1908.10693"
+    pair_score = "kl_divergence"
+    higher_is_better = False
+
+    _GROWTH = math.log(1.01 / 0.99)
+    _LEAST, _MOST = 1e-9, 1e4
+    _BINS = math.ceil((math.log(_MOST) - math.log(_LEAST)) / _GROWTH) + 1
+
+    def __init__(self, quantile: float = 0.99, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 0 <= quantile <= 1:
+            raise MetricOptionError(f"{self.name}: quantile lies in [0, 1]; got {quantile!r}")
+        self.quantile = quantile
+
+    def sums(self, scores: TokenScores) -> Mapping[str, Tensor | Binned]:
+        values = scores.extra[self.pair_score].double()
+        place = (values.clamp(self._LEAST, self._MOST) / self._LEAST).log() / self._GROWTH
+        bins = place.ceil().nan_to_num(0.0).long().clamp(0, self._BINS - 1)
+        counts = torch.where(values.isnan(), torch.nan, torch.ones_like(values))
+        return {
+            f"kl_divergence histogram(temperature={self.temperature})": Binned(
+                scores.weighted(counts), bins, self._BINS
+            )
+        }
+
+    def value(self, sums: Mapping[str, Tensor]) -> Tensor:
+        (counts,) = sums.values()
+        below = counts.cumsum(0)
+        rank = torch.clamp(self.quantile * below[-1], min=torch.finfo(torch.float64).tiny)
+        place = (below < rank).sum()  # the first bin that reaches the rank
+        edge = self._LEAST * torch.exp(self._GROWTH * place.double())
+        middle = torch.where(place == 0, torch.zeros_like(edge), 2 * edge / (1 + math.exp(self._GROWTH)))
+        return torch.where(below[-1] > 0, middle, torch.nan) + 0 * below[-1]
