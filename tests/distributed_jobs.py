@@ -32,6 +32,7 @@ from xent_metrics import (
     score_tokens,
 )
 from xent_metrics.errors import SyncError
+from xent_metrics.row_scores import RowScore
 from xent_metrics.samplers import UnpaddedSampler, sample_weights
 
 BATCHES = 9
@@ -39,15 +40,21 @@ NAMES = ["cross_entropy", "perplexity", "token_accuracy", "expected_calibration_
 
 
 def batch(number: int) -> TokenScores:
-    """A batch with every field, of a shape of its own."""
+    """A batch with every field, of two classes, which suit every metric, and of a shape of its own."""
     generator = torch.Generator().manual_seed(number)
     shape = (1 + number % 3, 2 + number)
-    logits = 3 * torch.randn(*shape, 11, generator=generator)
-    target = torch.randint(11, shape, generator=generator)
+    logits = 3 * torch.randn(*shape, 2, generator=generator)
+    target = torch.randint(2, shape, generator=generator)
     target[:, 0] = -100
     weight = torch.rand(shape, generator=generator)
-    scores = score_tokens(logits, target, weight=weight, token_bytes=torch.arange(11), label_smoothing=0.1)
+    scores = score_tokens(
+        logits, target, weight=weight, token_bytes=torch.arange(2), label_smoothing=0.1, extra=further_scores()
+    )
     return dataclasses.replace(scores, num_words=torch.ones(shape, dtype=torch.int64))
+
+
+def further_scores() -> dict[str, RowScore]:
+    return {name: score for metric in list_metrics() for name, score in get_metric(metric).extra_scores().items()}
 
 
 def everything() -> TokenMetricCollection:
@@ -292,7 +299,7 @@ def load_too_early(rank: int, size: int, file: bytes, rendezvous: str, loads: li
     model = Model()
     if rank in loads:
         model.load_state_dict(torch.load(io.BytesIO(file)))
-    join(rendezvous, rank, size, 30)
+    join(rendezvous, rank, size)
     answers: list[Any] = []
     for _ in range(2):
         try:

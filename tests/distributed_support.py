@@ -20,19 +20,21 @@ import torch
 import torch.distributed as dist
 
 DIED = "the process died"
+LIMIT = timedelta(seconds=60)
 
 
-def join(file: str, rank: int, size: int, seconds: float) -> None:
-    """Make the default process group."""
-    dist.init_process_group(
-        "gloo", init_method=f"file://{file}", rank=rank, world_size=size, timeout=timedelta(seconds=seconds)
-    )
+def join(file: str, rank: int, size: int, seconds: float = 60) -> None:
+    """Make the default process group; `seconds` is its time limit once all are there."""
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=size, timeout=LIMIT)
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
 
 
 def _work(connection: Connection) -> None:
     torch.set_num_threads(1)
     while True:
-        job, file, rank, size, seconds, args = pickle.loads(connection.recv_bytes())
+        job, file, rank, size, seconds, args = pickle.loads(connection.recv_bytes())  # imports the job's module
+        connection.send_bytes(b"ready")
+        connection.recv_bytes()
         try:
             join(file, rank, size, seconds)
             answer = job(rank, size, *args)
@@ -63,6 +65,9 @@ class Workers:
         file = str(Path(self.folder.name, f"job{self.jobs}"))
         for rank, (_, connection) in enumerate(self.workers[:size]):
             connection.send_bytes(pickle.dumps((job, file, rank, size, seconds, args)))
+        for signal in (Connection.recv_bytes, lambda connection: connection.send_bytes(b"go")):
+            for _, connection in self.workers[:size]:
+                signal(connection)
         answers = [self._answer(connection) for _, connection in self.workers[:size]]
         failed = [f"rank {rank}: {answer}" for rank, answer in enumerate(answers) if isinstance(answer, Failed)]
         assert not failed, "\n".join(failed)
@@ -74,10 +79,11 @@ class Workers:
         try:
             return pickle.loads(connection.recv_bytes())
         except EOFError:
+            connection.close()
             return DIED
 
     def _hire(self, size: int) -> None:
-        self.workers = [worker for worker in self.workers if worker[0].is_alive()]
+        self.workers = [worker for worker in self.workers if not worker[1].closed]
         while len(self.workers) < size:
             here, there = self.context.Pipe()
             process = self.context.Process(target=_work, args=(there,), daemon=True)
