@@ -1,0 +1,68 @@
+"""`import xent_metrics` brings in no host, no plotting and no command line; the core imports no host."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import xent_metrics
+
+PACKAGE = Path(xent_metrics.__file__).parent
+HOSTS = ["lm_eval", "lightning", "pytorch_lightning", "transformers", "accelerate", "peft", "datasets", "tokenizers"]
+OTHERS = ["matplotlib", "typer", "rich", "scipy", "pandas", "sklearn", "jinja2", "tiktoken", "sentencepiece"]
+
+
+#: Prints what our import and ordinary use load beyond what our dependencies load by themselves.
+SCRIPT = """
+import sys, numpy, pluggy, torch, torchmetrics
+before = set(sys.modules)
+import xent_metrics as x
+metrics = x.TokenMetricCollection(["cross_entropy", "perplexity", x.get_metric("token_accuracy")])
+metrics.update(torch.zeros(2, 3), torch.tensor([0, 1]))
+metrics.compute(), x.list_metrics()
+print(*sorted(set(sys.modules) - before))
+print(*sorted(set(sys.modules)))
+"""
+
+
+def test_the_core_loads_no_host_and_no_tool():
+    run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    added, loaded = ({name.partition(".")[0] for name in line.split()} for line in run.stdout.splitlines())
+    assert "xent_metrics" in added
+    assert not added & {*HOSTS, *OTHERS}  # torchmetrics brings transformers and matplotlib where they are installed
+    assert not loaded & {"lm_eval", "lightning", "pytorch_lightning", "accelerate", "peft", "typer"}
+
+
+CORE = [path for path in PACKAGE.glob("*.py") if not path.stem.startswith("cli")] + [
+    *(PACKAGE / "metrics").glob("*.py")
+]
+
+
+@pytest.mark.parametrize("path", sorted(CORE), ids=lambda path: path.stem)
+def test_no_core_module_imports_a_host(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [
+                f"{'.' * node.level}{node.module or ''}",
+                *(f".{alias.name}" for alias in node.names if node.level),
+            ]
+        for name in names:
+            assert name.partition(".")[0] not in HOSTS, name
+            assert "hosts" not in name.split("."), name
+
+
+def test_the_public_names_are_there_and_no_others():
+    for name in xent_metrics.__all__:
+        assert hasattr(xent_metrics, name), name
+    promised = """
+        TokenScores score_tokens score_hidden_states TokenMetric RatioMetric TokenMetricCollection CrossEntropy Perplexity
+        BitsPerByte TokenAccuracy ExpectedCalibrationError CalibrationWeightedCrossEntropy token_bytes get_metric
+        list_metrics hookimpl
+    """
+    assert set(promised.split()) <= set(xent_metrics.__all__)
+    assert xent_metrics.__all__ == sorted(xent_metrics.__all__)
