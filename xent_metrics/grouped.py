@@ -135,11 +135,11 @@ class Grouped(TokenMetric):
         super().__init__(ignore_index=metric.ignore_index, **kwargs)
         if average not in ("micro", "macro"):
             raise MetricOptionError(f'average is "micro" or "macro"; got {average!r}')
-        self.grouping: Grouping = Label(tuple(labels)) if isinstance(by, str) else by
-        if not self.grouping.labels or (isinstance(by, str) and by != "group"):
+        if not isinstance(by, Grouping) and (by != "group" or not labels):
             raise MetricOptionError(
-                f'by is a grouping, or "group" with labels=[…]; got {by!r} with labels={list(labels)}'
+                f'by is a Grouping, or "group" with labels=[…]; got {by!r} with labels={list(labels)}'
             )
+        self.grouping = by if isinstance(by, Grouping) else Label(labels)
         self.average = average
         self.name = f"{metric.name}_by_group"  # type: ignore[misc]
         self.value_unit = metric.value_unit  # type: ignore[misc]
