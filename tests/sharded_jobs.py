@@ -114,10 +114,11 @@ def rows(rank: int, size: int) -> dict[str, Any]:
     for name, placement in {"batch": Shard(0), "sequence": Shard(1), "held by all": Replicate()}.items():
         metrics = TokenMetricCollection([CrossEntropy(), "token_accuracy", "expected_calibration_error"])
         spread = distribute_tensor(logits, mesh, [placement])
+        spread_target = distribute_tensor(target, mesh, [placement])
         with CommDebugMode() as mode:
-            metrics.update(spread, distribute_tensor(target, mesh, [placement]))
+            metrics.update(spread, spread_target)
         plain = CrossEntropy()
-        plain.update(spread.to_local(), distribute_tensor(target, mesh, [placement]).to_local())
+        plain.update(spread.to_local(), spread_target.to_local())
         with metrics.sync_context():
             states = [metric.state.tolist() for metric in metrics.members().values()]
         found[name] = {"states": states, "calls": mode.get_total_counts()}

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate
 from torch.nn import functional as F
 
 from . import scoring
+from .dtensors import Layout, whole
 from .errors import InvalidInputError
 from .row_scores import Plan, Rows, first_argmax
 from .scores import TokenScores
@@ -35,8 +36,8 @@ def score_tokens(logits: Any, target: Any, *, weight: Any, **options: Any) -> To
     """
     if not isinstance(logits, DTensor):
         raise InvalidInputError("the targets or weights are DTensors and the logits are not; pass target.to_local()")
-    layout = _Layout(logits, class_dim=logits.ndim - 1)
-    own = layout.own_classes(logits)
+    layout = Layout(logits, class_dim=logits.ndim - 1)
+    own = _at_least_one(layout.own_classes(logits))
     plan = _plan(layout, own.shape[:-1], own.device, target, weight, options)
     return _score(plan, layout, scoring._split(own, plan.block_rows))
 
@@ -66,90 +67,29 @@ def score_hidden_states(
     mesh = hidden_states.device_mesh
     if not isinstance(lm_head_weight, DTensor):
         lm_head_weight = DTensor.from_local(lm_head_weight, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    layout = _Layout(lm_head_weight, class_dim=0)
+    layout = Layout(lm_head_weight, class_dim=0)
     layout.keep_rows(hidden_states)
     hidden, head = layout.own_rows(hidden_states), layout.own_classes(lm_head_weight)
     dtype = torch.promote_types(hidden.dtype, head.dtype)
-    offset = None if bias is None else _whole(bias)[layout.classes].to(dtype)
+    offset = None if bias is None else whole(bias)[layout.classes].to(dtype)
     plan = _plan(layout, hidden.shape[:-1], hidden.device, target, weight, options)
 
     def logits() -> Iterator[Tensor]:
         for block in scoring._split(hidden, max(1, scoring._MATMUL_CHUNK // max(1, len(head)))):
-            rows = F.linear(block.to(dtype), head.to(dtype), offset)
+            rows = _at_least_one(F.linear(block.to(dtype), head.to(dtype), offset))
             plain = logit_scale is None and logit_softcap is None
             yield rows if plain else scoring._adjust(rows, logit_scale, logit_softcap)
 
     return _score(plan, layout, logits())
 
 
-class _Layout:
-    """Which classes and which rows this process holds, and who shares them."""
-
-    def __init__(self, tensor: DTensor, class_dim: int) -> None:
-        self.mesh = tensor.device_mesh
-        coordinate = self.mesh.get_coordinate()
-        if coordinate is None:
-            raise InvalidInputError(f"this process is not in the DTensor's mesh {self.mesh}; score on those that are")
-        self.coordinate = coordinate
-        self.vocab_size = tensor.shape[class_dim]
-        self.rows: list[Placement] = [p if _shards_rows(p, class_dim) else Replicate() for p in tensor.placements]
-        # A pending sum, or a head that is sharded over H, becomes a shard of the vocabulary: a scatter, not a gather.
-        self.placements = [
-            p if _shards_rows(p, class_dim) or p.is_replicate() else Shard(class_dim) for p in tensor.placements
-        ]
-        self.class_mesh_dims = [dim for dim, p in enumerate(self.placements) if p.is_shard(class_dim)]
-        self.classes = self._slice()
-
-    def _slice(self) -> slice:
-        """The classes of this process; a mesh dimension cuts what those before it left, as `torch.chunk` does."""
-        start, size = 0, self.vocab_size
-        for dim in self.class_mesh_dims:
-            chunk = -(-size // self.mesh.size(dim))
-            skipped = min(size, self.coordinate[dim] * chunk)
-            start, size = start + skipped, min(chunk, size - skipped)
-        return slice(start, start + size)
-
-    def own_classes(self, tensor: DTensor) -> Tensor:
-        return tensor.redistribute(placements=self.placements).to_local().detach()
-
-    def keep_rows(self, hidden_states: DTensor) -> None:
-        """Leave the rows of `hidden_states` where they are, but for those on a mesh dimension that shards the classes."""
-        row_dims = hidden_states.ndim - 1
-        self.rows = [
-            p if _shards_rows(p, row_dims) and dim not in self.class_mesh_dims else Replicate()
-            for dim, p in enumerate(hidden_states.placements)
-        ]
-
-    def own_rows(self, rows: Any) -> Tensor:
-        """The local rows of a DTensor on this mesh; a plain tensor is them."""
-        if not isinstance(rows, DTensor):
-            return scoring.as_tensor(rows)
-        if rows.device_mesh != self.mesh:
-            raise InvalidInputError(f"expected all DTensors on one mesh; got {self.mesh} and {rows.device_mesh}")
-        return rows.redistribute(placements=self.rows).to_local().detach()
-
-    def replicas(self) -> tuple[int, ...]:
-        """The global ranks that hold the same rows."""
-        index = [i if p.is_shard() else slice(None) for i, p in zip(self.coordinate, self.rows, strict=True)]
-        ranks = sorted(self.mesh.mesh[tuple(index)].reshape(-1).tolist())
-        return tuple(ranks) if len(ranks) > 1 else ()
-
-    def reduce(self, column: Tensor, op: str) -> Tensor:
-        """`column` reduced by "sum", "max" or "min" over the processes that hold the rows' other classes."""
-        ways = [Partial(op) if dim in self.class_mesh_dims else Replicate() for dim in range(self.mesh.ndim)]
-        return DTensor.from_local(column, self.mesh, ways, run_check=False).full_tensor()
-
-
-def _shards_rows(placement: Placement, row_dims: int) -> bool:
-    return isinstance(placement, Shard) and placement.dim < row_dims
-
-
-def _whole(vector: Any) -> Tensor:
-    return vector.full_tensor() if isinstance(vector, DTensor) else scoring.as_tensor(vector)
+def _at_least_one(logits: Tensor) -> Tensor:
+    """Where there are more processes than classes, a class that can't be: every row has a largest logit."""
+    return logits if logits.shape[-1] else logits.new_full((*logits.shape[:-1], 1), -torch.inf)
 
 
 def _plan(
-    layout: _Layout, rows: torch.Size, device: torch.device, target: Any, weight: Any, options: dict[str, Any]
+    layout: Layout, rows: torch.Size, device: torch.device, target: Any, weight: Any, options: dict[str, Any]
 ) -> Plan:
     if options["extra"]:
         raise InvalidInputError(
@@ -161,13 +101,13 @@ def _plan(
         device,
         layout.own_rows(target),
         weight=None if weight is None else layout.own_rows(weight),
-        **{**options, **{name: _whole(vector) for name, vector in vectors.items()}},
+        **{**options, **{name: whole(vector) for name, vector in vectors.items()}},
     )
     own = layout.classes.stop - layout.classes.start
     return dataclasses.replace(plan, chunk_rows=scoring._chunk_rows(plan.counted.numel(), max(1, own), device))
 
 
-def _score(plan: Plan, layout: _Layout, blocks: Iterable[Tensor]) -> TokenScores:
+def _score(plan: Plan, layout: Layout, blocks: Iterable[Tensor]) -> TokenScores:
     rows = Rows(plan)
     if not layout.class_mesh_dims:
         for block in blocks:
@@ -194,8 +134,6 @@ class _Shard:
 
     def facts(self, logits: Tensor, rows: slice) -> dict[str, Tensor]:
         """Of the local logits ``(rows, own classes)``: the largest, and sums relative to it."""
-        if not logits.shape[-1]:  # more processes than classes
-            logits = logits.new_full((len(logits), 1), -torch.inf)
         top = first_argmax(logits)
         largest = logits.gather(-1, top[:, None]).squeeze(-1).to(torch.promote_types(logits.dtype, torch.float32))
         reference = torch.where(largest.isfinite(), largest, 0.0)
@@ -227,7 +165,7 @@ class _Shard:
             weights["smooth"] = scale.expand(self.plan.vocab_size)[self.classes]
         return weights
 
-    def scores(self, facts: dict[str, Tensor], layout: _Layout) -> dict[str, Tensor]:
+    def scores(self, facts: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
         """The rows' scores over all classes, as `Rows` gathers them."""
         largest = layout.reduce(facts["largest"], "max")
         nowhere = torch.full_like(facts["top"], layout.vocab_size)
@@ -243,7 +181,7 @@ class _Shard:
             nll, correct = -linear["soft"], top == self.plan.soft.argmax(-1)
         return {"nll": nll, "confidence": log_sum.neg().exp(), "correct": correct} | self._loss(nll, linear)
 
-    def _total(self, facts: dict[str, Tensor], largest: Tensor, layout: _Layout) -> dict[str, Tensor]:
+    def _total(self, facts: dict[str, Tensor], largest: Tensor, layout: Layout) -> dict[str, Tensor]:
         """The sums over all classes, relative to the largest logit of all."""
         own = {"exp": facts["exp"] * (facts["largest"] - largest).exp()}
         if self.plan.index is not None:

@@ -1,0 +1,80 @@
+"""Which classes and rows of a DTensor this process holds, and how processes that share rows reduce a number a row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+
+from .errors import InvalidInputError
+from .scoring import as_tensor
+
+__all__ = ["Layout", "whole"]
+
+
+class Layout:
+    """Which classes and which rows this process holds, and who shares them."""
+
+    def __init__(self, tensor: DTensor, class_dim: int) -> None:
+        self.mesh = tensor.device_mesh
+        coordinate = self.mesh.get_coordinate()
+        if coordinate is None:
+            raise InvalidInputError(f"this process is not in the DTensor's mesh {self.mesh}; score on those that are")
+        self.coordinate = coordinate
+        self.vocab_size = tensor.shape[class_dim]
+        self.rows: list[Placement] = [p if _shards_rows(p, class_dim) else Replicate() for p in tensor.placements]
+        # A pending sum, or a head that is sharded over H, becomes a shard of the vocabulary: a scatter, not a gather.
+        self.placements = [
+            p if _shards_rows(p, class_dim) or p.is_replicate() else Shard(class_dim) for p in tensor.placements
+        ]
+        self.class_mesh_dims = [dim for dim, p in enumerate(self.placements) if p.is_shard(class_dim)]
+        self.classes = self._slice()
+
+    def _slice(self) -> slice:
+        """The classes of this process; a mesh dimension cuts what those before it left, as `torch.chunk` does."""
+        start, size = 0, self.vocab_size
+        for dim in self.class_mesh_dims:
+            chunk = -(-size // self.mesh.size(dim))
+            skipped = min(size, self.coordinate[dim] * chunk)
+            start, size = start + skipped, min(chunk, size - skipped)
+        return slice(start, start + size)
+
+    def own_classes(self, tensor: DTensor) -> Tensor:
+        return tensor.redistribute(placements=self.placements).to_local().detach()
+
+    def keep_rows(self, hidden_states: DTensor) -> None:
+        """Leave the rows of `hidden_states` where they are, but for those on a mesh dimension that shards the classes."""
+        row_dims = hidden_states.ndim - 1
+        self.rows = [
+            p if _shards_rows(p, row_dims) and dim not in self.class_mesh_dims else Replicate()
+            for dim, p in enumerate(hidden_states.placements)
+        ]
+
+    def own_rows(self, rows: Any) -> Tensor:
+        """The local rows of a DTensor on this mesh; a plain tensor is them."""
+        if not isinstance(rows, DTensor):
+            return as_tensor(rows)
+        if rows.device_mesh != self.mesh:
+            raise InvalidInputError(f"expected all DTensors on one mesh; got {self.mesh} and {rows.device_mesh}")
+        return rows.redistribute(placements=self.rows).to_local().detach()
+
+    def replicas(self) -> tuple[int, ...]:
+        """The global ranks that hold the same rows."""
+        index = [i if p.is_shard() else slice(None) for i, p in zip(self.coordinate, self.rows, strict=True)]
+        ranks = sorted(self.mesh.mesh[tuple(index)].reshape(-1).tolist())
+        return tuple(ranks) if len(ranks) > 1 else ()
+
+    def reduce(self, column: Tensor, op: str) -> Tensor:
+        """`column` reduced by "sum", "max" or "min" over the processes that hold the rows' other classes."""
+        ways = [Partial(op) if dim in self.class_mesh_dims else Replicate() for dim in range(self.mesh.ndim)]
+        return DTensor.from_local(column, self.mesh, ways, run_check=False).full_tensor()
+
+
+def _shards_rows(placement: Placement, row_dims: int) -> bool:
+    return isinstance(placement, Shard) and placement.dim < row_dims
+
+
+def whole(vector: Any) -> Tensor:
+    """All of a vector that may be a DTensor."""
+    return vector.full_tensor() if isinstance(vector, DTensor) else as_tensor(vector)
