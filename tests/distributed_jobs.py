@@ -32,6 +32,7 @@ from xent_metrics import (
     score_tokens,
 )
 from xent_metrics.errors import SyncError
+from xent_metrics.pairs import score_pair
 from xent_metrics.row_scores import RowScore
 from xent_metrics.samplers import UnpaddedSampler, sample_weights
 
@@ -50,7 +51,9 @@ def batch(number: int) -> TokenScores:
     scores = score_tokens(
         logits, target, weight=weight, token_bytes=torch.arange(2), label_smoothing=0.1, extra=further_scores()
     )
-    return dataclasses.replace(scores, num_words=torch.ones(shape, dtype=torch.int64))
+    pair = score_pair(logits, logits.flip(-1), target)
+    words = torch.ones(shape, dtype=torch.int64)
+    return dataclasses.replace(scores, num_words=words, extra={**scores.extra, **pair.extra})
 
 
 def further_scores() -> dict[str, RowScore]:
