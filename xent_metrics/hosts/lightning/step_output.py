@@ -1,0 +1,73 @@
+"""What a step returned, as scores or as logits and targets.
+
+    def validation_step(self, batch, batch_idx):
+        logits = self(batch["ids"])
+        return {"logits": logits[:, :-1], "targets": batch["ids"][:, 1:]}     # logits[t] scores targets[t]
+
+A step returns a `TokenScores`, or a mapping (or an object) with `scores`, or with `logits` and `targets` (or `labels`) and,
+if it likes, `weight`. What returns none of these is read by an adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...errors import InvalidInputError
+from ...scores import TokenScores
+
+__all__ = ["Batch", "read"]
+
+
+class Batch(NamedTuple):
+    """What a metric's `update` takes."""
+
+    logits: Any  # or a TokenScores
+    target: Any = None
+    weight: Any = None
+
+
+def read(output: Any, *, shift: bool = False) -> Batch:
+    """The batch in a step's output; `shift` pairs logits[t] with targets[t + 1], for labels that are the inputs.
+
+    >>> read({"logits": torch.zeros(1, 3, 8), "labels": torch.tensor([[1, 2, 3]])}, shift=True).target
+    tensor([[2, 3]])
+    """
+    scores = output if isinstance(output, TokenScores) else _get(output, "scores")
+    if isinstance(scores, TokenScores):
+        return Batch(scores)
+    logits, target, weight = _get(output, "logits"), _target(output), _get(output, "weight")
+    if logits is None or target is None:
+        raise InvalidInputError(
+            f"the step gave {_shown(output)}; expected a TokenScores, or a dict with `scores`, or with `logits` and `targets` "
+            "(or `labels`). Return one of these, or pass XentCallback(adapter=f) with f(module, output, batch) that does"
+        )
+    if shift:
+        logits, target = logits[..., :-1, :], target[..., 1:]
+        weight = weight[..., 1:] if weight is not None and weight.ndim > 1 else weight
+    return Batch(logits, target, per_row(weight, target))
+
+
+def per_row(weight: Any, target: Tensor) -> Any:
+    """A weight a sequence, ``(B,)``, as a weight a row, ``(B, T)``."""
+    if isinstance(weight, Tensor) and weight.ndim == 1 and target.ndim > 1 and len(weight) == len(target):
+        return weight.reshape(-1, *[1] * (target.ndim - 1)).expand(target.shape)
+    return weight
+
+
+def _get(output: Any, name: str) -> Any:
+    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+
+
+def _target(output: Any) -> Any:
+    targets = _get(output, "targets")
+    return _get(output, "labels") if targets is None else targets
+
+
+def _shown(output: Any) -> str:
+    if isinstance(output, Mapping):
+        return f"a dict with the keys {', '.join(map(repr, output)) or 'of nothing'}"
+    return f"a tensor of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
