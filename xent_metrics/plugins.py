@@ -87,12 +87,13 @@ class Plugins:
 
     def add(self, plugin: Plugin, module: Any) -> None:
         """Register a plugin's module, or set the plugin aside with its error."""
+        name = f"{plugin.name} of {plugin.distribution}"
         try:
-            self.manager.register(module, name=f"{plugin.name} of {plugin.distribution}")
+            self.manager.register(module, name=name)
             self.manager.check_pending()
             self._call(plugin, module)
         except Exception as error:
-            if self.manager.is_registered(module):
+            if self.manager.get_plugin(name) is module:  # and not another plugin's, the same module registered before
                 self.manager.unregister(module)
             self._set_aside(plugin, error)
             return
