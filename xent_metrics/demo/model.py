@@ -23,7 +23,6 @@ METRICS = (
     "expected_calibration_error",
     "calibration_weighted_cross_entropy",
 )
-_IN_THE_BAR = ("val/bits_per_byte", "val/token_accuracy", "val/expected_calibration_error")
 
 
 class ByteLSTM(pl.LightningModule):  # type: ignore[misc]  # lightning is skipped by mypy
@@ -53,19 +52,19 @@ class ByteLSTM(pl.LightningModule):  # type: ignore[misc]  # lightning is skippe
         ids, target = batch
         loss = F.cross_entropy(self(ids).flatten(0, 1), target.flatten())
         self.training_losses.append((self.global_step, loss.item()))
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         ids, target = batch
         self.val.update(score_tokens(self(ids), target, token_bytes=self.token_bytes))
-        for name, metric in self.val.items():
-            self.log(name, metric, prog_bar=name in _IN_THE_BAR)
+        self.log_dict(self.val)
 
     def on_validation_epoch_end(self) -> None:
         """Keep what the picture shows: Lightning resets the metrics after this."""
         members = self.val.members()
-        self.validation_losses.append((self.global_step, members["cross_entropy"].compute().item()))
+        if self.trainer.state.fn == "fit":
+            self.validation_losses.append((self.global_step, members["cross_entropy"].compute().item()))
         calibration = members["expected_calibration_error"]
         self.confidence_bins = {
             name.partition(".")[2]: sums.cpu() for name, sums in calibration.unpack(to_float(calibration.state)).items()

@@ -74,7 +74,9 @@ def _draw_reliability(axes: Any, share: Any, bins: Mapping[str, Tensor]) -> None
     bar = {"width": width, "align": "edge", "edgecolor": "white"}
     # A bin of a few bytes says little: it is pale.
     colours = [_BLUE if part >= 0.005 else _PALE for part in shares]
-    axes.bar(edges, accuracy, color=colours, label="accuracy (pale: under 0.5 % of the bytes)", **bar)
+    axes.bar(edges, accuracy, color=colours, **bar)
+    axes.bar(0, 0, color=_BLUE, label="accuracy")
+    axes.bar(0, 0, color=_PALE, label="of under 0.5 % of the bytes")
     axes.hlines(confidence, edges, edges + width, color=_ORANGE, linewidth=2.5, label="mean confidence")
     axes.plot([0, 1], [0, 1], color=_INK, linestyle="--", linewidth=1, label="as often right as sure")
     axes.set(title=f"Reliability: expected calibration error {error:.4f}", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))

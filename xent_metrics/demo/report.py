@@ -22,7 +22,7 @@ def differences(lightning: Mapping[str, float], lm_eval: Evaluation) -> dict[str
 def comparison(lightning: Mapping[str, float], lm_eval: Evaluation) -> Table:
     """Both columns in all their digits, in 80 columns of a terminal."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("held-out documents", width=20)
+    table.add_column("held-out documents", width=18)
     for header in ("Lightning", "lm-eval", "differ", "± s.e."):
         table.add_column(header, justify="right", no_wrap=True)
     for name, difference in differences(lightning, lm_eval).items():
