@@ -150,10 +150,11 @@ def _by_sequence(scores: TokenScores, name: str, value: Tensor | Binned) -> Tens
     """Each sequence's own sums, ``(B, 1)`` or ``(B, num_bins)`` float64, exact until the last rounding; taken once."""
     key = f"{name} by sequence"
     if key not in scores.sums:
-        count, length = _shape(scores)
+        count, _ = _shape(scores)
         num_bins = value.num_bins if isinstance(value, Binned) else 1
-        first_bin = torch.arange(count, device=scores.device).repeat_interleave(length) * num_bins
         values, bins = (value.values, value.bins.reshape(-1)) if isinstance(value, Binned) else (value, 0)
+        each = values.numel() // max(count, 1)  # a row may have several values
+        first_bin = torch.arange(count, device=scores.device).repeat_interleave(each) * num_bins
         rows = exact_sum.exact_sum_by_bin(values, first_bin + bins, count * num_bins)
         scores.sums[key] = exact_sum.to_float(rows).reshape(count, num_bins)
     return scores.sums[key]
