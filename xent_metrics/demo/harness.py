@@ -58,8 +58,9 @@ def evaluate(checkpoint: Path, output: Path, log: Path) -> Evaluation:
 def _read(path: Path) -> Evaluation:
     content = json.loads(path.read_text())
     named = {name.partition(",")[0]: value for name, value in content["results"][TASK].items()}
+    values = {name: named[name] for name in named if f"{name}_stderr" in named and not name.endswith("_stderr")}
     return Evaluation(
-        values={name: value for name, value in named.items() if f"{name}_stderr" in named},
-        standard_errors={name: named[f"{name}_stderr"] for name in named if f"{name}_stderr" in named},
+        values=values,
+        standard_errors={name: named[f"{name}_stderr"] for name in values},
         corpus_sha256=content["configs"][TASK]["metadata"]["corpus_sha256"],
     )
