@@ -13,6 +13,7 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
 from .collection import TokenMetricCollection
+from .grouped import Frequency, Grouped, Position
 from .hookspecs import hookimpl
 from .metric import Binned, RatioMetric, TokenMetric
 from .metrics import (
@@ -40,7 +41,9 @@ from .metrics import (
     WordPerplexity,
     ZLoss,
 )
+from .pairs import PairMetric, score_pair
 from .plugins import get_metric, list_metrics
+from .row_scores import RowScore
 from .scores import TokenScores, from_loglikelihoods
 from .scoring import score_hidden_states, score_tokens
 from .token_bytes import token_bytes
@@ -57,16 +60,21 @@ __all__ = [
     "CrossEntropy",
     "CrossEntropyAtOptimalTemperature",
     "ExpectedCalibrationError",
+    "Frequency",
     "FullCalibrationError",
+    "Grouped",
     "MaximumCalibrationError",
     "MeanReciprocalRank",
     "OptimalTemperature",
     "Overconfidence",
+    "PairMetric",
     "Perplexity",
+    "Position",
     "PredictionEntropy",
     "RMSCalibrationError",
     "RatioMetric",
     "RefinementLoss",
+    "RowScore",
     "TokenAccuracy",
     "TokenMetric",
     "TokenMetricCollection",
@@ -80,6 +88,7 @@ __all__ = [
     "hookimpl",
     "list_metrics",
     "score_hidden_states",
+    "score_pair",
     "score_tokens",
     "token_bytes",
 ]

@@ -1,0 +1,67 @@
+"""The distance against a transport problem solved by scipy, and the contract of every metric."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linprog
+
+from xent_metrics import get_metric
+from xent_metrics.errors import InvalidInputError, MetricOptionError
+from xent_metrics.testing import check_metric
+
+V, D = 9, 4
+
+
+@pytest.fixture
+def embeddings():
+    return torch.randn(V, D, generator=torch.Generator().manual_seed(0))
+
+
+def transport_cost(p, q, cost):
+    """min Σ f_vw c_vw with Σ_w f_vw = p_v and Σ_v f_vw = q_w."""
+    size = len(p)
+    rows = [np.kron(np.eye(size)[v], np.ones(size)) for v in range(size)]
+    columns = [np.kron(np.ones(size), np.eye(size)[w]) for w in range(size)]
+    return linprog(cost.reshape(-1), A_eq=np.array(rows + columns), b_eq=np.concatenate([p, q]), bounds=(0, None)).fun
+
+
+def test_it_is_the_cheapest_transport_to_the_target(embeddings):
+    generator = torch.Generator().manual_seed(1)
+    logits, target = 2 * torch.randn(5, V, generator=generator), torch.randint(V, (5,), generator=generator)
+    unit = (embeddings / embeddings.norm(dim=1, keepdim=True)).double().numpy()
+    costs = [
+        transport_cost(p, np.eye(V)[t], 1 - unit @ unit.T)
+        for p, t in zip(torch.softmax(logits.double(), -1).numpy(), target.tolist(), strict=True)
+    ]
+    metric = get_metric("embedding_distance", embeddings=embeddings)
+    metric.update(logits, target)
+    assert float(metric.compute()) == pytest.approx(np.mean(costs), rel=1e-6)
+
+
+def test_a_file_gives_the_same(embeddings, tmp_path):
+    torch.save(embeddings, tmp_path / "embeddings.pt")
+    logits, target = torch.zeros(3, V), torch.tensor([1, -100, 2])
+    values = []
+    for given in (embeddings, str(tmp_path / "embeddings.pt")):
+        metric = get_metric("embedding_distance", embeddings=given)
+        metric.update(logits, target)
+        values.append(metric.compute())
+    assert values[0] == values[1]
+
+
+def test_it_keeps_the_contract(embeddings):
+    check_metric(get_metric("embedding_distance", embeddings=embeddings), vocab_size=V)
+
+
+def test_other_embeddings_are_another_sum(embeddings):
+    first, second = (get_metric("embedding_distance", embeddings=e) for e in (embeddings, embeddings.flip(0)))
+    assert first._state_name != second._state_name
+
+
+def test_bad_input_is_told(embeddings):
+    with pytest.raises(MetricOptionError, match=r"a float tensor \(V, D\); got \(9,\)"):
+        get_metric("embedding_distance", embeddings=embeddings[:, 0])
+    with pytest.raises(MetricOptionError, match="1 embeddings are zero"):
+        get_metric("embedding_distance", embeddings=embeddings * torch.arange(V)[:, None])
+    with pytest.raises(InvalidInputError, match="9 embeddings for 5 classes"):
+        get_metric("embedding_distance", embeddings=embeddings).update(torch.zeros(1, 5), torch.tensor([0]))
