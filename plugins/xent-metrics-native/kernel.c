@@ -130,8 +130,7 @@ INLINE void score_row(const Job *job, int64_t i) {
     if (isnan(totals.sum) || isinf(totals.top) || target < 0 || target >= job->vocab_size) return;
     top = shift + totals.top; /* exact: one of them is 0 */
     logit = load(row, job->dtype, target, 1, 0.0f, padded)[0];
-    double others = totals.sum - add_exp(0.0, totals.top, FLOOR); /* its rounding may leave -1e-16 of them */
-    double rest = others > 0.0 ? others / exp(totals.top) : 0.0;
+    double rest = (totals.sum - add_exp(0.0, totals.top, FLOOR)) / exp(totals.top); /* a sum never falls below a term */
     job->nll[i] = log1p(rest) + ((double)top - logit);
     job->confidence[i] = 1.0 / (1.0 + rest);
     job->correct[i] = logit == top && first_top(job, row, shift, totals) == target;
