@@ -17,12 +17,20 @@ TEXTS = ["héllo wörld, this is one.", "two  words", "\tand  a third text of se
 TABLE = torch.randn(256, 256, generator=torch.Generator().manual_seed(3))  # logits of a byte after another
 
 
-def bigram_scores(context: str, text: str, *, with_bytes: bool = True) -> TokenScores:
-    """The scores of the text's bytes, the first one after the context's last byte."""
+ONE_EACH: dict[str, int] = {}
+
+
+def bigram_scores(context: str, text: str, *, token_bytes: dict[str, int] | None = ONE_EACH) -> TokenScores:
+    """The scores of the text's bytes, the first one after the context's last; all but `token_bytes` say that they are one."""
     data = list(b"\n" + context.encode() + text.encode())
     size = len(text.encode())
     before, target = torch.tensor(data[:-1])[-size:], torch.tensor(data)[-size:]
-    return score_tokens(TABLE[before], target, token_bytes=torch.ones(256, dtype=torch.long) if with_bytes else None)
+    table = None
+    if token_bytes is not None:
+        table = torch.ones(256, dtype=torch.long)
+        for letter, count in token_bytes.items():
+            table[ord(letter)] = count
+    return score_tokens(TABLE[before], target, token_bytes=table)
 
 
 class BigramLM(LM):
@@ -55,13 +63,13 @@ class BigramLM(LM):
 
 
 class ScoredBigramLM(BigramLM):
-    """Gives the scores of the bytes behind each loglikelihood; `with_bytes=False` leaves their `num_bytes` out."""
+    """Gives the scores of the bytes behind each loglikelihood; `options` are those of `bigram_scores`."""
 
     gives_token_scores = True
 
-    def __init__(self, *, with_bytes=True):
+    def __init__(self, **options):
         super().__init__()
-        self.with_bytes = with_bytes
+        self.options = options
 
     def _continuation(self, context, continuation):
         self.asked.append((context, continuation))
@@ -73,7 +81,7 @@ class ScoredBigramLM(BigramLM):
         return self._scored("", text, ScoredRolling)
 
     def _scored(self, context, text, kind):
-        return kind(bigram_scores(context, text, with_bytes=self.with_bytes))
+        return kind(bigram_scores(context, text, **self.options))
 
 
 def config(output_type, documents, metric_list, **more):

@@ -57,7 +57,7 @@ def ratio_standard_error(y, x):
 # Rolling.
 
 
-@pytest.mark.parametrize("model", [BigramLM, ScoredBigramLM, functools.partial(ScoredBigramLM, with_bytes=False)])
+@pytest.mark.parametrize("model", [BigramLM, ScoredBigramLM, functools.partial(ScoredBigramLM, token_bytes=None)])
 def test_per_length_metrics_are_lm_evals_own(model):
     ours = values(evaluate(XentTask(config("loglikelihood_rolling", ROLLING, entries(*LENGTHS))), model()))
     stock = values(evaluate(ConfigurableTask(config=config("loglikelihood_rolling", ROLLING, None)), model()))
@@ -89,10 +89,19 @@ def test_token_scores_give_the_bits_that_torchmetrics_gives():
 
 def test_bytes_are_counted_from_the_text_where_the_tokens_know_none():
     task = XentTask(config("loglikelihood_rolling", ROLLING, entries("bits_per_byte", "cross_entropy")))
-    without = values(evaluate(task, ScoredBigramLM(with_bytes=False)))
+    without = values(evaluate(task, ScoredBigramLM(token_bytes=None)))
     assert without["bits_per_byte"] == pytest.approx(
         without["cross_entropy"] / math.log(2), rel=1e-14
     )  # a byte a token
+
+
+@pytest.mark.parametrize("token_bytes", [{"e": 0}, {"e": 2}, {"e": 0, "h": 2}])
+def test_bytes_are_counted_from_the_text_where_the_tokens_dont_cover_it(token_bytes):
+    """A token without bytes would take its nats out of the sum, also if another has its bytes: lm-eval's number has them."""
+    documents = [{"text": "he, eh"}, {"text": "ehehe hh"}]
+    task = XentTask(config("loglikelihood_rolling", documents, entries("bits_per_byte", "cross_entropy")))
+    found = values(evaluate(task, ScoredBigramLM(token_bytes=token_bytes)))
+    assert found["bits_per_byte"] == pytest.approx(found["cross_entropy"] / math.log(2), rel=1e-14)
 
 
 # Loglikelihood.
@@ -292,6 +301,7 @@ def test_gathered_values_aggregate_to_the_same_bits_in_any_order():
             assert aggregation(gathered) == aggregation([document[name] for document in found])
         assert aggregation(gathered) == pytest.approx(aggregation([document[name] for document in found]), rel=1e-12)
     assert math.isnan(task.aggregation()["bits_per_byte"]([]))
+    assert math.isnan(task.aggregation()["bits_per_byte_stderr"]([]))
 
 
 def test_a_filtered_result_pickles_as_the_plain_value():

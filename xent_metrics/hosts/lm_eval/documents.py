@@ -110,7 +110,7 @@ def total_value(metric: TokenMetric, documents: Sequence[DocumentValue]) -> floa
 
 def total_standard_error(metric: TokenMetric, documents: Sequence[DocumentSums]) -> float:
     """Its standard error over documents (lm-eval's aggregation of ``<name>_stderr``); nan for fewer than two."""
-    if len(documents) < 2:
+    if not documents:
         return float("nan")
     return standard_error(metric, torch.stack([document.sums for document in documents]))
 
