@@ -37,6 +37,33 @@ def test_the_core_loads_no_host_and_no_tool():
     assert not loaded & {"lm_eval", "lightning", "pytorch_lightning", "accelerate", "peft", "typer"}
 
 
+#: Imports a host as if nothing optional were installed.
+WITHOUT_EXTRAS = """
+import importlib.machinery as machinery, sys
+from xent_metrics.errors import MissingExtraError
+find = machinery.PathFinder.find_spec
+hidden = {"lm_eval", "lightning", "pytorch_lightning", "matplotlib", "scipy"}
+machinery.PathFinder.find_spec = lambda name, *more: None if name.split(".")[0] in hidden else find(name, *more)
+for name in [name for name in sys.modules if name.split(".")[0] in hidden]:
+    del sys.modules[name]
+for statement in (
+    "from xent_metrics.hosts.lm_eval import XentTask",
+    "from xent_metrics.hosts.lightning import XentCallback",
+):
+    try:
+        exec(statement)
+    except MissingExtraError as error:
+        print(error)
+"""
+
+
+def test_a_missing_extra_is_named_with_the_command_that_installs_it():
+    run = subprocess.run([sys.executable, "-c", WITHOUT_EXTRAS], capture_output=True, text=True, check=True)
+    lm_eval, lightning = run.stdout.splitlines()
+    assert lm_eval == "xent_metrics.hosts.lm_eval needs lm-eval: pip install 'xent-metrics[lm-eval]'"
+    assert lightning == "xent_metrics.hosts.lightning needs Lightning: pip install 'xent-metrics[lightning]'"
+
+
 CORE = [path for path in PACKAGE.glob("*.py") if not path.stem.startswith("cli")] + [
     *(PACKAGE / "metrics").glob("*.py")
 ]
