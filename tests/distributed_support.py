@@ -10,7 +10,7 @@ import multiprocessing
 import pickle
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 DIED = "the process died"
 LIMIT = timedelta(seconds=60)
@@ -27,6 +28,14 @@ def join(file: str, rank: int, size: int, seconds: float = 60) -> None:
     """Make the default process group; `seconds` is its time limit once all are there."""
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=size, timeout=LIMIT)
     dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
+
+
+@contextlib.contextmanager
+def fake_ranks(rank: int, size: int) -> Iterator[None]:
+    """This process as one of `size`, with collectives that carry nothing."""
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
+    yield
+    dist.destroy_process_group()
 
 
 def _work(connection: Connection) -> None:

@@ -81,6 +81,11 @@ def hidden(rank: int, size: int) -> int:
     torch.manual_seed(0)
     states, head, bias, target = torch.randn(*ROWS, 16), torch.randn(37, 16), torch.randn(37), torch.randint(37, ROWS)
     target[0, 0] = -100
+    two = [
+        distribute_tensor(whole, mesh, [placement])
+        for whole, placement in ((states, Replicate()), (head[:2], Shard(0)))
+    ]
+    same(score_hidden_states(*two, target % 2), score_hidden_states(states, head[:2], target % 2))
     further = [{}, {"logit_scale": 0.5, "logit_softcap": 3.0, "label_smoothing": 0.1}]
     heads = [distribute_tensor(head, mesh, [placement]) for placement in (Shard(0), Shard(1))]
     for placement, of_head, more in itertools.product([Replicate(), Shard(0), Shard(1), Shard(2)], heads, further):

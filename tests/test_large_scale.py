@@ -9,7 +9,8 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from torch.testing._internal.distributed.fake_pg import FakeStore
+from distributed_support import fake_ranks
+from torch.distributed.tensor.debug import CommDebugMode
 
 from xent_metrics import CrossEntropy, TokenMetricCollection, exact_sum, from_loglikelihoods
 
@@ -26,7 +27,6 @@ FIVE = [
 @pytest.fixture
 def thousand_ranks():
     """This process as rank 7 of 1,024, whose collectives carry nothing; yields the sizes of those that it makes."""
-    dist.init_process_group("fake", store=FakeStore(), rank=7, world_size=RANKS)
     sizes: list[int] = []
     made = dist.all_reduce
 
@@ -34,14 +34,11 @@ def thousand_ranks():
         sizes.append(tensor.numel() * tensor.element_size())
         return made(tensor, *args, **kwargs)
 
-    with mock.patch.object(dist, "all_reduce", all_reduce):
+    with fake_ranks(7, RANKS), mock.patch.object(dist, "all_reduce", all_reduce):
         yield sizes
-    dist.destroy_process_group()
 
 
 def test_a_compute_is_one_all_reduce_of_a_few_kilobytes(thousand_ranks):
-    from torch.distributed.tensor.debug import CommDebugMode
-
     metrics = TokenMetricCollection(FIVE)
     metrics.update(torch.randn(64, 11), torch.randint(11, (64,)))
     rows = sum(len(metric.state) for metric in metrics.members().values())

@@ -7,7 +7,13 @@ import sys
 
 import pytest
 import sharded_jobs as jobs
-from distributed_support import run
+import torch
+from distributed_support import fake_ranks, run
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+
+from xent_metrics import dtensors, score_tokens
+from xent_metrics.testing import no_host_sync
 
 
 @pytest.mark.parametrize(("size", "sizes"), [(2, [1, 2, 7, 1030]), (3, [2, 4, 64, 3001])])
@@ -61,6 +67,32 @@ def test_what_cannot_be_told_is_asked():
         assert "entropy look at whole rows of logits, and these are sharded" in found["extra"]
         assert "expected one target a row of logits, shape (2,); got (4,)" in found["all targets"]
         assert "expected all DTensors on one mesh" in found["two meshes"]
+
+
+def test_scoring_a_shard_never_waits_for_the_device(monkeypatch):
+    monkeypatch.setattr(dtensors, "_ranks_at", lambda mesh, place: (0, 1))  # reads the mesh, which is on the host
+    with fake_ranks(1, 2):
+        mesh = DeviceMesh("meta", [0, 1])
+        with no_host_sync():
+            shard = DTensor.from_local(torch.empty(6, 50, device="meta"), mesh, [Shard(1)])
+            target = torch.empty(6, dtype=torch.long, device="meta")
+            scores = score_tokens(shard, target, label_smoothing=0.1, class_weight=torch.empty(100, device="meta"))
+            assert {value.device.type for value in scores.fields().values()} == {"meta"}
+
+
+def test_scoring_a_shard_is_one_graph():
+    def score(logits, target):
+        scores = score_tokens(logits, target, label_smoothing=0.1)
+        return scores.nll, scores.confidence, scores.correct, scores.loss
+
+    with fake_ranks(1, 2):
+        mesh = DeviceMesh("cpu", [0, 1])
+        shard = DTensor.from_local(torch.randn(6, 50), mesh, [Shard(1)])
+        target = torch.randint(50, 100, (6,))
+        for got, expected in zip(
+            torch.compile(score, fullgraph=True, backend="aot_eager")(shard, target), score(shard, target), strict=True
+        ):
+            torch.testing.assert_close(got, expected)
 
 
 def test_plain_tensors_do_not_import_dtensors():

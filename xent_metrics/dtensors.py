@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from .errors import InvalidInputError
@@ -61,9 +64,9 @@ class Layout:
 
     def replicas(self) -> tuple[int, ...]:
         """The global ranks that hold the same rows."""
-        index = [i if p.is_shard() else slice(None) for i, p in zip(self.coordinate, self.rows, strict=True)]
-        ranks = sorted(self.mesh.mesh[tuple(index)].reshape(-1).tolist())
-        return tuple(ranks) if len(ranks) > 1 else ()
+        place = tuple(i if p.is_shard() else None for i, p in zip(self.coordinate, self.rows, strict=True))
+        ranks: tuple[int, ...] = _ranks_at(self.mesh, place)
+        return ranks
 
     def reduce(self, column: Tensor, op: str) -> Tensor:
         """`column` reduced by "sum", "max" or "min" over the processes that hold the rows' other classes."""
@@ -73,6 +76,14 @@ class Layout:
 
 def _shards_rows(placement: Placement, row_dims: int) -> bool:
     return isinstance(placement, Shard) and placement.dim < row_dims
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _ranks_at(mesh: DeviceMesh, place: tuple[int | None, ...]) -> tuple[int, ...]:
+    """The ranks at a place in the mesh, where None is anywhere, if there are several."""
+    index = tuple(slice(None) if i is None else i for i in place)
+    ranks = np.sort(mesh.mesh.numpy()[index], axis=None)  # by NumPy: there may be no real tensors here
+    return tuple(map(int, ranks)) if ranks.size > 1 else ()
 
 
 def whole(vector: Any) -> Tensor:
