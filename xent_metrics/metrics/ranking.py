@@ -20,23 +20,24 @@ _RANK = "target_rank"
 def target_rank(logits: Tensor, index: Tensor) -> Tensor:
     """The rank of the target, 1 the best, in a stable descending sort of the logits: of equal ones the lower id is ahead.
 
-    nan counts as the largest, as `torch.argmax` takes it; rank 1 is what `TokenScores.correct` says.
-
     >>> target_rank(torch.tensor([[3.0, 5.0, 3.0]]).expand(3, 3), torch.tensor([0, 1, 2]))
     tensor([2, 1, 3])
     """
     target = logits.gather(-1, index[:, None])
     is_earlier = torch.arange(logits.shape[-1], device=logits.device) < index[:, None]
-    is_ahead = ~(logits <= target) | ((logits == target) & is_earlier)
+    is_ahead = (logits > target) | ((logits == target) & is_earlier)
     return 1 + is_ahead.sum(-1)
 
 
 class _OfRank(RatioMetric):
-    requires = frozenset[str]()
     higher_is_better = True
 
     def extra_scores(self) -> Mapping[str, RowScore]:
         return {_RANK: RowScore(target_rank, of="logits")}
+
+    def rank(self, scores: TokenScores) -> Tensor:
+        """Each row's rank, float64; infinite where logits are nan, which is what `TokenScores.correct` makes of them."""
+        return torch.where(scores.nll.isnan(), torch.inf, scores.extra[_RANK].double())
 
 
 class TopKAccuracy(_OfRank):
@@ -67,7 +68,7 @@ class TopKAccuracy(_OfRank):
         return f"correct[top {self.k}]", "tokens"
 
     def per_token(self, scores: TokenScores) -> Tensor:
-        return scores.extra[_RANK] <= self.k
+        return self.rank(scores) <= self.k
 
 
 class MeanReciprocalRank(_OfRank):
@@ -91,4 +92,4 @@ class MeanReciprocalRank(_OfRank):
         return "reciprocal_rank", "tokens"
 
     def per_token(self, scores: TokenScores) -> Tensor:
-        return 1 / scores.extra[_RANK].double()
+        return 1 / self.rank(scores)
