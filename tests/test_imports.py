@@ -64,7 +64,8 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it():
     assert lightning == "xent_metrics.hosts.lightning needs Lightning: pip install 'xent-metrics[lightning]'"
 
 
-CORE = [path for path in PACKAGE.glob("*.py") if not path.stem.startswith("cli")] + [
+TOOLS = ("cli", "testing")  # these speak of hosts, where one is installed
+CORE = [path for path in PACKAGE.glob("*.py") if not path.stem.startswith(TOOLS)] + [
     *(PACKAGE / "metrics").glob("*.py")
 ]
 

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -276,7 +277,17 @@ def _documents(case: _Case) -> None:
         states.append(case.metric.exact_sums(case.scores[row]))
     want = case.used().compute()
     _same(case.metric.value_of(exact_sum.merge(torch.stack(states))), want, "the value by documents and by update")
+    if find_spec("lm_eval"):
+        _same(_by_lm_eval(case), want, "the value by lm-eval's gather and aggregation and by update")
     _same(merged.compute(), want, "the value by merge_state and by update")
+
+
+def _by_lm_eval(case: _Case) -> Tensor:
+    from .hosts.lm_eval.documents import DocumentValue, total_value
+
+    documents = [DocumentValue.of(case.metric, case.scores[row]) for row in range(_BATCH)]
+    gathered = [pickle.loads(pickle.dumps(document)) for document in documents]
+    return torch.tensor(total_value(case.metric, gathered), dtype=torch.float64)
 
 
 def _host_sync(case: _Case) -> None:
