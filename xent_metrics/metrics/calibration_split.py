@@ -87,4 +87,5 @@ class RefinementLoss(CalibrationLoss):
 def _times_log(count: Tensor, expected: Tensor) -> Tensor:
     """count · ln(count / expected), with 0 ln 0 = 0 and a gradient of 0 there."""
     none = count <= 0
-    return torch.where(none, 0.0, count * torch.log(torch.where(none, 1.0, count / expected)))
+    ratio = torch.where(none, 1.0, count) / torch.where(none, 1.0, expected)
+    return torch.where(none, 0.0, count * torch.log(ratio))
