@@ -1,0 +1,253 @@
+"""XentHFLM, `--model xent-hf`: lm-eval's `hf` with token scores, at a fraction of its time and memory.
+
+    xent lm-eval run --model xent-hf --model_args pretrained=EleutherAI/pythia-160m --tasks wikitext,arc_easy
+
+Every argument of `hf` works. Requests become windows (windows.py), windows that share a beginning run it once
+(packing.py), only what is scored meets `lm_head` (forward.py), and every shortcut is checked (probe.py, runner.py).
+Each result is the plain value that lm-eval expects with its tokens' scores behind it (results.py).
+
+Who syncs: nobody here. Under `accelerate launch` each process scores its own requests, and lm-eval gathers them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.utils.memory import find_executable_batch_size  # type: ignore[import-untyped]
+from lm_eval.api.instance import Instance
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from ...errors import InvalidInputError
+from ...scores import TokenScores
+from .encoding import bytes_table
+from .forward import Forward
+from .logged_tokens import LoggedLoglikelihood, LoggedRolling, token_texts
+from .packing import alone
+from .probe import probe
+from .results import ScoredLoglikelihood, ScoredRolling
+from .runner import Runner
+from .windows import Window, continuation_window, rolling_windows
+
+__all__ = ["XentHFLM"]
+
+log = logging.getLogger(__name__)
+
+_CPU_TOKENS = 2048  # ids a batch; more are no faster on a CPU, and what is computed of them leaves its caches
+
+
+@register_model("xent-hf")
+class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
+    """Any causal model of Hugging Face transformers, scored token by token.
+
+    Args:
+        pretrained and the rest: as for `hf`. `batch_size` is how many of a call's longest requests fit a batch; shorter
+            ones fill it up to the same number of tokens (on a CPU at most 2,048). `logits_cache=False` shares nothing
+            between requests. Log-probabilities are float32 whatever the `softmax_dtype`, or wider if that is.
+        stride: long texts by overlapping windows, each of which scores `stride` new tokens behind ``max_length − stride``
+            tokens of context; lm-eval's own windows, which hardly overlap, otherwise.
+        log_tokens: with `--log_samples`, write every token's text, id, nll and bytes into the samples.
+
+    Raises:
+        InvalidInputError: a model that isn't causal, a `stride` that doesn't fit, a request without tokens to score or
+            with more than a window holds; before the model runs on any request.
+    """
+
+    gives_token_scores = True  # XentTask asks for it before the model runs
+
+    def __init__(
+        self, pretrained: Any, *args: Any, stride: int | None = None, log_tokens: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(pretrained, *args, **kwargs)
+        self._join_processes()
+        self.log_tokens = log_tokens
+        if stride is not None and not (type(stride) is int and 1 <= stride <= self.max_length):
+            raise InvalidInputError(f"stride lies between 1 and max_length={self.max_length} tokens; got {stride!r}")
+        self.stride = stride
+        wider = self.softmax_dtype if self.softmax_dtype == torch.float64 else None
+        self.forward = Forward(
+            self.model, device=self.device, autocast=self.mixed_precision_dtype, wider=wider,
+            bytes_table=partial(bytes_table, self.tokenizer),
+        )  # fmt: skip
+        self._runner = Runner(self.forward)
+        probe(self.forward, self._plain_ids(), self.max_length)
+
+    def _get_backend(self, *args: Any, **kwargs: Any) -> None:
+        super()._get_backend(*args, **kwargs)
+        if self.backend != "causal":
+            raise InvalidInputError(
+                f"xent-hf scores causal language models; {self.config.model_type} is an encoder-decoder. Use `--model hf`"
+            )
+
+    def _join_processes(self) -> None:
+        """Take this process' share of the documents on CPUs too, where `hf` would run all of them in every process."""
+        accelerator = getattr(self, "accelerator", None)
+        if accelerator is not None and accelerator.num_processes > 1 and self.world_size == 1:
+            self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
+
+    def _plain_ids(self) -> list[int]:
+        """Ids that are text: no special and no added tokens."""
+        tokenizer = self.tokenizer
+        added = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
+        size = min(tokenizer.vocab_size, self.model.get_input_embeddings().weight.shape[0])
+        return [i for i in range(size) if i not in added] or list(range(size))
+
+    # Requests.
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(ln p(continuation | context), whether it is the greedy one) of each request, with its tokens' scores."""
+        if self.enable_thinking:
+            return list(super().loglikelihood(requests, disable_tqdm=disable_tqdm))  # raises
+        encoded = [(request.args, *self._encode(*request.args)) for request in requests]
+        return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[Any, list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        windows = [continuation_window(ctx, cont, max_length=self.max_length) for _, ctx, cont in requests]
+        cut = sum(len(ctx) + len(cont) > self.max_length + 1 for _, ctx, cont in requests)
+        if cut:
+            log.warning(
+                "xent-hf: the contexts of %d requests are cut on the left to max_length=%d", cut, self.max_length
+            )
+        results: dict[int, tuple[float, bool]] = {}
+        for place, scores in self._score(windows, "loglikelihood", disable_tqdm, override_bs):
+            texts = self._texts(scores)
+            results[place] = ScoredLoglikelihood(scores) if texts is None else LoggedLoglikelihood(scores, texts)
+            if requests[place][0] is not None:
+                self.cache_hook.add_partial("loglikelihood", requests[place][0], results[place])
+        return [results[place] for place in range(len(windows))]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """ln p(text) of each request, every token predicted once, with its tokens' scores; 0 for an empty text."""
+        texts = [
+            rolling_windows(
+                self.tok_encode(request.args[0]), prefix=self._prefix(), max_length=self.max_length, stride=self.stride
+            )
+            for request in requests
+        ]
+        owner = [number for number, text in enumerate(texts) for _ in text]
+        parts: list[dict[int, TokenScores]] = [{} for _ in texts]
+        results: dict[int, float] = {}
+
+        def finish(number: int) -> None:
+            results[number] = self._rolling([parts[number][place] for place in sorted(parts[number])])
+            self.cache_hook.add_partial("loglikelihood_rolling", requests[number].args, results[number])
+
+        windows = [window for text in texts for window in text]
+        for place, scores in self._score(windows, "loglikelihood_rolling", disable_tqdm):
+            number = owner[place]
+            parts[number][place] = scores
+            if len(parts[number]) == len(texts[number]):
+                finish(number)
+        for number, text in enumerate(texts):
+            if not text:
+                finish(number)
+        return [results[number] for number in range(len(texts))]
+
+    def _rolling(self, parts: Sequence[TokenScores]) -> float:
+        scores = TokenScores.cat(parts) if parts else _no_scores()
+        texts = self._texts(scores)
+        return ScoredRolling(scores) if texts is None else LoggedRolling(scores, texts)
+
+    def _texts(self, scores: TokenScores) -> list[str] | None:
+        if not self.log_tokens or scores.target is None:
+            return None
+        return token_texts(self.tokenizer, scores.target.tolist())
+
+    # Tokens.
+
+    def _encode(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """As lm-eval does; an empty context is the prefix token, or the continuation's first if that is the prefix."""
+        if context:
+            before, ids = self._encode_pair(context, continuation)
+            before = before or [self._prefix()]  # a context of spaces, which went to the continuation
+        else:
+            before, ids = [self._prefix()], self.tok_encode(continuation, add_special_tokens=False)
+            if ids[:1] == before:
+                ids = ids[1:]
+        if not 1 <= len(ids) <= self.max_length:
+            raise InvalidInputError(
+                f"the continuation {_short(continuation)} of {_short(context)} has {len(ids)} tokens; expected 1 to "
+                f"max_length={self.max_length}. Look at the task's doc_to_target or doc_to_choice; long texts are "
+                "scored by loglikelihood_rolling"
+            )
+        return before, ids
+
+    def _prefix(self) -> int:
+        if self.prefix_token_id is None:
+            raise InvalidInputError(
+                f"{self.tokenizer_name} has no BOS and no EOS token, and a text without a context needs one before it; "
+                "pass prefix_token_id=… in --model_args"
+            )
+        return int(self.prefix_token_id)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, *args: Any, **kwargs: Any) -> list[int]:
+        """As `hf`; without a prefix token there is none that a text could begin with."""
+        if self.prefix_token_id is None and add_special_tokens is None:
+            add_special_tokens = True if self.add_bos_token is None else self.add_bos_token
+        return list(super().tok_encode(string, add_special_tokens, *args, **kwargs))
+
+    # Running.
+
+    def _score(
+        self, windows: Sequence[Window], task: str, disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> Iterator[tuple[int, TokenScores]]:
+        if not windows:
+            return iter(())
+        bar = partial(
+            tqdm, desc=f"Running {task} requests", unit="tok", unit_scale=True,
+            disable=True if disable_tqdm or self.rank != 0 else None,  # None: shown on a terminal only
+        )  # fmt: skip
+        longest = max(len(window.inputs) for window in windows)
+        tokens = self._batch_tokens(longest, override_bs)
+        return self._runner.run(windows, share=self.logits_cache, max_tokens=tokens, progress=bar)
+
+    def _batch_tokens(self, longest: int, override_bs: int | None) -> int:
+        """How many ids a batch has, where the longest request has `longest`."""
+        on_cpu = self.device.type == "cpu"
+        if self.batch_size == "auto":
+            rows = self.max_batch_size if on_cpu else self._largest_batch(longest)
+        else:
+            rows = override_bs or self.batch_size
+        return min(rows * longest, _CPU_TOKENS) if on_cpu else rows * longest
+
+    def _largest_batch(self, longest: int) -> int:
+        """The most rows of `longest` ids that fit the memory, halved from `max_batch_size`; the least of all processes."""
+        row = alone(0, Window((0,) * longest, (0,) * longest))
+
+        @find_executable_batch_size(starting_batch_size=self.max_batch_size)  # type: ignore[untyped-decorator]
+        def largest(batch_size: int) -> int:
+            states = self.forward.states([row] * batch_size)
+            self.forward.score(states, [0] * len(states))
+            return batch_size
+
+        size = int(largest())
+        if self.world_size > 1:
+            size = int(self.all_gather(torch.tensor([size], device=self.device)).min())
+        log.info("xent-hf: batch_size=auto is %d requests of %d tokens", size, longest)
+        return size
+
+
+def _no_scores() -> TokenScores:
+    empty = torch.zeros(0)
+    return TokenScores(
+        nll=empty,
+        counted=empty.bool(),
+        confidence=empty,
+        correct=empty.bool(),
+        target=empty.long(),
+        num_bytes=empty.long(),
+    )
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:25]} … {text[-25:]}")
