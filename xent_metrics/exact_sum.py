@@ -42,9 +42,9 @@ def exact_sum(values: Tensor) -> Tensor:
 
 def exact_sum_by_bin(values: Tensor, bins: Tensor, num_bins: int) -> Tensor:
     """The exact sums of the `values` of each bin, ``(num_bins, 8)``; `bins` holds indices in ``[0, num_bins)``."""
-    digits = _digits(values.reshape(-1)).mT.contiguous()  # (N, 8)
-    rows = torch.zeros(num_bins, ROW, dtype=torch.int64, device=digits.device)
-    return carry(rows.index_add(0, bins.reshape(-1), digits))
+    digits = _digits(values.reshape(-1))  # (8, N)
+    columns = torch.zeros(ROW, num_bins, dtype=torch.int64, device=digits.device)
+    return carry(columns.index_add(1, bins.reshape(-1), digits).mT)
 
 
 def exact(values: Tensor) -> Tensor:
