@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ class TopKAccuracy(_OfRank):
     formula = "Σ [rank(target) ≤ k] / tokens"
     value_unit = "share of tokens"
 
-    def __init__(self, k: int = 5, **kwargs: object) -> None:
+    def __init__(self, k: int = 5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not isinstance(k, int) or isinstance(k, bool) or k < 1:
             raise MetricOptionError(f"{self.name}: k is a whole number of at least 1; got {k!r}")
