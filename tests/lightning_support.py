@@ -65,3 +65,18 @@ def bigrams(package="lightning.pytorch", **steps):
 
 def loader(count=10, batch_size=3, seed=0):
     return DataLoader(Sequences(count, seed), batch_size=batch_size)
+
+
+class Letters:
+    """A tokenizer of the letters a to p: ids 0 to 15; 16 begins a text."""
+
+    bos_token_id = V - 1
+
+    def encode(self, text):
+        return [ord(letter) - ord("a") for letter in text]
+
+    def decode(self, ids):
+        return "".join(chr(ord("a") + i) for i in ids if i < self.bos_token_id)
+
+
+LETTERS = Letters()

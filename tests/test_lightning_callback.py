@@ -11,9 +11,9 @@ import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
+from lightning_support import PACKAGES, QUIET, Sequences, T, V, bigrams, loader, table
 from torch.nn import functional as F
 
-from tests.lightning_support import PACKAGES, QUIET, Sequences, T, V, bigrams, loader, table
 from xent_metrics import TokenMetricCollection, get_metric, score_tokens
 from xent_metrics.analysis import StandardError
 from xent_metrics.errors import InvalidInputError, InvalidTargetError, MetricOptionError, UnknownMetricError

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning_support import QUIET
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from tests.lightning_support import QUIET
 from xent_metrics.errors import InvalidInputError, MetricOptionError, UnknownMetricError
 from xent_metrics.hosts.lightning import LMEvalCallback
 from xent_metrics.hosts.lightning.module_lm import as_it_was

@@ -1,0 +1,136 @@
+"""What tests of strategies run in each process: real Trainers, whose gloo group is there already."""
+
+import contextlib
+import importlib
+import os
+
+import torch
+import torch.distributed as dist
+from lightning_support import QUIET, Sequences, bigrams
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader, IterableDataset, default_collate
+
+from xent_metrics.hosts.lightning import LMEvalCallback, XentCallback
+
+METRICS = ["cross_entropy", "perplexity", "token_accuracy", "expected_calibration_error"]
+BATCH = 3
+
+
+@contextlib.contextmanager
+def launched(rank, size):
+    """The variables by which Lightning knows that somebody else started its processes."""
+    own = {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "RANK": str(rank), "WORLD_SIZE": str(size)}
+    before = dict(os.environ)
+    os.environ.update(own, MASTER_ADDR="127.0.0.1", MASTER_PORT="1", HF_HUB_OFFLINE="1")
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def counted():
+    """How many packed sums are all_reduced."""
+    real, calls = dist.all_reduce, []
+
+    def all_reduce(tensor, *args, **kwargs):
+        if tensor.dtype == torch.int64 and tensor.ndim == 2:
+            calls.append(tensor.shape)
+        return real(tensor, *args, **kwargs)
+
+    dist.all_reduce = all_reduce
+    try:
+        yield calls
+    finally:
+        dist.all_reduce = real
+
+
+def trainer(size, kind, *callbacks, package="lightning.pytorch", **options):
+    strategies = importlib.import_module(f"{package}.strategies")
+    strategy = "ddp" if kind == "ddp" else strategies.ModelParallelStrategy(size, 1)
+    given = {"callbacks": list(callbacks), "max_epochs": 1, "num_sanity_val_steps": 0, **QUIET, **options}
+    return importlib.import_module(package).Trainer(accelerator="cpu", devices=size, strategy=strategy, **given)
+
+
+def module(kind, package="lightning.pytorch", **steps):
+    def configure_model(self):
+        if not isinstance(self.table.weight, DTensor):
+            fully_shard(self.table, mesh=self.device_mesh["data_parallel"])
+            fully_shard(self, mesh=self.device_mesh["data_parallel"])
+
+    return bigrams(package, **steps, **({} if kind == "ddp" else {"configure_model": configure_model}))
+
+
+def values(run):
+    return {name: value.item() for name, value in run.callback_metrics.items()}
+
+
+def dealt_by_lightning(rank, size, kind, package, count):
+    """Two epochs of training and validation with Lightning's own sampler, which repeats samples."""
+    callback = XentCallback(METRICS, stages=["train", "val"])
+    with launched(rank, size), counted() as calls:
+        run = trainer(size, kind, callback, package=package, max_epochs=2)
+        net = module(kind, package)
+        run.fit(net, *(DataLoader(Sequences(count, seed), batch_size=BATCH) for seed in (0, 1)))
+    return {"values": values(run), "collectives": len(calls), "sharded": isinstance(net.table.weight, DTensor)}
+
+
+class Share(IterableDataset):
+    """This rank's share of the sequences: the last rank has none. With `steps`, batches without targets make up for it."""
+
+    def __init__(self, data, rank, size, steps=0):
+        mine = [] if rank == size - 1 else list(range(rank, len(data), size - 1))
+        self.batches = [default_collate([data[i] for i in mine[k : k + BATCH]]) for k in range(0, len(mine), BATCH)]
+        nothing = {"ids": data.ids[:1, :-1], "targets": torch.full_like(data.target[:1], -100)}
+        self.batches += [nothing] * (steps - len(self.batches))
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def uneven(rank, size, kind, count):
+    """Validation of two loaders, in which the last rank has no sequence."""
+    steps = 0 if kind == "ddp" else count // BATCH + 1  # a sharded forward needs all ranks
+    with launched(rank, size), counted() as calls:
+        run = trainer(size, kind, XentCallback(METRICS))
+        loaders = [DataLoader(Share(Sequences(count, seed), rank, size, steps), batch_size=None) for seed in (0, 1)]
+        run.validate(module(kind), loaders, verbose=False)
+    return {"values": values(run), "collectives": len(calls)}
+
+
+class Rest:
+    """The sequences from `start` on, dealt out to `size` ranks; `done` steps were made before, as Lightning counts them."""
+
+    def __init__(self, data, rank, size, start=0, done=0):
+        mine = range(start + rank, len(data), size)
+        self.batches = [default_collate([data[i] for i in mine[k : k + BATCH]]) for k in range(0, len(mine), BATCH)]
+        self.done = done
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def __len__(self):
+        return self.done + len(self.batches)
+
+
+def resumed(rank, size, kind, folder, count, checkpoint=None, start=0, done=0):
+    """An epoch of training, from a checkpoint on if there is one; a checkpoint is written after every second step."""
+    package = importlib.import_module("lightning.pytorch.callbacks")
+    save = package.ModelCheckpoint(folder, every_n_train_steps=2, save_top_k=-1, filename=f"{kind}{size}-{{step}}")
+    with launched(rank, size):
+        run = trainer(size, kind, XentCallback(METRICS, stages=["train"]), save, enable_checkpointing=True)
+        run.fit(module(kind), Rest(Sequences(count), rank, size, start, done), ckpt_path=checkpoint, weights_only=False)
+    return values(run)
+
+
+def evaluated(rank, size, kind, folder):
+    """lm-eval tasks in validation: documents dealt out under DDP, all documents on every rank where forward is sharded."""
+    callback = LMEvalCallback(
+        ["texts"], include_path=[folder], tokenizer="lightning_support:LETTERS", max_length=8, every_rank=kind != "ddp"
+    )
+    with launched(rank, size):
+        run = trainer(size, kind, callback)
+        run.validate(module(kind), DataLoader(Sequences(4), batch_size=2), verbose=False)
+    return values(run)
