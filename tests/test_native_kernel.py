@@ -220,24 +220,38 @@ def test_views_are_scored_where_they_lie(monkeypatch):
     assert same(kernel(one.expand(5, 300), torch.arange(5)), kernel(one.repeat(5, 1), torch.arange(5)))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_classes_that_are_not_adjacent_give_the_same_bits(dtype, monkeypatch):
+    monkeypatch.setattr(native, "_LOGITS_A_COPY", 4000)
+    logits, target = random_batch(30, 301, dtype)
+    expected = kernel(logits, target)
+    by_class = logits.T.contiguous().T
+    assert by_class.stride() == (1, 30)
+    seen = record(monkeypatch)
+    assert same(kernel(by_class, target), expected)
+    assert [len(rows) for rows in seen] == [13, 13, 4]
+    assert same(kernel(torch.stack([logits, logits], dim=-1)[..., 1], target), expected)
+    assert same(kernel(logits[:, :1].expand(30, 301), target), kernel(logits[:, :1].repeat(1, 301), target))
+
+
+@pytest.mark.parametrize("place", [{"dtype": torch.float64}, {"device": "meta"}], ids=["float64", "meta"])
+def test_what_the_kernel_does_not_take_is_left_to_torch(place):
+    assert native.score_backend(torch.zeros(6, 8, **place), torch.arange(6)) is None
+    scores = score_tokens(torch.zeros(6, 8, **place), torch.arange(6))
+    assert scores.nll.dtype == place.get("dtype", torch.float32)
+    assert scores.nll.device.type == place.get("device", "cpu")
+
+
 @pytest.mark.parametrize(
-    "logits",
-    [
-        torch.randn(8, 6).T,
-        torch.randn(6, 16)[:, ::2],
-        torch.randn(6, 8, dtype=torch.float64),
-        torch.randn(6, 8, device="meta"),
-    ],
-    ids=["transposed", "every other class", "float64", "meta"],
+    "options", [{"label_smoothing": 0.1}, {"class_weight": torch.arange(40.0)}], ids=["smoothed", "weighted"]
 )
-def test_what_the_kernel_does_not_take_is_left_to_torch(logits):
-    assert native.score_backend(logits, torch.arange(6, device=logits.device)) is None
-
-
-def test_transposed_and_float64_logits_are_scored_all_the_same():
-    logits, target = torch.randn(8, 6).T, torch.arange(6)
-    torch.testing.assert_close(score_tokens(logits, target).nll.double(), truth(logits, target))
-    assert score_tokens(logits.double(), target).nll.dtype == torch.float64
+def test_the_loss_is_torch_s_and_nll_the_kernel_s(options):
+    logits, target = random_batch(60, 40)
+    scores = score_tokens(logits, target, **options)
+    assert torch.equal(scores.nll, kernel(logits, target)[0])
+    names = {"class_weight": "weight"}
+    expected = F.cross_entropy(logits, target, reduction="none", **{names.get(k, k): v for k, v in options.items()})
+    torch.testing.assert_close(scores.loss, expected)
 
 
 def test_a_lazily_negated_view_is_not_read_as_if_it_were_not():

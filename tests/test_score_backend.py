@@ -156,11 +156,21 @@ def test_a_backend_may_ask_for_the_logits_alone(install):
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_further_scores_are_left_to_torch(install, batch, options):
+def test_what_else_is_asked_comes_from_torch_and_changes_nothing_of_the_backend_s(install, batch, options, monkeypatch):
+    monkeypatch.setattr("xent_metrics.scoring._chunk_rows", lambda *_: 5)
     install()
-    expected = score_tokens(*batch, **options)
-    install(Backend(broken))
-    assert_same(score_tokens(*batch, **options), expected)
+    by_torch = score_tokens(*batch, **options)
+    backend = marked(7.5)
+    install(backend)
+    plain, scores = score_tokens(*batch), score_tokens(*batch, **options)
+    assert [len(rows) for rows, _ in backend.asked] == [24, 24]
+    for name in ("nll", "confidence", "correct"):
+        assert torch.equal(scores.fields()[name], plain.fields()[name])
+    further = (by_torch.fields().keys() | by_torch.extra.keys()) - plain.fields().keys()
+    assert further in ({"loss", "loss_weight"}, {"entropy"})
+    for name in further:
+        values = (getattr(s, name, None) if name != "entropy" else s.extra[name] for s in (scores, by_torch))
+        assert torch.equal(*values)
 
 
 def test_soft_targets_and_empty_batches_are_left_to_torch(install):

@@ -49,6 +49,7 @@ def score_backend(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tenso
         As `torch.log_softmax` has it, nan and +inf among the logits make a row nan. A row's bits must depend on nothing
         but the row, and the caller's promise of no host sync is the backend's, too.
 
-    It is not asked under `torch.compile`, for tensor subclasses (fake tensors among them), soft targets, label smoothing,
-    class weights or `extra` scores. A backend that raises, or returns anything else, is a `PluginError` that names it.
+    It is not asked under `torch.compile`, for tensor subclasses (fake tensors among them) or soft targets; the losses of label
+    smoothing and class weights, and `extra` scores, are always torch's. A backend that raises, or returns anything else, is
+    a `PluginError` that names it.
     """

@@ -64,7 +64,7 @@ class Plan:
 
     @property
     def plain(self) -> bool:
-        """Whether nll, confidence and correct under class targets are all that is asked: what a backend may give."""
+        """Whether nll, confidence and correct under class targets are all that is asked: what a backend gives."""
         return self.soft is None and not self.label_smoothing and self.class_weight is None and not self.extra
 
 
@@ -77,17 +77,25 @@ class Rows:
         self.parts: list[dict[str, Tensor]] = []
 
     def add(self, logits: Tensor) -> None:
-        """Score the next rows, ``(rows, V)``: by a plugin's backend, or by torch a chunk at a time."""
+        """Score the next rows, ``(rows, V)``: by a plugin's backend as far as it goes, and by torch a chunk at a time."""
         plan = self.plan
         targets = plan.index if plan.soft is None else plan.soft
         assert targets is not None
         targets = targets[self.start : self.start + len(logits)]
         self.start += len(logits)
-        if plan.plain and (scores := score_by_backend(logits, targets)) is not None:
-            self.parts.append(scores)
-            return
-        for block in zip(*(torch.split(tensor, plan.block_rows) for tensor in (logits, targets)), strict=True):
-            self._add_by_torch(*block)
+        scores = None if plan.index is None else score_by_backend(logits, targets)
+        first = len(self.parts)
+        if scores is None or not plan.plain:
+            for block in zip(*(torch.split(tensor, plan.block_rows) for tensor in (logits, targets)), strict=True):
+                self._add_by_torch(*block)
+        if scores is not None:  # torch gives what else is asked, which changes no bit of these
+            self.parts[first:] = [_joined(self.parts[first:]) | scores]
+
+    def add_facts(self, rows: int, score: Callable[[Tensor], dict[str, Tensor]]) -> None:
+        """Take the plain scores of the next `rows` rows from ``score(index)``."""
+        assert self.plan.index is not None
+        self.parts.append(score(self.plan.index[self.start : self.start + rows]))
+        self.start += rows
 
     def _add_by_torch(self, logits: Tensor, targets: Tensor) -> None:
         top = first_argmax(logits)
@@ -140,7 +148,7 @@ class Rows:
         plan = self.plan
         if not self.parts:  # an empty batch: the fields are there, without rows
             self.add(torch.zeros(0, plan.vocab_size, device=plan.counted.device))
-        columns = {name: torch.cat([part[name] for part in self.parts]) for name in self.parts[0]}
+        columns = _joined(self.parts)
         valid = plan.counted & ~plan.invalid
         columns["correct"] &= valid & ~columns["nll"].isnan()  # argmax takes a nan for the largest
         for name in ("nll", "loss"):
@@ -160,6 +168,11 @@ class Rows:
             vocab_size=plan.vocab_size,
             extra={name: value.reshape(*plan.shape, *value.shape[1:]) for name, value in extra.items()},
         )
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The columns of consecutive parts as one; none of no parts."""
+    return {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else ())}
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

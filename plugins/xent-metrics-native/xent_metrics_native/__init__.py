@@ -1,8 +1,8 @@
 """A C kernel behind the hook `score_backend`: nll, confidence and correct of CPU logits in one pass over them.
 
-Installed, it is used by itself; `XENT_METRICS_PLUGINS=` (empty) leaves it out. It takes float32, bfloat16 and float16 with
-adjacent classes (any distance between rows), and leaves the rest to torch: other devices, dtypes and strides, soft targets,
-label smoothing and class weights.
+Installed, it is used by itself; `XENT_METRICS_PLUGINS=` (empty) leaves it out. It takes float32, bfloat16 and float16, with
+any distance between rows; where classes aren't adjacent, a block of rows at a time is copied. The rest is left to torch:
+other devices and dtypes, soft targets, and the losses of label smoothing and class weights.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ __all__ = ["score_backend"]
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _LOGITS_A_THREAD = 2**16  # fewer are scored sooner than a thread wakes up
+_LOGITS_A_COPY = 2**22  # where classes aren't adjacent
 
 
 class _Job(ctypes.Structure):
@@ -63,17 +64,18 @@ def score_backend(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tenso
     """nll (float32, nats), confidence (float32) and correct (bool) of rows ``(N, V)`` with targets ``(N,)``."""
     if not _takes(logits):
         return None
-    return _score(logits, target, level=_level)
+    if logits.stride(1) == 1 or logits.shape[1] == 1:
+        return _score(logits, target, level=_level)
+    rows = max(1, _LOGITS_A_COPY // logits.shape[1])
+    blocks = zip(logits.split(rows), target.split(rows), strict=True)
+    parts = [_score(block.contiguous(), ids, level=_level) for block, ids in blocks]
+    nll, confidence, correct = (torch.cat(column) for column in zip(*parts, strict=True))
+    return nll, confidence, correct
 
 
 def _takes(logits: Tensor) -> bool:
-    return (
-        logits.device.type == "cpu"
-        and logits.layout is torch.strided
-        and logits.dtype in _DTYPES
-        and (logits.stride(1) == 1 or logits.shape[1] == 1)
-        and not logits.is_neg()
-    )
+    strided = logits.device.type == "cpu" and logits.layout is torch.strided
+    return strided and logits.dtype in _DTYPES and not logits.is_neg()
 
 
 def _score(logits: Tensor, target: Tensor, *, level: int) -> tuple[Tensor, Tensor, Tensor]:
