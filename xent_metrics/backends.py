@@ -13,7 +13,14 @@ from torch import Tensor
 
 from .errors import PluginError
 
-__all__ = ["score_by_backend"]
+__all__ = ["has_backend", "score_by_backend"]
+
+
+def has_backend() -> bool:
+    """Whether any plugin scores rows."""
+    from .plugins import plugins
+
+    return bool(plugins().manager.hook.score_backend.get_hookimpls())
 
 
 def score_by_backend(logits: Tensor, target: Tensor) -> dict[str, Tensor] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,10 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .backends import has_backend
 from .errors import InvalidInputError
 from .row_scores import Plan, Rows, RowScore
 from .scores import TokenScores
 from .two_classes import Binary, two_classes
+from .vocabulary_blocks import BLOCK_ROWS, score_blocks
 
 __all__ = ["as_tensor", "bytes_of", "score_hidden_states", "score_tokens"]
 
@@ -193,13 +196,21 @@ def score_hidden_states(
         class_weight=class_weight,
         extra=extra,
     )
+    adjust = partial(_adjust, scale=logit_scale, softcap=logit_softcap)
     rows = Rows(plan)
+    if _by_vocabulary_blocks(plan, head):
+        for hidden in _split(hidden_states, BLOCK_ROWS):
+            rows.add_facts(len(hidden), partial(score_blocks, hidden.to(dtype), head, offset, adjust))
+        return rows.scores()
     for hidden in _split(hidden_states, max(1, _MATMUL_CHUNK // max(1, head.shape[0]))):
-        logits = F.linear(hidden.to(dtype), head, offset)
-        if logit_scale is not None or logit_softcap is not None:
-            logits = _adjust(logits, logit_scale, logit_softcap)
-        rows.add(logits)
+        rows.add(adjust(F.linear(hidden.to(dtype), head, offset)))
     return rows.scores()
+
+
+def _by_vocabulary_blocks(plan: Plan, head: Tensor) -> bool:
+    """Where it is faster than whole rows: on a CPU without a backend, in full precision (half has matmuls of its own)."""
+    wide = head.dtype in (torch.float32, torch.float64)
+    return plan.plain and wide and head.device.type == "cpu" and not torch.compiler.is_compiling() and not has_backend()
 
 
 def _is_dtensor(*arrays: Any) -> bool:
@@ -208,6 +219,8 @@ def _is_dtensor(*arrays: Any) -> bool:
 
 
 def _adjust(logits: Tensor, scale: float | None, softcap: float | None) -> Tensor:
+    if scale is None and softcap is None:
+        return logits
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if scale is not None:
         logits = logits * scale
