@@ -161,6 +161,31 @@ def test_over_choices_is_the_softmax_of_the_choices():
     assert "acc_norm" in found
 
 
+def test_the_brier_score_is_lm_evals_own():
+    documents = [{**document, "choices": document["choices"][:2], "gold": 1} for document in CHOICES]
+    found = values(evaluate(XentTask(config("multiple_choice", documents, entries("brier_score"))), BigramLM()))
+    stock = ConfigurableTask(config=config("multiple_choice", documents, [{"metric": "brier_score"}]))
+    assert found["brier_score"] == pytest.approx(values(evaluate(stock, BigramLM()))["brier_score"], rel=1e-12)
+    assert found["brier_score_stderr"] > 0
+
+
+def test_metrics_of_the_whole_distribution_are_over_choices():
+    names = [
+        "top_k_accuracy",
+        "mean_reciprocal_rank",
+        "prediction_entropy",
+        "full_calibration_error",
+        "optimal_temperature",
+    ]
+    listed = [{"metric": name, "over": "choices"} for name in names]
+    listed.append({"metric": "classwise_calibration_error", "over": "choices", "classes": 4})
+    found = values(evaluate(XentTask(config("multiple_choice", CHOICES, listed)), BigramLM()))
+    rows = [choice_probabilities(document) for document in CHOICES]
+    entropy = np.mean([-(row * np.log(row)).sum() for row in rows])
+    assert found["prediction_entropy"] == pytest.approx(entropy, rel=1e-12)
+    assert all(math.isfinite(found[entry["metric"]]) for entry in listed)
+
+
 def test_over_gold_is_the_gold_continuation_with_its_delimiter():
     listed = [{"metric": "bits_per_byte"}, {"metric": "cross_entropy", "over": "gold"}]
     task = XentTask(config("multiple_choice", CHOICES, listed, target_delimiter="  "))
@@ -350,6 +375,13 @@ def test_results_need_their_requests():
         ("multiple_choice", {"metric": "acc", "aggregation": "maen"}, MetricOptionError, "Did you mean 'mean'"),
         ("multiple_choice", {"metric": "acc", "agregation": "mean"}, MetricOptionError, "remove agregation. Did you"),
         ("multiple_choice", {"metric": "bits_per_byte", "over": "choices"}, MissingScoreError, "over: gold does"),
+        ("multiple_choice", {"metric": "z_loss"}, MissingScoreError, "metric z_loss: .*over: choices has the whole"),
+        (
+            "multiple_choice",
+            {"metric": "kl_divergence", "over": "choices"},
+            InvalidInputError,
+            "task t, metric kl_diver",
+        ),
         ("loglikelihood", {"metric": "cross_entropy", "label_smoothing": 0.1}, MissingScoreError, "no lm-eval model"),
         ("loglikelihood", {"metric": "cross_entropy", "name": "a,b"}, MetricOptionError, "without commas"),
         ("loglikelihood", {"metric": "cross_entropy", "name": "acc"}, MetricOptionError, "acc stands twice"),

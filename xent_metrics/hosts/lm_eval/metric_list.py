@@ -1,9 +1,11 @@
 """A task's `metric_list`: which entries are ours, and every mistake in them, before data or model are touched.
 
 An entry is ours if its name is registered with xent-metrics, also where lm-eval has a metric of that name (perplexity,
-byte_perplexity, word_perplexity, bits_per_byte), or if it says `over:`. It takes the options of `get_metric`, and
+byte_perplexity, word_perplexity, bits_per_byte, brier_score), or if it says `over:`. It takes the options of
+`get_metric`, and
 
-    over: gold | choices    in multiple_choice: the gold continuation (default), or the distribution over the choices
+    over: gold | choices    in multiple_choice: the gold continuation (default; not so for brier_score, as in lm-eval), or
+                            the distribution over the choices
     name: …                 its name in the results, so that one metric can stand there twice
 
 All others are lm-eval's own. lm-eval drops what it doesn't know of them without a word; here that is an error.
@@ -20,7 +22,7 @@ from typing import Any, NoReturn
 import lm_eval.api.metrics  # noqa: F401  # fills lm-eval's registries
 from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, aggregation_registry, metric_registry
 
-from ...errors import MetricOptionError, MissingScoreError, UnknownMetricError, XentMetricsError
+from ...errors import InvalidInputError, MetricOptionError, MissingScoreError, UnknownMetricError, XentMetricsError
 from ...metric import TokenMetric
 from ...plugins import get_metric, list_metrics, plugins
 from .documents import DOCUMENT, TOKEN, choice_scores, demand, serves
@@ -109,7 +111,7 @@ def _over(entry: Mapping[str, Any], output_type: str, where: str) -> str | None:
     if output_type == "multiple_choice":
         if over not in (None, "gold", "choices"):
             raise MetricOptionError(f"{where}: over is gold or choices; got {over!r}")
-        return over or "gold"
+        return over or ("choices" if entry["metric"] in EMITTED[output_type] else "gold")  # as lm-eval's own is
     if over is not None:
         raise MetricOptionError(f"{where}: over belongs to output_type multiple_choice; this task is {output_type}")
     return None
@@ -123,8 +125,13 @@ def _check_scores(metric: TokenMetric, over: str | None, where: str) -> None:
         elif not serves(DOCUMENT, metric):
             demand(TOKEN, metric)
     except MissingScoreError as error:
-        hint = "over: choices knows of no text; over: gold does" if over == "choices" else "no lm-eval model gives it"
-        raise MissingScoreError(f"{where}: {error} ({hint})") from error
+        hints = {
+            "choices": "over: choices knows of no text; over: gold does",
+            "gold": "no lm-eval model gives it for the gold continuation; over: choices has the whole distribution",
+        }
+        raise MissingScoreError(f"{where}: {error} ({hints.get(over or '', 'no lm-eval model gives it')})") from error
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{where}: {error}") from error
 
 
 def _result_name(entry: Mapping[str, Any], where: str) -> str:
