@@ -6,11 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from torch import Tensor
 from torchmetrics import MetricCollection
 
+from . import exact_sum
 from .distributed import Together, synced
 from .errors import InvalidInputError, MetricOptionError
-from .metric import TokenMetric
+from .metric import TokenMetric, unusual
 from .plugins import get_metric
 from .scores import TokenScores
 
@@ -87,7 +90,8 @@ class TokenMetricCollection(MetricCollection):
         members = self.members()
         self._together.forget()
         with synced([m for m in members.values() if m._to_sync and m.dist_sync_fn is None]):
-            return {self._set_name(key): metric.compute(finite_only=finite_only) for key, metric in members.items()}
+            values = _values(list(members.values()), finite_only)
+        return {self._set_name(key): value for key, value in zip(members, values, strict=True)}
 
     @contextmanager
     def sync_context(self) -> Iterator[None]:
@@ -124,6 +128,21 @@ class TokenMetricCollection(MetricCollection):
     def set_dtype(self, dst_type: Any) -> TokenMetricCollection:
         """Nothing: sums are integers and values are float64, whatever the model's dtype."""
         return self
+
+
+def _values(members: list[TokenMetric], finite_only: bool) -> list[Tensor]:
+    """What the members' own computes give; their states are read at once where there is nothing to raise or warn of."""
+    states = [metric.state for metric in members]
+    at_once = len({state.device for state in states}) == 1 and all(
+        type(metric).compute is TokenMetric.compute
+        and metric.update_called
+        and not (metric._to_sync and metric.distributed_available_fn())
+        for metric in members
+    )
+    if not at_once or unusual(states):
+        return [metric.compute(finite_only=finite_only) for metric in members]
+    sums = torch.split(exact_sum.to_float(torch.cat(states)), [len(state) for state in states])
+    return [metric.value(metric.unpack(own)) for metric, own in zip(members, sums, strict=True)]
 
 
 def _by_key(metrics: Any) -> dict[str, TokenMetric]:

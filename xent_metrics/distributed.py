@@ -57,8 +57,8 @@ def add_up(metrics: Sequence[PackedMetric], group: Any = None) -> list[Tensor]:
                 f"{metric.name}: a checkpoint was loaded on {processes} processes before their process group existed, and "
                 "would count as often. Load it after torch.distributed.init_process_group"
             )
-    totals = torch.split(packed[: -len(metrics)], [len(state) for state in local])
-    return [exact_sum.carry(total).to(state.device) for total, state in zip(totals, local, strict=True)]
+    totals = torch.split(exact_sum.carry(packed[: -len(metrics)]), [len(state) for state in local])
+    return [total.to(state.device, copy=True) for total, state in zip(totals, local, strict=True)]
 
 
 def _failure(metrics: Sequence[PackedMetric], group: Any, error: Exception) -> str:

@@ -18,7 +18,7 @@ import hashlib
 import inspect
 import warnings
 from abc import ABCMeta, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -245,10 +245,12 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
             SyncError: another process died, hung or never came; the local sums are what they were.
         """
         if not self._in_forward:  # the value of one batch is returned without waiting for the device
-            self._check(self.state, finite_only)
+            self._check(finite_only)
         return self.value_of(self.state, finite_only=finite_only)
 
-    def _check(self, state: Tensor, finite_only: bool) -> None:
+    def _check(self, finite_only: bool) -> None:
+        if not unusual([self.state]):
+            return
         counts = self.counts()
         invalid = counts["invalid_targets"]
         if invalid and not finite_only:
@@ -257,7 +259,7 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
                 "(or, for soft targets, not a distribution). Mask what should not count with ignore_index; "
                 "`compute(finite_only=True)` gives the value without them"
             )
-        if bool(exact_sum.overflowed(state)):
+        if bool(exact_sum.overflowed(self.state)):
             raise CapacityError(f"{self.name}: a sum left ±2^78, the range in which it is exact")
         if counts["nan"] and not finite_only:
             warnings.warn(
@@ -342,6 +344,13 @@ class RatioMetric(TokenMetric):
         return sums[numerator] / sums[denominator]
 
 
+def unusual(states: Sequence[Tensor]) -> bool:
+    """Whether any of the states, on one device, has invalid targets, nan, infinities or a sum out of range: one host read."""
+    invalid = _COUNTS.index("invalid_targets")
+    told = [part for state in states for part in (state[invalid, 2:4], state[:, 4:].reshape(-1))]
+    return bool(torch.cat(told).any())
+
+
 def _exact(scores: TokenScores, name: str, value: Tensor | Binned) -> Tensor:
     """The exact sum of one name, ``(rows, 8)``, taken once of the same scores however many metrics read it."""
     if name not in scores.sums:
@@ -364,7 +373,7 @@ def _no_rows(requires: frozenset[str], extra: Mapping[str, RowScore]) -> TokenSc
         nll=real, counted=truth, confidence=real, correct=truth, target=whole, num_bytes=whole, num_words=whole,
         loss=real, loss_weight=real, invalid=truth,
     )  # fmt: skip
-    others = {name: real for name in requires - scores.fields().keys() - {"prob"}}
+    others = dict.fromkeys(requires - scores.fields().keys() - {"prob"}, real)
     return replace(scores, extra=others | {name: torch.zeros(0, *score.shape) for name, score in extra.items()})
 
 
