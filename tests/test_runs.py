@@ -45,9 +45,13 @@ class WarmerLM(ScoredBigramLM):
 
 
 def run(folder, temperature=1.0, texts=TEXTS, metric_list=METRICS):
-    """Evaluate and write the files as lm-eval's command does."""
+    """Evaluate and write the files."""
     task = XentTask(config("loglikelihood_rolling", [{"text": t} for t in texts], copy.deepcopy(metric_list)))
-    results = evaluate(task, WarmerLM(temperature))
+    return saved(evaluate(task, WarmerLM(temperature)), folder)
+
+
+def saved(results, folder):
+    """Write the files of an evaluation as lm-eval's command does; its values."""
     tracker = EvaluationTracker(output_path=str(folder))
     tracker.general_config_tracker.model_name = "bigram"
     tracker.general_config_tracker.model_name_sanitized = "bigram"

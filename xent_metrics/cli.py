@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .cli_analysis import compare
+from . import cli_plot
+from .cli_analysis import compare, report
 from .errors import XentMetricsError
 
 if TYPE_CHECKING:
@@ -161,6 +162,8 @@ def lm_eval(
 
 
 app.command()(compare)
+app.command()(report)
+app.add_typer(cli_plot.app, name="plot")
 
 
 def _plugins() -> Plugins:

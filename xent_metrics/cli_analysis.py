@@ -1,4 +1,4 @@
-"""`xent compare`: runs of lm-eval against each other, with the uncertainty beside each difference."""
+"""`xent compare` and `xent report`: runs of lm-eval against each other, with the uncertainty beside each difference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .analysis.run_comparison import RunComparison
     from .analysis.runs import Run
 
-__all__ = ["compare"]
+__all__ = ["compare", "report"]
 
 
 def compare(
@@ -37,6 +37,20 @@ def compare(
         return
     for other, rows in found:
         _print(first, other, rows)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="lm-eval output folders; the others are compared with the first.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file.")] = Path("report.html"),
+    title: Annotated[str, typer.Option(help="Of the page.")] = "Loss report",
+    domain: Annotated[str | None, typer.Option(help="A field of the documents by which to draw the loss.")] = None,
+) -> None:
+    """Write one self-contained page: values with intervals, pictures, differences, and the documents, token by token."""
+    from .analysis.report import write_report
+    from .analysis.runs import read_run
+
+    write_report([read_run(path) for path in runs], output, title=title, domain=domain)
+    print(output)
 
 
 def _as_json(first: Run, found: list[tuple[Run, list[RunComparison]]]) -> list[dict[str, Any]]:

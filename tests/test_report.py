@@ -1,0 +1,231 @@
+"""The report in a real browser: hostile text stays text, documents can be read by keyboard, thousands of them open."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lm_eval_support import TABLE, ScoredBigramLM, config, evaluate
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from test_runs import saved
+from typer.testing import CliRunner
+
+from xent_metrics import TokenScores, score_tokens
+from xent_metrics.analysis.report import write_report
+from xent_metrics.analysis.runs import Run, Sample, TaskRun, read_run
+from xent_metrics.analysis.token_view import by_domain, by_frequency, by_position, tokens_of
+from xent_metrics.cli import app
+from xent_metrics.errors import ComparisonError
+from xent_metrics.hosts.lm_eval import XentTask
+from xent_metrics.hosts.lm_eval.logged_tokens import LoggedRolling
+
+HOSTILE = [
+    "</script><script>document.title='broken'</script>",
+    "<img src=x onerror=\"document.title='broken'\">",
+    "\"><svg onload=document.title='broken'> &lt;b&gt; {{ 7 * 7 }} ${document.title='broken'}",
+    "<!--<script> ]]> \u2028 \u202e 🙂 é",
+]
+TEXTS = HOSTILE + [f"text {n} of many words " * (n + 1) for n in range(6)]
+METRICS = [{"metric": "cross_entropy"}, {"metric": "bits_per_byte"}, {"metric": "expected_calibration_error"}]
+
+
+class LoggingLM(ScoredBigramLM):
+    """Logs a token for each character, with the model's temperature as the only difference between two."""
+
+    def __init__(self, temperature=1.0):
+        super().__init__()
+        self.temperature = temperature
+
+    def _scored(self, context, text, kind):
+        data = list(b"\n" + context.encode() + text.encode())
+        size = len(text.encode())
+        before, target = torch.tensor(data[:-1])[-size:], torch.tensor(data)[-size:]
+        scores = score_tokens(TABLE[before] / self.temperature, target, token_bytes=torch.ones(256, dtype=torch.long))
+        texts = [c if i == len(c.encode()) - 1 else "" for c in text for i in range(len(c.encode()))]
+        return LoggedRolling(scores, texts)
+
+
+def evaluated(folder: Path, temperature: float = 1.0) -> Path:
+    documents = [{"text": text, "kind": "hostile" if text in HOSTILE else "plain"} for text in TEXTS]
+    task = XentTask(config("loglikelihood_rolling", documents, [dict(entry) for entry in METRICS]))
+    saved(evaluate(task, LoggingLM(temperature)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    base = tmp_path_factory.mktemp("report")
+    return [evaluated(base / name, temperature) for name, temperature in (("a", 1.0), ("b", 2.0))]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    profile = tmp_path_factory.mktemp("profile")
+    for argument in (
+        "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", f"--user-data-dir={profile}",
+    ):  # fmt: skip
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService("/usr/bin/chromedriver"))
+    yield driver
+    driver.quit()
+
+
+def opened(browser, page: Path) -> float:
+    """Seconds until the page is ready."""
+    start = time.perf_counter()
+    browser.get(page.as_uri())
+    while browser.execute_script("return document.documentElement.dataset.ready") != "yes":
+        assert time.perf_counter() - start < 60
+        time.sleep(0.02)
+    return time.perf_counter() - start
+
+
+@pytest.fixture(scope="module")
+def page(runs, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    arguments = ["report", *map(str, runs), "-o", str(path), "--title", "A & <b>B</b>", "--domain", "kind"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    return path
+
+
+def test_tokens_are_read_back(runs):
+    task = read_run(runs[0]).tasks["t"]
+    for sample in task.samples:
+        tokens = tokens_of(sample)
+        assert "".join(token.text for token in tokens) == sample.raw["doc"]["text"]
+        assert math.fsum(token.nll for token in tokens) == pytest.approx(sample.raw["cross_entropy_stderr"]["nats"])
+
+
+def test_loss_by_position_frequency_and_domain_adds_up(runs):
+    task = read_run(runs[0]).tasks["t"]
+    documents = [tokens_of(sample) for sample in task.samples]
+    labels, intervals = by_position(task)
+    assert labels[:3] == ["0", "1–3", "4–15"]
+    firsts = [document[0].nll for document in documents]
+    assert intervals[0].value == pytest.approx(sum(firsts) / len(firsts), rel=1e-12)
+    labels, intervals = by_frequency(task)
+    every = [token for document in documents for token in document]
+    once = [token.nll for token in every if sum(other.id == token.id for other in every) in range(1, 4)]
+    assert labels[0] == "1–3"
+    assert intervals[0].value == pytest.approx(sum(once) / len(once), rel=1e-12)
+    labels, intervals = by_domain(task, "bits_per_byte", "kind")
+    plain = [s.raw["bits_per_byte_stderr"] for s in task.samples if s.raw["doc"]["kind"] == "plain"]
+    nats, size = (sum(sums[name] for sums in plain) for name in ("nats[num_bytes > 0]", "num_bytes"))
+    assert dict(zip(labels, intervals, strict=True))["plain"].value == pytest.approx(nats / size / math.log(2))
+    with pytest.raises(ComparisonError, match=r"not every document has 'topic'.*fields: \['kind', 'text'\]"):
+        by_domain(task, "bits_per_byte", "topic")
+
+
+def test_hostile_text_is_text(page, browser):
+    opened(browser, page)
+    assert browser.title == "A & <b>B</b>"
+    assert not browser.find_elements(By.CSS_SELECTOR, "main img, main b, #text svg, #text script, #list script")
+    shown = browser.find_element(By.ID, "list")
+    texts = set()
+    for option in shown.find_elements(By.TAG_NAME, "option"):
+        option.click()
+        texts.add(browser.execute_script("return document.getElementById('text').textContent"))
+    assert texts >= set(HOSTILE)
+    assert browser.title == "A & <b>B</b>"
+    assert not [entry for entry in browser.get_log("browser") if "favicon" not in entry["message"]]
+
+
+def test_the_page_holds_no_text_of_documents_as_markup(page):
+    source = page.read_text(encoding="utf-8")
+    assert "document.title='broken'" not in source
+    assert len(re.findall("<script", source)) == 2
+    assert not re.findall(r"(?:src|href)=[\"']?https?:", source)
+
+
+def test_values_differences_and_pictures_are_there(page, browser, runs):
+    opened(browser, page)
+    body = browser.find_element(By.TAG_NAME, "main").text
+    value = read_run(runs[0]).tasks["t"].values["cross_entropy"]
+    assert f"cross_entropy {value:.5g}" in body
+    assert "B − A" in body
+    labels = {picture.get_attribute("aria-label") for picture in browser.find_elements(By.TAG_NAME, "figure")}
+    assert labels == {"Reliability diagram", "Loss by position", "Loss by token frequency", "cross_entropy by kind"}
+
+
+def test_tokens_can_be_read_by_keyboard(page, browser):
+    opened(browser, page)
+    find = browser.find_element(By.ID, "find")
+    find.send_keys("text 0")
+    find.send_keys(Keys.TAB)
+    assert browser.switch_to.active_element.get_attribute("id") == "list"
+    browser.switch_to.active_element.send_keys(Keys.TAB)
+    tokens = browser.switch_to.active_element
+    assert tokens.get_attribute("id") == "text"
+    tokens.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_LEFT, Keys.ARROW_RIGHT)
+    detail = browser.find_element(By.ID, "detail").text
+    assert re.fullmatch(r'"e": \d+\.\d{3} nats, probability \d+\.\d\d %', detail)
+
+
+def test_light_and_dark_have_contrast(page, browser):
+    for scheme in ("light", "dark"):
+        browser.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        )
+        opened(browser, page)
+        ink, paper = (
+            [
+                int(part)
+                for part in re.findall(r"\d+", browser.execute_script(f"return getComputedStyle(document.body).{name}"))
+            ][:3]
+            for name in ("color", "backgroundColor")
+        )
+        assert contrast(ink, paper) > 7  # WCAG AAA
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def contrast(first, second):
+    """WCAG 2.1's contrast ratio."""
+
+    def luminance(colour):
+        parts = [c / 255 for c in colour]
+        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_ten_thousand_documents_open(browser, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for number in range(10_000):
+        size = 60 + number % 80
+        nll = torch.rand(size, generator=generator) * 6
+        scores = TokenScores(
+            nll=nll, counted=torch.ones(size, dtype=torch.bool), target=torch.arange(size), correct=nll < 1
+        )
+        logged = str(LoggedRolling(scores, [f" w{(number * i) % 997}" for i in range(size)]))
+        samples.append(Sample(str(number), {"doc": {}, "resps": [[logged]], "target": "", "arguments": {}}))
+    run = Run(tmp_path / "results.json", "large", {"t": TaskRun("t", 1, {}, {}, {}, samples)}, [])
+    path = tmp_path / "large.html"
+    write_report([run], path)
+    assert path.stat().st_size < 20e6
+    opened(browser, path)
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#list option")) == 10_000
+
+
+def test_pictures_by_the_command(runs, tmp_path):
+    for arguments, ending in (
+        (["curve"], ".svg"),
+        (["reliability", str(runs[0])], ".png"),
+        (["position", str(runs[0])], ".svg"),
+    ):
+        path = tmp_path / f"{arguments[0]}{ending}"
+        result = CliRunner().invoke(app, ["plot", *arguments, "-o", str(path)])
+        assert result.exit_code == 0, result.output
+        start = path.read_bytes()[:200]
+        assert start.startswith(b"\x89PNG") or b"<svg" in path.read_bytes()

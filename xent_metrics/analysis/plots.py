@@ -1,0 +1,129 @@
+"""Pictures where people would rather look than read: reliability, loss by group, and what a loss makes of a probability.
+
+Each draws on axes that it is given, so that they can stand in anyone's figure; `figure` makes one and saves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import MissingExtraError
+from ..two_classes import two_classes
+
+__all__ = ["INK", "MUTED", "draw_by_group", "draw_curve", "draw_reliability", "figure", "reliability_axes"]
+
+INK, MUTED, BLUE, PALE, ORANGE = "#1f2933", "#9aa5b1", "#2b6cb0", "#c3d5e8", "#dd6b20"
+_STYLE = {
+    "axes.edgecolor": MUTED, "axes.labelcolor": INK, "axes.spines.right": False, "axes.spines.top": False,
+    "axes.titlelocation": "left", "axes.titlesize": 12, "axes.titleweight": "bold", "font.size": 10,
+    "legend.frameon": False, "text.color": INK, "xtick.color": INK, "ytick.color": INK, "svg.hashsalt": "xent-metrics",
+}  # fmt: skip
+
+
+@contextmanager
+def figure(path: str | Path | IO[str], size: tuple[float, float] = (6.5, 5), **options: Any) -> Iterator[Any]:
+    """A figure in the project's style, saved to `path` (PNG, SVG or PDF, by its ending) on leaving, with savefig's `options`.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingExtraError("pictures need matplotlib: pip install 'xent-metrics[plots]'") from error
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        drawn = Figure(figsize=size, layout="constrained")  # of its own, whatever backend the process has
+        yield drawn
+        drawn.savefig(path, dpi=150, **options)
+
+
+def reliability_axes(drawn: Any, place: Any = None) -> tuple[Any, Any]:
+    """The two axes of a reliability diagram, one above the other, in a figure or in a cell of its grid."""
+    grid = (
+        drawn.add_gridspec(2, 1, height_ratios=(4, 1))
+        if place is None
+        else place.subgridspec(2, 1, height_ratios=(4, 1))
+    )
+    axes = drawn.add_subplot(grid[0])
+    return axes, drawn.add_subplot(grid[1], sharex=axes)
+
+
+def draw_reliability(axes: Any, share: Any, bins: Mapping[str, Tensor], rows: str = "tokens") -> None:
+    """Accuracy and mean confidence by bin, and how many tokens each bin holds.
+
+    Args:
+        axes, share: from `reliability_axes`.
+        bins: the sums `tokens`, `correct` and `confidence`, each ``(num_bins,)`` over equal-width bins of the confidence:
+            ``metric.bins(metric.unpack(to_float(metric.state)))`` of an `ExpectedCalibrationError`.
+        rows: what the model predicted, for the labels.
+    """
+    tokens, num_bins = bins["tokens"], len(bins["tokens"])
+    filled = tokens > 0
+    width = 1 / num_bins
+    edges = torch.arange(num_bins)[filled] * width
+    shares = tokens[filled] / tokens.sum()
+    accuracy, confidence = (bins[name][filled] / tokens[filled] for name in ("correct", "confidence"))
+    error = float((shares * (accuracy - confidence).abs()).sum())
+    bar = {"width": width, "align": "edge", "edgecolor": "white"}
+    # A bin of a few rows says little: it is pale.
+    axes.bar(edges, accuracy, color=[BLUE if part >= 0.005 else PALE for part in shares], **bar)
+    axes.bar(0, 0, color=BLUE, label="accuracy")
+    axes.bar(0, 0, color=PALE, label=f"of under 0.5 % of the {rows}")
+    axes.hlines(confidence, edges, edges + width, color=ORANGE, linewidth=2.5, label="mean confidence")
+    axes.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1, label="as often right as sure")
+    axes.set(title=f"Reliability: expected calibration error {error:.4f}", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    axes.tick_params(labelbottom=False)
+    axes.legend(loc="upper left")
+    share.bar(edges, shares, color=MUTED, **bar)
+    share.set(xlabel="top-1 confidence", ylabel=f"share of\nall {rows}")
+
+
+def draw_by_group(
+    axes: Any,
+    labels: Sequence[str],
+    values: Sequence[float],
+    halves: Sequence[float] | None = None,
+    *,
+    title: str,
+    unit: str,
+    xlabel: str = "",
+) -> None:
+    """A value of each group, in order, with half its confidence interval where there is one: loss by position, domain …"""
+    places = range(len(labels))
+    axes.errorbar(places, values, yerr=halves, color=BLUE, marker="o", linewidth=2, capsize=3, ecolor=MUTED)
+    axes.set_xticks(places, labels, rotation=45 if max(map(len, labels), default=0) > 6 else 0)
+    axes.set(title=title, ylabel=unit, xlabel=xlabel)
+    axes.grid(axis="y", color=MUTED, alpha=0.3)
+
+
+def draw_curve(axes: Any) -> None:
+    """Binary cross entropy against the predicted probability, for both true labels.
+
+    −ln p where the label is 1, −ln(1 − p) where it is 0: a sure and wrong forecast costs without bound.
+    """
+    probability = torch.linspace(0, 1, 2001, dtype=torch.float64)[1:-1]
+    for label, colour in ((1, BLUE), (0, ORANGE)):
+        logits, _ = two_classes(probability, torch.full_like(probability, label, dtype=torch.long), "probabilities")
+        axes.plot(
+            probability,
+            -torch.log_softmax(logits, -1)[:, label],
+            color=colour,
+            linewidth=2,
+            label=f"the label is {label}",
+        )
+    axes.axhline(float(torch.tensor(2.0).log()), color=MUTED, linestyle=":", linewidth=1)
+    axes.annotate(
+        "a coin: ln 2", (0, 0.693), (4, 4), ("axes fraction", "data"), "offset points", color=MUTED, fontsize=9
+    )
+    axes.set(
+        title="Cross entropy", xlabel="predicted probability of the label 1", ylabel="nats", xlim=(0, 1), ylim=(0, 6)
+    )
+    axes.legend(loc="upper center")
