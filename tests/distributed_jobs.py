@@ -14,6 +14,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from distributed_support import join
+from registered_support import buildable
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils.data import DataLoader, DistributedSampler
 from torchmetrics import MetricCollection
@@ -28,7 +29,6 @@ from xent_metrics import (
     TokenScores,
     from_loglikelihoods,
     get_metric,
-    list_metrics,
     score_tokens,
 )
 from xent_metrics.errors import SyncError
@@ -57,11 +57,11 @@ def batch(number: int) -> TokenScores:
 
 
 def further_scores() -> dict[str, RowScore]:
-    return {name: score for metric in list_metrics() for name, score in get_metric(metric).extra_scores().items()}
+    return {name: score for metric in buildable() for name, score in get_metric(metric).extra_scores().items()}
 
 
 def everything() -> TokenMetricCollection:
-    return TokenMetricCollection({name: get_metric(name) for name in list_metrics()})
+    return TokenMetricCollection({name: get_metric(name) for name in buildable()})
 
 
 def summary(metrics: TokenMetricCollection) -> dict[str, Any]:

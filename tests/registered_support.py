@@ -1,0 +1,12 @@
+"""The registered metrics that can be built by name alone; those with an option of their own to give have tests of their own."""
+
+from __future__ import annotations
+
+from xent_metrics import list_metrics
+from xent_metrics.plugins import plugins
+
+
+def buildable() -> list[str]:
+    """Registered names without a required option."""
+    options = {name: plugins().metric_class(name).options().values() for name in list_metrics()}
+    return [name for name, taken in options.items() if all(option.default is not option.empty for option in taken)]
