@@ -23,8 +23,9 @@ def entropy(log_prob: Tensor, index: Tensor) -> Tensor:
 
 def squared_error(log_prob: Tensor, index: Tensor) -> Tensor:
     """Σ_v (p_v − y_v)², y the target's indicator."""
-    target = index[:, None]
-    return log_prob.exp().scatter_add(-1, target, -torch.ones_like(target, dtype=log_prob.dtype)).square().sum(-1)
+    residual = log_prob.exp()
+    residual.scatter_add_(-1, index[:, None], -torch.ones_like(residual[:, :1]))
+    return residual.square_().sum(-1)
 
 
 def squared_log_normaliser(logits: Tensor, index: Tensor) -> Tensor:
