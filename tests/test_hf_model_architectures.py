@@ -1,0 +1,94 @@
+"""Every architecture beside lm-eval's own `hf`: the same answers, by which shortcuts."""
+
+from __future__ import annotations
+
+import logging
+
+import peft
+import pytest
+import torch
+from hf_model_support import CONFIGS, TEXT, multiple_choice, requests, stock, tiny_model, tiny_tokenizer
+
+from xent_metrics.hosts.lm_eval import XentHFLM
+
+#: What does not fit an architecture, and is found out: everything else is on.
+OFF = {
+    "gpt_neo_local": {"packing"},  # its local attention counts columns, not positions
+    "bloom": {"packing"},  # ALiBi takes distances from a 2-D mask
+    "mamba": {"packing", "caching"},  # a state is no set of keys that a mask could choose from
+    "lora_head": {"hidden"},  # the head is more than its weight
+    "prompt_tuning": {"hidden", "packing", "caching"},  # virtual tokens stand before every text
+}
+SHORTCUTS = ("hidden", "packing", "caching")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+def adapted(name):
+    """A Llama with an adapter whose weights are not zero."""
+    config = {
+        "lora": lambda: peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"]),
+        "lora_head": lambda: peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "lm_head"]),
+        "prompt_tuning": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    }[name]()
+    model = peft.get_peft_model(tiny_model("llama_untied"), config).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if "lora_B" in parameter_name:
+                parameter.normal_(std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "lora", "lora_head", "prompt_tuning"])
+def test_it_answers_as_hf_does(name, tokenizer, caplog):
+    model = tiny_model(name) if name in CONFIGS else adapted(name)
+    theirs = stock(model, tokenizer, max_length=88)
+    with caplog.at_level(logging.WARNING, logger="xent_metrics"):
+        ours = XentHFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=88)
+    off = {shortcut for shortcut in SHORTCUTS if not getattr(ours.forward, shortcut)}
+    assert off == OFF.get(name, set())
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("xent_metrics")]
+    assert [line.split()[1] for line in said] == [shortcut for shortcut in SHORTCUTS if shortcut in off]  # a line each
+
+    pairs = requests("loglikelihood", multiple_choice())
+    for expected, found in zip(theirs.loglikelihood(pairs, disable_tqdm=True), ours.loglikelihood(pairs), strict=True):
+        assert found[0] == pytest.approx(expected[0], rel=1e-5)
+        assert found[1] is expected[1]
+        assert (found.scores.nll > 0).all()
+    assert {shortcut for shortcut in SHORTCUTS if not getattr(ours.forward, shortcut)} == off  # on real requests, too
+
+    texts = requests("loglikelihood_rolling", [(TEXT,), (TEXT[:50],), (TEXT[7:200],)])
+    expected = theirs.loglikelihood_rolling(texts, disable_tqdm=True)
+    assert ours.loglikelihood_rolling(texts) == pytest.approx(expected, rel=1e-5)
+
+
+def test_greedy_continuations_are_greedy(tokenizer):
+    model = tiny_model("llama_untied")
+    ids = tokenizer.encode("The loss")
+    for _ in range(3):
+        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    context, continuation = ids[:-3], ids[-3:]
+    other = [*continuation[:-1], (continuation[-1] + 1) % 256]
+    lm = XentHFLM(pretrained=model, tokenizer=tokenizer)
+    both = [(None, context, continuation), (None, context, other)]
+    assert [greedy for _, greedy in lm._loglikelihood_tokens(both)] == [True, False]
+
+
+def test_bf16_is_nearer_to_the_truth_than_stock(tokenizer):
+    """Sums in float32 of probabilities in float32; what remains is the model's own rounding."""
+    pairs = requests("loglikelihood", [(TEXT[:40], TEXT[40:250])])
+    texts = requests("loglikelihood_rolling", [(TEXT[:200],), (TEXT[100:],)])
+    errors = {"ours": 0.0, "theirs": 0.0}
+    for name in ("llama_tied", "qwen3", "gpt_neox"):
+        truth = stock(tiny_model(name), tokenizer)
+        half = tiny_model(name).to(torch.bfloat16)
+        models = {"ours": XentHFLM(pretrained=half, tokenizer=tokenizer), "theirs": stock(half, tokenizer)}
+        exact = [truth.loglikelihood(pairs, disable_tqdm=True)[0][0], *truth.loglikelihood_rolling(texts)]
+        for key, lm in models.items():
+            found = [lm.loglikelihood(pairs, disable_tqdm=True)[0][0], *lm.loglikelihood_rolling(texts)]
+            errors[key] += sum(abs(a - b) / abs(b) for a, b in zip(found, exact, strict=True))
+    assert errors["ours"] < errors["theirs"]
