@@ -308,3 +308,15 @@ def test_a_row_of_nan_is_counted(name, options, batch):
     assert metric.counts()["nan"] > 0
     with pytest.warns(UserWarning, match="of 21 rows gave nan"):
         assert metric.compute().isnan()
+
+
+def test_the_maximum_and_rms_errors_are_options_too():
+    generator = torch.Generator().manual_seed(5)
+    logits, target = 2 * torch.randn(200, 6, generator=generator), torch.randint(6, (200,), generator=generator)
+    for norm, name in (("max", "maximum_calibration_error"), ("l2", "rms_calibration_error")):
+        option, alone = get_metric("expected_calibration_error", norm=norm), get_metric(name)
+        option.update(logits, target)
+        alone.update(logits, target)
+        assert torch.equal(option.compute(), alone.compute())
+    with pytest.raises(MetricOptionError, match="norm is .*got .l3."):
+        get_metric("expected_calibration_error", norm="l3")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from ..errors import MetricOptionError
 from ..metric import Binned, TokenMetric
 from ..scores import TokenScores
-from .confidence_bins import ConfidenceBins, gap
+from .confidence_bins import Binning, ConfidenceBins, gap
+
+Norm = Literal["l1", "l2", "max"]
 
 __all__ = ["ExpectedCalibrationError", "MaximumCalibrationError", "Overconfidence", "RMSCalibrationError"]
 
@@ -20,6 +24,7 @@ class ExpectedCalibrationError(ConfidenceBins):
     Args:
         num_bins: M.
         binning: "width", bins (b/M, (b + 1)/M], the last one with 1.0 in it; "mass", bins of equally many tokens.
+        norm: "l1"; or "max" and "l2", the values of `maximum_calibration_error` and `rms_calibration_error`.
 
     A share in [0, 1]. Biased upward when bins hold few tokens. Bins of equal mass are made of 256 cells of fixed bounds, so
     that they merge: a confidence that many tokens share isn't split, and a bin may be empty.
@@ -37,9 +42,14 @@ class ExpectedCalibrationError(ConfidenceBins):
     value_unit = "probability"
     reference = "Guo et al. (2017), arXiv:1706.04599"
 
+    def __init__(self, num_bins: int = 15, binning: Binning = "width", norm: Norm = "l1", **kwargs: Any) -> None:
+        super().__init__(num_bins=num_bins, binning=binning, **kwargs)
+        if norm not in get_args(Norm):
+            raise MetricOptionError(f'{self.name}: norm is "l1", "l2" or "max"; got {norm!r}')
+        self.norm = norm
+
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
-        bins = self.bins(sums)
-        return (_share(bins) * gap(bins)).sum()
+        return _error(self.bins(sums), self.norm)
 
 
 class MaximumCalibrationError(ConfidenceBins):
@@ -63,8 +73,7 @@ class MaximumCalibrationError(ConfidenceBins):
     reference = "Naeini et al. (2015)"
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
-        bins = self.bins(sums)
-        return gap(bins).max() + 0 * _share(bins).sum()  # nan where nothing counted
+        return _error(self.bins(sums), "max")
 
 
 class RMSCalibrationError(ConfidenceBins):
@@ -89,10 +98,7 @@ class RMSCalibrationError(ConfidenceBins):
     reference = "Hendrycks et al. (2019), arXiv:1812.04606"
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
-        bins = self.bins(sums)
-        square = (_share(bins) * gap(bins) ** 2).sum()
-        zero = square == 0
-        return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())
+        return _error(self.bins(sums), "l2")
 
 
 class Overconfidence(TokenMetric):
@@ -125,6 +131,13 @@ class Overconfidence(TokenMetric):
         return (sums["confidence"] - sums["correct"]) / sums["tokens"]
 
 
-def _share(bins: Mapping[str, Tensor]) -> Tensor:
-    """n_b/N, ``(num_bins,)``; nan where nothing counted, and so is the value."""
-    return bins["tokens"] / bins["tokens"].sum()
+def _error(bins: Mapping[str, Tensor], norm: Norm) -> Tensor:
+    """The gaps of all bins in one number; nan where nothing counted."""
+    share = bins["tokens"] / bins["tokens"].sum()  # n_b/N, (num_bins,)
+    if norm == "max":
+        return gap(bins).max() + 0 * share.sum()
+    if norm == "l1":
+        return (share * gap(bins)).sum()
+    square = (share * gap(bins) ** 2).sum()
+    zero = square == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())
