@@ -416,6 +416,17 @@ def test_a_gold_answer_that_is_no_choice(gold):
         evaluate(task, Unused())
 
 
+def test_a_metric_made_for_another_number_of_choices():
+    weights = {"metric": "cross_entropy", "over": "choices", "class_weight": [1.0, 2.0, 3.0, 4.0]}
+    task = XentTask(config("multiple_choice", CHOICES, [weights]))
+    with pytest.raises(InvalidInputError, match=r"task t, metric cross_entropy over 3 choices: .*class_weight"):
+        evaluate(task, Unused())
+    documents = [document for document in CHOICES if len(document["choices"]) == 4]
+    found = values(evaluate(XentTask(config("multiple_choice", documents, [weights])), BigramLM()))
+    nll = -math.log(choice_probabilities(documents[0])[documents[0]["gold"]])
+    assert found["cross_entropy"] == pytest.approx(nll, rel=1e-12)  # of one document the weight cancels
+
+
 def test_several_gold_answers():
     documents = [document | {"gold": [0, 1]} for document in CHOICES]
     made = config("multiple_choice", documents, [{"metric": "cross_entropy", "over": "choices"}]) | {

@@ -187,7 +187,7 @@ class Document:
         self.loglikelihoods, self.gold = loglikelihoods, gold
         self.tokens: TokenScores | None = answer.scores
         self._answer, self._count_bytes, self._count_words = answer, count_bytes, count_words
-        self._choices: dict[Any, TokenScores] = {}  # by what makes them differ: metrics that score alike share their sums
+        self._choices: dict[Any, TokenScores] = {}  # metrics that score alike share their sums
 
     def scores_for(self, metric: TokenMetric, over: str | None) -> TokenScores:
         """What the metric is taken of: the choices, or the tokens where the model gives them and they will do, or one row.

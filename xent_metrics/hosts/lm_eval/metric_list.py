@@ -25,6 +25,7 @@ from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, aggregation_registry, 
 from ...errors import InvalidInputError, MetricOptionError, MissingScoreError, UnknownMetricError, XentMetricsError
 from ...metric import TokenMetric
 from ...plugins import get_metric, list_metrics, plugins
+from ...scores import TokenScores
 from .documents import DOCUMENT, TOKEN, choice_scores, demand, serves
 
 __all__ = ["ADDED", "EMITTED", "OWN_KEYS", "Entry", "build_entry", "read_metric_list"]
@@ -118,10 +119,10 @@ def _over(entry: Mapping[str, Any], output_type: str, where: str) -> str | None:
 
 
 def _check_scores(metric: TokenMetric, over: str | None, where: str) -> None:
-    """Whether any model could give what the metric needs; whether this one does is asked when there is one."""
+    """Whether any model could give what the metric needs; whether this one does is asked when it is there."""
     try:
         if over == "choices":
-            demand(choice_scores(metric, [0.0], 0), metric)
+            demand(_some_choices(metric), metric)
         elif not serves(DOCUMENT, metric):
             demand(TOKEN, metric)
     except MissingScoreError as error:
@@ -132,6 +133,16 @@ def _check_scores(metric: TokenMetric, over: str | None, where: str) -> None:
         raise MissingScoreError(f"{where}: {error} ({hints.get(over or '', 'no lm-eval model gives it')})") from error
     except InvalidInputError as error:
         raise InvalidInputError(f"{where}: {error}") from error
+
+
+def _some_choices(metric: TokenMetric) -> TokenScores:
+    """Scores over choices; a metric may be made for so many (class weights), and the task knows only later how many it has."""
+    for number in range(2, 26):
+        try:
+            return choice_scores(metric, [0.0] * number, 0)
+        except InvalidInputError:
+            continue
+    return choice_scores(metric, [0.0] * 26, 0)
 
 
 def _result_name(entry: Mapping[str, Any], where: str) -> str:

@@ -22,13 +22,14 @@ from typing import Any
 from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
 
-from ...errors import InvalidInputError, InvalidTargetError, MissingScoreError
+from ...errors import InvalidInputError, InvalidTargetError, MissingScoreError, XentMetricsError
 from .documents import (
     DOCUMENT,
     Document,
     DocumentSums,
     DocumentValue,
     answered,
+    choice_scores,
     demand,
     requested_text,
     total_standard_error,
@@ -45,9 +46,9 @@ class XentTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
     What is checked, and when:
         when the task is made, before its data are loaded: names, options, `over`, the output type, and whether lm-eval
             can give what a metric needs at all;
-        when requests are built, before the model runs: gold answers, and whether any model class that is loaded gives
-            token scores, where a metric needs them. lm-eval doesn't tell a task which model it has, but the model is
-            there by then: under the stock `lm_eval` command with `--model hf` this is an error before the first forward;
+        when requests are built, before the model runs: gold answers, the number of choices, and whether any model class
+            that is loaded gives token scores, where a metric needs them. lm-eval doesn't tell a task which model it has,
+            but the model is there by then: under the stock command with `--model hf` an error before the first forward;
         when results come: the same once more, which matters only in a process that has both kinds of model loaded.
 
     A model class that gives scores (results.py) says so: ``gives_token_scores = True``.
@@ -55,6 +56,7 @@ class XentTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
 
     def __init__(self, config: Mapping[str, Any], **kwargs: Any) -> None:
         self._entries, theirs, shown = read_metric_list(config)
+        self._tried: set[int] = set()
         own = {key: value for key, value in config.items() if key not in ("class", ADDED)}
         super().__init__(config=own | {"metric_list": theirs}, **kwargs)
         self._config.metric_list = shown  # as it was written: what results.json shows
@@ -88,10 +90,24 @@ class XentTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
             raise MissingScoreError(f"task {self.config.task}: {error}{hint}") from error
 
     def construct_requests(self, doc: Any, ctx: Any, **kwargs: Any) -> Any:
-        """lm-eval's own; a gold answer that isn't among the choices is found here."""
+        """lm-eval's own; a gold answer that isn't among the choices is found here, and choices that a metric can't take."""
         if self._entries and self.OUTPUT_TYPE == "multiple_choice":
-            self._gold(doc)
+            _, choices = self._gold(doc)
+            self._try_choices(choices)
         return super().construct_requests(doc, ctx, **kwargs)
+
+    def _try_choices(self, number: int) -> None:
+        """Each metric over the choices, once for every number of them."""
+        if number in self._tried:
+            return
+        self._tried.add(number)
+        for entry in self._entries:
+            try:
+                if entry.over == "choices":
+                    entry.metric.exact_sums(choice_scores(entry.metric, [0.0] * number, 0))
+            except XentMetricsError as error:
+                where = f"task {self.config.task}, metric {entry.name} over {number} choices"
+                raise type(error)(f"{where}: {error}") from error
 
     def _check_golds(self) -> None:
         if self._entries and self.OUTPUT_TYPE == "multiple_choice" and self.multiple_target:
@@ -150,7 +166,7 @@ class XentTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
         if self.OUTPUT_TYPE != "multiple_choice":
             return Document(results[0], *count)
         gold, choices = self._gold(doc)
-        loglikelihoods = [float(result[0]) for result in results[:choices]]  # acc_mutual_info asks for others after them
+        loglikelihoods = [float(result[0]) for result in results[:choices]]  # behind them acc_mutual_info's
         return Document(results[gold], *count, loglikelihoods, gold)
 
 
