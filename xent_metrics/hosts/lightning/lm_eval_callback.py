@@ -14,8 +14,8 @@ from numbers import Real
 from typing import Any
 
 from ...errors import InvalidInputError, MetricOptionError, MissingExtraError
+from ..named import named_object
 from .callback import Callback, log_all
-from .names import named_object
 
 __all__ = ["LMEvalCallback", "logged_values"]
 

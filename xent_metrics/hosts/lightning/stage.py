@@ -9,44 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...analysis import StandardError
 from ...collection import TokenMetricCollection
-from ...errors import MetricOptionError
 from ...metric import TokenMetric
-from ...plugins import get_metric
-from .names import named_object
 
-__all__ = ["StageMetrics", "build"]
-
-
-def build(metrics: list[str | dict[str, Any]], *, standard_errors: bool) -> dict[str, TokenMetric]:
-    """Metrics by the key they are logged under, from names and from ``{"metric": name, **options}``.
-
-    >>> list(build([{"metric": "cross_entropy", "unit": "bits", "name": "bits_per_token"}], standard_errors=True))
-    ['bits_per_token', 'bits_per_token_stderr']
-    """
-    if isinstance(metrics, str | Mapping) or not metrics:
-        raise MetricOptionError(f"metrics is a list of names or of dicts with a `metric`; got {metrics!r}")
-    built: dict[str, TokenMetric] = {}
-    for entry in metrics:
-        key, metric = _one(entry)
-        if key in built:
-            raise MetricOptionError(f"{key!r} stands twice in metrics; give one of them another `name`")
-        built[key] = metric
-    if standard_errors:
-        built |= {f"{key}_stderr": StandardError(metric) for key, metric in built.items()}
-    return built
-
-
-def _one(entry: str | dict[str, Any]) -> tuple[str, TokenMetric]:
-    options = {"metric": entry} if isinstance(entry, str) else dict(entry)
-    if not isinstance(options.get("metric"), str):
-        raise MetricOptionError(f"expected a metric's name, or a dict with `metric` and its options; got {entry!r}")
-    name = options.pop("metric")
-    key = options.pop("name", name)
-    if isinstance(options.get("token_bytes"), str):
-        options["token_bytes"] = named_object(options["token_bytes"], call=True)
-    return key, get_metric(name, **options)
+__all__ = ["StageMetrics"]
 
 
 class StageMetrics:

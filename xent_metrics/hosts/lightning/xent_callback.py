@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...errors import MetricOptionError
+from ..named import build_metrics, named_object
 from .callback import Callback, log_all
 from .duplicates import loaders_of, without_duplicates
-from .names import named_object
-from .stage import StageMetrics, build
+from .stage import StageMetrics
 from .step_output import read
 
 __all__ = ["XentCallback"]
@@ -54,7 +54,7 @@ class XentCallback(Callback):
         super().__init__()
         if isinstance(stages, str) or not stages or set(stages) - set(_STAGES):
             raise MetricOptionError(f"stages is a list of {', '.join(_STAGES)}; got {stages!r}")
-        self.metrics = build(metrics, standard_errors=standard_errors)
+        self.metrics = build_metrics(metrics, standard_errors=standard_errors)
         self.stages = [stage for stage in _STAGES if stage in stages]
         self.adapter = named_object(adapter) if isinstance(adapter, str) else adapter
         self.shift = shift

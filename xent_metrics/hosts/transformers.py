@@ -1,0 +1,98 @@
+"""The Hugging Face Trainer: `TrainerMetrics` gives `Trainer.evaluate` our metrics, exact over batches and processes.
+
+    metrics = TrainerMetrics(["cross_entropy", {"metric": "bits_per_byte", "token_bytes": tokenizer}])
+    trainer = Trainer(…, compute_metrics=metrics, preprocess_logits_for_metrics=metrics.preprocess_logits)
+    trainer.evaluate()      # eval_cross_entropy, eval_cross_entropy_stderr, eval_bits_per_byte …
+
+Logits never leave their process: what the Trainer gathers in their place are each sequence's sums, some hundred bytes.
+
+Who syncs: the Trainer. It gathers the sequences of all processes to each of them, without those that its sampler
+repeats; nothing here makes a collective.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import exact_sum
+from ..analysis import standard_error
+from ..collection import TokenMetricCollection
+from ..errors import InvalidInputError
+from .named import build_metrics
+
+__all__ = ["TrainerMetrics"]
+
+
+class TrainerMetrics:
+    """A Trainer's `compute_metrics`, with or without `batch_eval_metrics`, and its `preprocess_logits_for_metrics`.
+
+    Args:
+        metrics: registered names, or dicts with `metric`, its options, and a `name` to report it under.
+        shift: logits[t] score labels[t + 1], as causal language models are trained; False for masked ones.
+        standard_errors: report ``<name>_stderr``, over sequences.
+
+    >>> metrics = TrainerMetrics(["perplexity"])
+    >>> states = metrics.preprocess_logits(torch.zeros(2, 5, 8), torch.ones(2, 5, dtype=torch.long))
+    >>> {name: round(value, 6) for name, value in metrics((states, None)).items()}
+    {'perplexity': 8.0, 'perplexity_stderr': 0.0}
+    """
+
+    def __init__(
+        self, metrics: list[str | dict[str, Any]], *, shift: bool = True, standard_errors: bool = True
+    ) -> None:
+        built = build_metrics(metrics, standard_errors=False, sync_on_compute=False)  # every process gets all sequences
+        self.metrics = TokenMetricCollection(built)
+        self.shift = shift
+        self.standard_errors = standard_errors
+        self._batches: list[Tensor] = []
+
+    def preprocess_logits(self, logits: Any, labels: Tensor) -> Tensor:
+        """Each sequence's exact sums for all metrics, int64 ``(B, rows, 8)``, in place of its logits ``(B, T, V)``."""
+        if isinstance(logits, tuple | list):  # a model that gives more than logits gives them first
+            logits = logits[0]
+        if self.shift:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        self.metrics.to(logits.device)  # tables of bytes and weights
+        scored = {id(metric): scores for metric, scores in self.metrics._scored(logits, labels, None)}
+        sequences = {id(scores): [scores[i] for i in range(len(labels))] for scores in scored.values()}
+        columns = [
+            torch.stack([metric.exact_sums(sequence) for sequence in sequences[id(scored[id(metric)])]])
+            for metric in self.metrics.members().values()
+        ]
+        return torch.cat(columns, dim=1)
+
+    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
+        """The values over all sequences so far; with `batch_eval_metrics`, at the last batch."""
+        batches = prediction[0] if isinstance(prediction[0], list) else [prediction[0]]
+        self._batches += [self._checked(batch) for batch in batches]
+        if not compute_result:
+            return {}
+        states, self._batches = torch.cat(self._batches), []
+        return self._values(states)
+
+    def _values(self, states: Tensor) -> dict[str, float]:
+        values = {}
+        members = self.metrics.to("cpu").members()
+        parts = torch.split(states, [len(metric.state) for metric in members.values()], dim=1)
+        for (key, metric), own in zip(members.items(), parts, strict=True):
+            metric.reset()
+            metric.merge_state({name: exact_sum.merge(own) for name in metric.metric_state})
+            values[key] = metric.compute().item()
+            metric.reset()
+            if self.standard_errors:
+                counted = own[:, 0].any(dim=-1)  # the first row counts the rows that count
+                values[f"{key}_stderr"] = standard_error(metric, own[counted])
+        return values
+
+    def _checked(self, batch: Any) -> Tensor:
+        states = torch.as_tensor(batch).cpu()
+        rows = sum(len(metric.state) for metric in self.metrics.members().values())
+        if states.dtype != torch.int64 or states.shape[1:] != (rows, exact_sum.ROW):
+            raise InvalidInputError(
+                f"expected each sequence's sums, int64 (B, {rows}, {exact_sum.ROW}); got {tuple(states.shape)} of "
+                f"{states.dtype}. Pass preprocess_logits_for_metrics=metrics.preprocess_logits to the Trainer as well"
+            )
+        return states
