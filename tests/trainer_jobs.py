@@ -29,7 +29,7 @@ def examples(count):
     """Of different lengths: the collator pads. No token of the fourth counts."""
     data = Sequences(count)
     labels = torch.cat([data.ids[:, :1], data.target], dim=1)
-    labels[3] = -100
+    labels[3:4] = -100
     return [
         {"input_ids": ids[: 4 + i % 7], "labels": own[: 4 + i % 7]}
         for i, (ids, own) in enumerate(zip(data.ids, labels, strict=True))
