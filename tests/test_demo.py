@@ -11,7 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from xent_metrics.demo import __main__ as main
-from xent_metrics.demo.data import WINDOW, Crops, validation_loader
+from xent_metrics.demo.data import BATCH_SIZE, WINDOW, Crops, validation_loader
 from xent_metrics.demo.harness import TASK, Evaluation, command, evaluate
 from xent_metrics.demo.model import METRICS, ByteLSTM
 from xent_metrics.demo.picture import draw
@@ -128,3 +128,6 @@ def test_the_command_is_what_one_would_type(tmp_path):
     typed = command(tmp_path / "x.ckpt", tmp_path / "out")
     assert typed[:3] == ["xent", "lm-eval", "run"]
     assert typed[typed.index("--tasks") + 1] == TASK
+    arguments = typed[typed.index("--model_args") + 1].split(",")
+    assert "in_order=true" in arguments  # the batches of Lightning's validation
+    assert typed[typed.index("--batch_size") + 1] == str(BATCH_SIZE)

@@ -427,6 +427,7 @@ class LooksAhead(ByteNet):
         (lambda: TorchLM("no_such_package.model:Net"), "PYTHONPATH"),
         (lambda: TorchLM("torch.nn:Nothing"), "Nothing"),
         (lambda: TorchLM("torch.nn.Linear"), "expected package.module:Class"),
+        (lambda: TorchLM("torch.nn:Embedding"), "can't be made with module_options none: .* 'num_embeddings'"),
         (lambda: TorchLM(list), "expected a torch.nn.Module"),
     ],
 )

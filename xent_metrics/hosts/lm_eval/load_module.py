@@ -47,7 +47,7 @@ def load_module(
     elif checkpoint is not None and hasattr(made, "load_from_checkpoint"):
         return _checked(made.load_from_checkpoint(str(checkpoint), map_location="cpu", **options))
     elif callable(made):
-        made = made(**options)
+        made = _built(made, options)
     if checkpoint is not None:
         _load_weights(_checked(made), checkpoint)
     return _checked(made)
@@ -66,6 +66,14 @@ def _named(name: str) -> Any:
             f"module={name!r}: {error}. Install its package, or put its folder on PYTHONPATH (PYTHONPATH=. is this one)"
         ) from error
     return found
+
+
+def _built(make: Any, options: dict[str, Any]) -> Any:
+    try:
+        return make(**options)
+    except TypeError as error:
+        given = ", ".join(options) or "none"
+        raise InvalidInputError(f"{make!r} can't be made with module_options {given}: {error}") from error
 
 
 def _checked(made: Any) -> nn.Module:
