@@ -7,13 +7,18 @@ PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint bench setup clean
+.PHONY: browser demo test lint bench setup clean
 
 demo: $(READY)            ## train a small language model, evaluate it in Lightning and in lm-eval, compare
 	$(BIN)/python -m xent_metrics.demo $(DEMO_ARGS)
 
-test: $(READY)            ## every test, doctests included
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q $(TEST_ARGS)
+# First on torch's own scoring pass, then what scores once more on the C kernel.
+NATIVE_TESTS := $(addprefix tests/test_,native_kernel.py scoring.py metric.py collection.py metrics_builtin.py contract.py)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
+
+test: $(READY) browser    ## every test, doctests included
+	XENT_METRICS_PLUGINS=emd,focal $(PYTEST) --ignore tests/test_native_kernel.py $(TEST_ARGS)
+	$(PYTEST) $(NATIVE_TESTS) $(TEST_ARGS)
 
 lint: $(READY)            ## ruff and mypy --strict
 	$(BIN)/ruff check .
@@ -24,6 +29,11 @@ bench: $(READY)           ## every claim about speed and memory, beside its peer
 	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 setup: $(READY)
+
+# The report is tested in a real browser.
+browser:
+	@command -v chromedriver >/dev/null || { sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	  $$sudo apt-get update -qq && $$sudo apt-get install -y -qq chromium chromium-driver >/dev/null; }
 
 # The constraints pin a CPU build of torch first, so that nothing pulls in a larger one.
 $(READY): pyproject.toml constraints.txt $(addsuffix pyproject.toml,$(PLUGINS))
