@@ -221,7 +221,7 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         return min(rows * longest, _CPU_TOKENS) if on_cpu else rows * longest
 
     def _largest_batch(self, longest: int) -> int:
-        """The most rows of `longest` ids that fit the memory, halved from `max_batch_size`; the least of all processes."""
+        """The most rows of `longest` ids that fit the memory, `max_batch_size` or fewer; the least of all processes."""
         row = alone(0, Window((0,) * longest, (0,) * longest))
 
         @find_executable_batch_size(starting_batch_size=self.max_batch_size)  # type: ignore[untyped-decorator]
