@@ -3,7 +3,8 @@
 Dividing the logits by T leaves the ranking as it is and mends a model that is over- or underconfident throughout. The nll
 at 1/T = β is ln Σ_v p_v^β − β ln p(target): convex in β. Its value, slope and curvature are summed on a grid of
 temperatures, a factor of √2 apart; between two of them it is taken to be the polynomial of degree five that has all six,
-whose minimum is found when the value is taken. On real data that is within 1e-4 of the best T and 1e-5 nats of its loss.
+whose minimum is found when the value is taken. Against a search over the logits themselves, in the tests, the best T is
+met within a factor of 1 ± 1e-4 and its loss within 1e-5 nats.
 """
 
 from __future__ import annotations
