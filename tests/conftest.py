@@ -1,4 +1,4 @@
-"""What every test starts from: one thread, a seed, reproducible Hypothesis examples, and no installed plugin by accident."""
+"""What every test starts from: one thread, a seed, reproducible Hypothesis examples."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from xent_metrics import score_hidden_states, score_tokens
 from xent_metrics.errors import InvalidInputError
+from xent_metrics.row_scores import Rows
 from xent_metrics.scoring import as_tensor
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -135,6 +136,20 @@ def test_strides_shapes_and_neighbours_change_no_bit(dtype, vocab_size):
     reordered = torch.randperm(24)
     again = score_tokens(logits.reshape(-1, vocab_size)[reordered], target.reshape(-1)[reordered])
     assert torch.equal(again.nll, want.nll.reshape(-1)[reordered])
+
+
+@pytest.mark.parametrize(
+    "view",
+    [lambda x: x[:, :-1], lambda x: x.transpose(0, 1), lambda x: x[:, -1:], lambda x: x[::2, 1:3], lambda x: x.mT],
+    ids=["shifted", "time first", "last", "every second", "classes first"],
+)
+def test_logits_are_never_copied_whole(view, monkeypatch):
+    logits, seen, add = torch.randn(4, 6, 9), [], Rows.add
+    monkeypatch.setattr(Rows, "add", lambda self, rows: (seen.append(rows), add(self, rows))[1])
+    strided = view(logits)
+    score_tokens(strided, torch.zeros(strided.shape[:-1], dtype=torch.long))
+    assert {rows.untyped_storage().data_ptr() for rows in seen} == {logits.untyped_storage().data_ptr()}
+    assert torch.equal(torch.cat(seen), strided.reshape(-1, strided.shape[-1]))
 
 
 @pytest.mark.parametrize("dtype", INT_DTYPES)
