@@ -1,7 +1,7 @@
 """A backend for CUDA: nll, confidence and correct in one `torch.compile`d graph, for the compiler to fuse.
 
-It traces as one full graph on (fake) CUDA tensors, for any number of rows, and gives the eager route's answers on a CPU.
-**No GPU timing has been taken**, so nothing uses it by itself. To opt in, let a package of yours name it as a plugin:
+It traces as one full graph on (fake) CUDA tensors, for any number of rows, and gives the eager route's answers on a
+CPU. **No GPU timing has been taken**, so nothing uses it by itself. To opt in, let a package name it as a plugin:
 
     [project.entry-points.xent_metrics]
     compiled = "xent_metrics.compiled"

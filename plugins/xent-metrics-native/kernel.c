@@ -1,15 +1,15 @@
 /* One pass over each row of logits: nll, the top-1 probability, and whether the top-1 class is the target.
  *
- * A row is read in blocks of 2,048, converted to float where it isn't, and for each logit x two things are done at once:
- * the maximum is kept and exp(x) is added. exp(x) = 2^k e^f with |f| <= ln(2)/2: e^f - 1 is a polynomial in float, the rest
- * is double, whose exponent is wide enough that nothing needs to be rescaled while the maximum lies in [LOWEST, HIGHEST].
- * The few rows beyond are read again, less their maximum. At the end the maximum's own term is replaced by the true one:
+ * A row is read in blocks of 2,048, converted to float where it isn't. For each logit x the maximum is kept and exp(x)
+ * is added: exp(x) = 2^k e^f with |f| <= ln(2)/2. e^f - 1 is a polynomial in float, the rest is double, whose exponent
+ * is wide enough that nothing is rescaled while the maximum lies in [LOWEST, HIGHEST]; the few rows beyond are read
+ * again, less their maximum. In the end the maximum's own term is replaced by the true one:
  *
- *     rest = sum of the other terms / exp(top),    nll = log1p(rest) + (top - logit),    confidence = 1 / (1 + rest).
+ *     rest = sum of the other terms / exp(top),   nll = log1p(rest) + (top - logit),   confidence = 1 / (1 + rest).
  *
- * Errors: a term is off by at most 4.4e-8 of itself (tried for every float), so nll is before its rounding to float, too.
- * Bits: 16 lanes, added in a fixed order, every fused multiply-add written as one and no other contracted, so a row's bits
- * depend on nothing but the row: not on its neighbours, the threads, or the instruction set.
+ * Errors: a term is off by at most 4.4e-8 of itself (tried for every float), and so is nll, before it is rounded.
+ * Bits: 16 lanes are added up in a fixed order, every fused multiply-add is written as one and no other is contracted,
+ * so a row's bits depend on nothing but the row: not on its neighbours, the threads, or the instruction set.
  */
 #include <math.h>
 #include <stdint.h>
@@ -17,9 +17,9 @@
 
 #define LANES 16
 #define BLOCK 2048
-#define LOWEST (-640.0f) /* 68 nats above FLOOR: what is raised to that doesn't count */
-#define HIGHEST 680.0f   /* 10^12 terms of exp(680) are a double */
-#define ROUND 0x1.8007fep23f /* 1.5 * 2^23 + 1023: adding it leaves the nearest integer, and a double's bias, in the low bits */
+#define LOWEST (-640.0f)     /* 68 nats above FLOOR: what is raised to that doesn't count */
+#define HIGHEST 680.0f       /* 10^12 terms of exp(680) are a double */
+#define ROUND 0x1.8007fep23f /* 1.5 * 2^23 + 1023: leaves the nearest integer, and a double's bias, in the low bits */
 #define INLINE static inline __attribute__((always_inline))
 
 /* exp(FLOOR) is a normal double. Volatile: of a number that it can't see the compiler makes one `max` instruction. */
@@ -130,7 +130,8 @@ INLINE void score_row(const Job *job, int64_t i) {
     if (isnan(totals.sum) || isinf(totals.top) || target < 0 || target >= job->vocab_size) return;
     top = shift + totals.top; /* exact: one of them is 0 */
     logit = load(row, job->dtype, target, 1, 0.0f, padded)[0];
-    double rest = (totals.sum - add_exp(0.0, totals.top, FLOOR)) / exp(totals.top); /* a sum never falls below a term */
+    /* Never below 0: no addition leaves less than one of its terms. */
+    double rest = (totals.sum - add_exp(0.0, totals.top, FLOOR)) / exp(totals.top);
     job->nll[i] = log1p(rest) + ((double)top - logit);
     job->confidence[i] = 1.0 / (1.0 + rest);
     job->correct[i] = logit == top && first_top(job, row, shift, totals) == target;
