@@ -7,6 +7,8 @@ import json
 import logging
 import pickle
 import re
+import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from torch.nn import functional as F
 
 from xent_metrics import TokenScores
 from xent_metrics.errors import InvalidInputError
-from xent_metrics.hosts.lm_eval import XentHFLM, hf_model, runner
+from xent_metrics.hosts.lm_eval import XentHFLM, freed_memory, hf_model, runner
 from xent_metrics.hosts.lm_eval.results import ScoredLoglikelihood, ScoredRolling
 
 PAIRS = multiple_choice()
@@ -461,3 +463,20 @@ def test_nothing_to_do_is_nothing(lm):
 
 def test_scores_are_token_scores(lm):
     assert all(isinstance(result.scores, TokenScores) and result.scores.unit == "token" for result in choices(lm))
+
+
+def test_freed_memory_is_kept_while_a_batch_runs_and_given_back():
+    def fill():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(4):
+            torch.empty(16 * 2**20).fill_(1.0)  # 64 MiB, 16,384 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    with freed_memory.keep_freed_memory():
+        fill()
+        assert fill() < 4000
+        held = resident()
+    assert held - resident() > 48 * 2**20

@@ -45,7 +45,7 @@ def run(folder, name, launcher, *options):
         task: [
             json.loads(line)
             for path in found.rglob(f"samples_{task}_*.jsonl")
-            for line in path.read_text().splitlines()
+            for line in path.read_text().strip().split("\n")
         ]
         for task in TASKS
     }

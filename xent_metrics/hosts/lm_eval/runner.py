@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ...scores import TokenScores
 from .forward import Forward
+from .freed_memory import keep_freed_memory
 from .packing import Family, Row, alone, batches_of, plan
 from .probe import distance, tolerance
 from .windows import Window
@@ -59,7 +61,8 @@ class Runner:
     ) -> Iterator[tuple[int, TokenScores]]:
         forward = self.forward
         families = plan(windows, places, packing=share and forward.packing, stems=share and forward.caching)
-        with progress(total=sum(family.num_tokens for family in families)) as bar:
+        kept = keep_freed_memory() if forward.device.type == "cpu" else nullcontext()
+        with kept, progress(total=sum(family.num_tokens for family in families)) as bar:
             for family in families:
                 stem = forward.stem(family.stem) if family.stem else None
                 bar.update(len(family.stem))
