@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from .model import ByteLSTM
@@ -42,7 +42,7 @@ def draw(model: ByteLSTM, path: Path) -> None:
 
 def _draw_losses(axes: Any, training: Sequence[tuple[int, float]], validation: Sequence[tuple[int, float]]) -> None:
     steps = [step for step, _ in training]
-    bits = torch.tensor([nats for _, nats in training], dtype=torch.float64) / math.log(2)
+    bits = np.array([nats for _, nats in training]) / math.log(2)
     axes.plot(steps, bits, color=_BLUE, alpha=0.25, linewidth=1)
     axes.plot(steps, _smoothed(bits), color=_BLUE, linewidth=2, label="training, each batch and smoothed")
     axes.plot(
@@ -57,20 +57,21 @@ def _draw_losses(axes: Any, training: Sequence[tuple[int, float]], validation: S
     axes.legend(loc="upper right", bbox_to_anchor=(1, 0.94))
 
 
-def _smoothed(values: Tensor) -> list[float]:
+def _smoothed(values: Any) -> list[float]:
     """The mean of the last twentieth of all values, fewer at the beginning."""
     window = max(1, len(values) // 20)
-    return [values[max(0, end - window) : end].mean().item() for end in range(1, len(values) + 1)]
+    return [values[max(0, end - window) : end].mean() for end in range(1, len(values) + 1)]
 
 
 def _draw_reliability(axes: Any, share: Any, bins: Mapping[str, Tensor]) -> None:
-    tokens, num_bins = bins["tokens"], len(bins["tokens"])
+    tokens, correct, sureness = (bins[name].numpy() for name in ("tokens", "correct", "confidence"))
+    num_bins = len(tokens)
     filled = tokens > 0
     width = 1 / num_bins
-    edges = torch.arange(num_bins)[filled] * width
+    edges = np.arange(num_bins)[filled] * width
     shares = tokens[filled] / tokens.sum()
-    accuracy, confidence = (bins[name][filled] / tokens[filled] for name in ("correct", "confidence"))
-    error = float((shares * (accuracy - confidence).abs()).sum())
+    accuracy, confidence = correct[filled] / tokens[filled], sureness[filled] / tokens[filled]
+    error = (shares * np.abs(accuracy - confidence)).sum()
     bar = {"width": width, "align": "edge", "edgecolor": "white"}
     # A bin of a few bytes says little: it is pale.
     colours = [_BLUE if part >= 0.005 else _PALE for part in shares]

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import InvalidInputError, TokenBytesError
 from ...token_bytes import token_bytes
 
-__all__ = ["ByteTokenizer", "bytes_table", "encode", "load_tokenizer", "prefix_id"]
+__all__ = ["ByteTokenizer", "bytes_table", "encode", "ids_needed", "load_tokenizer", "prefix_id"]
 
 
 class ByteTokenizer:
@@ -83,3 +83,10 @@ def bytes_table(tokenizer: Any, vocab_size: int) -> Tensor | None:
         return token_bytes(tokenizer, vocab_size=vocab_size)
     except TokenBytesError:
         return None
+
+
+def ids_needed(tokenizer: Any) -> int:
+    """One more than the largest id that a tokenizer may give, 0 where it doesn't say."""
+    if hasattr(tokenizer, "__len__"):
+        return len(tokenizer)
+    return int(getattr(tokenizer, "n_vocab", 0))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...errors import InvalidInputError
 
-__all__ = ["device_for", "dtype_for", "load_module", "own_max_length"]
+__all__ = ["at_least_one", "device_for", "dtype_for", "load_module", "own_max_length"]
 
 
 def load_module(
@@ -123,3 +123,14 @@ def own_max_length(module: nn.Module) -> int:
             if isinstance(found, int):
                 return found
     raise InvalidInputError(f"{type(module).__name__} doesn't say how many ids it can read at once; pass max_length=…")
+
+
+def at_least_one(name: str, value: int | str) -> int:
+    """The number that a command line may give as text."""
+    try:
+        number = int(value)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise InvalidInputError(f"{name} is a whole number of at least 1 (none is searched for); got {value!r}")
+    return number

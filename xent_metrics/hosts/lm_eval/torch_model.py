@@ -27,8 +27,8 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from ...errors import InvalidInputError
 from ...scores import TokenScores
 from ...scoring import score_tokens
-from .encoding import bytes_table, encode, load_tokenizer, prefix_id
-from .load_module import device_for, dtype_for, load_module, own_max_length
+from .encoding import bytes_table, encode, ids_needed, load_tokenizer, prefix_id
+from .load_module import at_least_one, device_for, dtype_for, load_module, own_max_length
 from .ranks import Ranks
 from .results import ScoredLoglikelihood, ScoredRolling
 from .windows import Batch, Window, batches, continuation_window, rolling_windows
@@ -83,8 +83,8 @@ class TorchLM(Ranks, TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         self.model.to(device=self._device, dtype=dtype_for(dtype)).eval()
         self.checkpoint = checkpoint
         self.tokenizer = load_tokenizer(tokenizer)
-        self.batch_size = _at_least_one("batch_size", batch_size)
-        self.max_length = _at_least_one("max_length", max_length or own_max_length(self.model))
+        self.batch_size = at_least_one("batch_size", batch_size)
+        self.max_length = at_least_one("max_length", max_length or own_max_length(self.model))
         self.in_order = in_order
         self.add_bos_token = add_bos_token
         self._prefix = prefix_id(self.tokenizer) if prefix_token_id is None else int(prefix_token_id)
@@ -229,7 +229,7 @@ class TorchLM(Ranks, TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
                 f"{type(self.model).__name__} doesn't take the id {self._prefix}, which begins a text: {error}. "
                 "A model of bytes needs 257 ids; prefix_token_id=… names another one"
             ) from error
-        needed = max(self._prefix + 1, _size(self.tokenizer))
+        needed = max(self._prefix + 1, ids_needed(self.tokenizer))
         if logits.shape[-1] < needed:
             raise InvalidInputError(
                 f"{type(self.model).__name__} gives {logits.shape[-1]} logits; {self.tokenizer_name} needs {needed}"
@@ -243,20 +243,3 @@ class TorchLM(Ranks, TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
 
     def _quiet(self, disable_tqdm: bool) -> bool:
         return disable_tqdm or self.rank != 0 or not sys.stderr.isatty()
-
-
-def _at_least_one(name: str, value: int | str) -> int:
-    try:
-        number = int(value)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise InvalidInputError(f"{name} is a whole number of at least 1 (none is searched for); got {value!r}")
-    return number
-
-
-def _size(tokenizer: Any) -> int:
-    """One more than the largest id that a tokenizer may give, 0 where it doesn't say."""
-    if hasattr(tokenizer, "__len__"):
-        return len(tokenizer)
-    return int(getattr(tokenizer, "n_vocab", 0))
