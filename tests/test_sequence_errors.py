@@ -92,6 +92,27 @@ def test_any_order_batching_and_merge_has_the_same_bits():
     assert halves[0].compute() == whole.compute()
 
 
+@pytest.mark.parametrize("name", ["cross_entropy", "calibration_weighted_cross_entropy"])
+def test_documents_in_any_order_have_one_error_to_the_last_bit(name):
+    generator = torch.Generator().manual_seed(5)
+    logits, target = (
+        torch.randn(301, 7, VOCAB, generator=generator),
+        torch.randint(VOCAB, (301, 7), generator=generator),
+    )
+    metric = get_metric(name)
+    states = torch.stack([metric.exact_sums(score_tokens(x, y)) for x, y in zip(logits, target, strict=True)])
+    orders = [torch.randperm(301, generator=generator) for _ in range(10)]
+    assert {standard_error(metric, states[order]) for order in orders} == {standard_error(metric, states)}
+
+
+def test_documents_that_are_empty_or_ignored_are_no_samples():
+    metric, scores = CrossEntropy(), sequences()
+    states = torch.stack([metric.exact_sums(scores[row]) for row in range(SEQUENCES)])
+    only = torch.stack([metric.exact_sums(row) for row in counted_rows(scores)])
+    assert len(only) == SEQUENCES - 1
+    assert standard_error(metric, torch.cat([states, torch.zeros_like(states[:2])])) == standard_error(metric, only)
+
+
 def test_padding_does_not_change_the_error():
     generator = torch.Generator().manual_seed(3)
     logits, target = torch.randn(6, 5, VOCAB, generator=generator), torch.randint(VOCAB, (6, 5), generator=generator)

@@ -13,6 +13,7 @@ Reference: Cochran (1977), Sampling Techniques, section 6.3.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .. import exact_sum
-from ..metric import Binned, TokenMetric
+from ..metric import _COUNTS, Binned, TokenMetric
 from ..row_scores import RowScore
 from ..scores import TokenScores
 
@@ -32,7 +33,9 @@ def standard_error(metric: TokenMetric, states: Tensor) -> float:
 
     Args:
         metric: gives the value; its own state is not used.
-        states: each document's packed sums, int64 ``(D, rows, 8)``, from ``metric.exact_sums(scores)``.
+        states: each document's packed sums, int64 ``(D, rows, 8)``, from ``metric.exact_sums(scores)``, in any order.
+
+    A document of which no row counts is not a sample.
 
     >>> from xent_metrics import CrossEntropy, from_loglikelihoods
     >>> metric = CrossEntropy()
@@ -40,15 +43,17 @@ def standard_error(metric: TokenMetric, states: Tensor) -> float:
     >>> round(standard_error(metric, torch.stack([metric.exact_sums(d) for d in documents])), 4)   # 1/√3
     0.5774
     """
+    states = states.cpu()
+    not_empty = states.any(dim=-1)  # (D, rows)
+    not_empty[:, _COUNTS.index("ignored")] = False
+    states = states[not_empty.any(dim=-1)]
     documents = len(states)
     if documents < 2:
         return float("nan")
-    states = states.cpu()
-    per_document = exact_sum.to_float(states)  # (D, rows)
     total = exact_sum.to_float(exact_sum.merge(states))
     gradient = gradient_of(lambda sums: metric.value(metric.unpack(sums)), total)
-    residual = (per_document - total / documents) @ gradient
-    return float((residual.square().sum() * documents / (documents - 1)).sqrt())
+    residual = ((exact_sum.to_float(states) - total / documents) * gradient).sum(dim=-1)  # each row by itself
+    return math.sqrt(math.fsum(residual.square().tolist()) * documents / (documents - 1))
 
 
 def standard_error_from_moments(

@@ -83,8 +83,7 @@ class TrainerMetrics:
             values[key] = metric.compute().item()
             metric.reset()
             if self.standard_errors:
-                counted = own[:, 0].any(dim=-1)  # the first row counts the rows that count
-                values[f"{key}_stderr"] = standard_error(metric, own[counted])
+                values[f"{key}_stderr"] = standard_error(metric, own)
         return values
 
     def _checked(self, batch: Any) -> Tensor:
