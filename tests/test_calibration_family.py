@@ -166,11 +166,15 @@ class TestByHand:
         assert value(Overconfidence(), logits, target).item() == pytest.approx(0)
 
     def test_perfect_calibration_is_zero_with_no_error(self):
-        scores = score_tokens(certain(*[0.75] * 8).reshape(2, 4, 2), torch.tensor([[0, 0, 0, 1]] * 2))
+        nearly = score_tokens(certain(*[0.75] * 8).reshape(2, 4, 2), torch.tensor([[0, 0, 0, 1]] * 2))
+        exactly = score_tokens(torch.tensor([1e4, 0.0]).expand(2, 4, 2), torch.zeros(2, 4).long())
         for metric in (RMSCalibrationError(), CalibrationLoss(), MaximumCalibrationError()):
-            states = torch.stack([metric.exact_sums(scores[row]) for row in range(2)])
-            assert value(metric, scores).item() == pytest.approx(0, abs=1e-9)
-            assert standard_error(metric, states) < 1e-6
+            for scores in (nearly, exactly):
+                metric.reset()
+                states = torch.stack([metric.exact_sums(scores[row]) for row in range(2)])
+                assert value(metric, scores).item() == pytest.approx(0, abs=1e-9)
+                assert standard_error(metric, states) < 1e-6
+            assert metric.compute() == 0
 
     def test_full_looks_beyond_the_top(self):
         """p = (0.6, 0.3, 0.1) ten times, the top-1 right in six, the second never: right for the top-1, not for the rest."""

@@ -27,7 +27,8 @@ class ExpectedCalibrationError(ConfidenceBins):
         norm: "l1"; or "max" and "l2", the values of `maximum_calibration_error` and `rms_calibration_error`.
 
     A share in [0, 1]. Biased upward when bins hold few tokens. Bins of equal mass are made of 256 cells of fixed bounds, so
-    that they merge: a confidence that many tokens share isn't split, and a bin may be empty.
+    that they merge: a confidence that many tokens share isn't split, and a bin may be empty. The state is then 49 kB, and
+    that of a `StandardError` 19 MB.
 
     References: Guo et al. (2017), arXiv:1706.04599; equal mass: Nguyen & O'Connor (2015), arXiv:1508.05154.
 
