@@ -36,9 +36,7 @@ class Window:
         return slice(len(self.inputs) - len(self.targets), len(self.inputs))
 
 
-def rolling_windows(
-    ids: Sequence[int], *, prefix: int, max_length: int, stride: int | None = None
-) -> list[Window]:
+def rolling_windows(ids: Sequence[int], *, prefix: int, max_length: int, stride: int | None = None) -> list[Window]:
     """A whole text: every id predicted exactly once, from at most `max_length` ids, the first one from `prefix`.
 
     With a `stride` every window but the first predicts that many ids, behind ``max_length − stride`` or more.
