@@ -38,7 +38,7 @@ __all__ = ["XentHFLM"]
 
 log = logging.getLogger(__name__)
 
-_CPU_TOKENS = 1024  # ids a batch; more are no faster on a CPU, and what is computed of them leaves its caches
+_CPU_TOKENS = 2048  # ids a batch; more are no faster on a CPU, and what is computed of them leaves its caches
 
 
 @register_model("xent-hf")
@@ -47,7 +47,7 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
 
     Args:
         pretrained and the rest: as for `hf`. `batch_size` is how many of a call's longest requests fit a batch; shorter
-            ones fill it up to the same number of tokens (on a CPU at most 1,024). `logits_cache=False` shares nothing
+            ones fill it up to the same number of tokens (on a CPU at most 2,048). `logits_cache=False` shares nothing
             between requests. Log-probabilities are float32 whatever the `softmax_dtype`, or wider if that is.
         stride: long texts by overlapping windows, each of which scores `stride` new tokens behind ``max_length − stride``
             tokens of context; lm-eval's own windows, which hardly overlap, otherwise.
