@@ -240,6 +240,9 @@ class TestClasses:
         sums = torch.zeros(15, dtype=torch.float64).index_add(0, bins.flatten(), (hit - prob).flatten())
         want = sums.abs().sum() / 50
         torch.testing.assert_close(value(FullCalibrationError(), logits, target), want, rtol=1e-10, atol=0)
+        many = torch.cat([torch.zeros(14), torch.full((90,), -30.0)])[None]  # as many above 1/15 as there can be
+        assert value(FullCalibrationError(), many, torch.tensor([3])) < 1e-6
+        assert value(FullCalibrationError(), many, torch.tensor([50])).item() == pytest.approx(2, abs=1e-6)
 
     def test_questions_with_fewer_choices(self):
         few, many = ClasswiseCalibrationError(classes=2), ClasswiseCalibrationError(classes=4)
@@ -303,7 +306,7 @@ class TestTemperature:
             OptimalTemperature(*range_)
 
 
-@pytest.mark.parametrize(("name", "options"), KINDS, ids=IDS)
+@pytest.mark.parametrize(("name", "options"), [*KINDS, ("full_calibration_error", {"num_bins": 1})])
 def test_a_row_of_nan_is_counted(name, options, batch):
     logits, target = batch[0].clone(), batch[1]
     logits[1, 3] = math.nan

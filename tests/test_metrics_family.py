@@ -99,7 +99,10 @@ class TestRanks:
         logits[:100] = torch.randn(100, 6).to(dtype)
         logits[::7, 2], logits[::11, 4], logits[::13, 1] = math.nan, math.inf, -math.inf
         target = torch.randint(6, (400,))
-        assert value(TopKAccuracy(k=1), logits, target) == value(TokenAccuracy(), logits, target)
+        metric = TopKAccuracy(k=1)
+        scores = metric.score(logits, target)
+        assert torch.equal(metric.per_token(scores), scores.correct)
+        assert value(metric, scores) == value(TokenAccuracy(), scores)
 
     @pytest.mark.parametrize("k", [0, -1, 2.0, True, None])
     def test_k_is_a_whole_number(self, k):
