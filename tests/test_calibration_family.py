@@ -325,5 +325,5 @@ def test_the_maximum_and_rms_errors_are_options_too():
         option.update(logits, target)
         alone.update(logits, target)
         assert torch.equal(option.compute(), alone.compute())
-    with pytest.raises(MetricOptionError, match="norm is .*got .l3."):
+    with pytest.raises(MetricOptionError, match=r"norm is .*got .l3."):
         get_metric("expected_calibration_error", norm="l3")
