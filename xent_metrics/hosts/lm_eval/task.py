@@ -14,13 +14,14 @@ computes no standard error for a metric that it doesn't know, and a later key of
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from lm_eval.api.model import LM
-from lm_eval.api.task import ConfigurableTask
 
 from ...errors import InvalidInputError, InvalidTargetError, MissingScoreError, XentMetricsError
 from .documents import (
@@ -35,12 +36,13 @@ from .documents import (
     total_standard_error,
     total_value,
 )  # fmt: skip
+from .idle_ranks import StandIn, StandsIn
 from .metric_list import ADDED, Entry, read_metric_list
 
 __all__ = ["XentTask"]
 
 
-class XentTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
+class XentTask(StandsIn):
     """A YAML task whose `metric_list` may name our metrics (metric_list.py) among lm-eval's own.
 
     What is checked, and when:
@@ -147,6 +149,8 @@ class XentTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
 
     def process_results(self, doc: Any, results: Sequence[Any]) -> dict[str, Any]:
         """lm-eval's metrics of a document, then ours: ``<name>`` and ``<name>_stderr``, each with the exact sums."""
+        if isinstance(doc, StandIn):
+            return {name: value for entry in self._entries for name, value in _nothing(entry).items()}
         theirs = self._metric_fn_list or callable(self.config.process_results)
         emitted = dict(super().process_results(doc, results)) if theirs else {}
         if self._entries:
@@ -168,6 +172,12 @@ class XentTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
         gold, choices = self._gold(doc)
         loglikelihoods = [float(result[0]) for result in results[:choices]]  # behind them acc_mutual_info's
         return Document(results[gold], *count, loglikelihoods, gold)
+
+
+def _nothing(entry: Entry) -> dict[str, Any]:
+    """The values of no document."""
+    sums = torch.zeros_like(entry.metric.state)
+    return {entry.name: DocumentValue(math.nan, sums), f"{entry.name}_stderr": DocumentSums.of(entry.metric, sums)}
 
 
 def _a_loaded_model_gives_token_scores() -> bool:
