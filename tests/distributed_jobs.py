@@ -238,13 +238,13 @@ def contexts(rank: int, size: int) -> dict[str, Any]:
             outer = {name: value.item() for name, value in metrics.compute().items()}
         try:
             with metrics.sync_context():
-                raise KeyError("mine")
-        except KeyError:
-            pass
+                metrics.update(batch(0))
+        except SyncError as error:
+            refused = str(error)
     assert all(metric.state.equal(local[name]) for name, metric in metrics.members().items())
     assert not any(metric._is_synced for metric in metrics.members().values())
     together = {name: value.item() for name, value in metrics.compute().items()}
-    return {"same": inside == singly == outer == together, "calls": len(calls)}
+    return {"same": inside == singly == outer == together, "calls": len(calls), "refused": refused}
 
 
 def on_step(rank: int, size: int) -> list[float]:

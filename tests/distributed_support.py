@@ -21,10 +21,11 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 DIED = "the process died"
-LIMIT = timedelta(seconds=60)
+LIMIT = timedelta(seconds=300)
+PATIENCE = 600  # for a machine that has much else to do
 
 
-def join(file: str, rank: int, size: int, seconds: float = 60) -> None:
+def join(file: str, rank: int, size: int, seconds: float = 300) -> None:
     """Make the default process group; `seconds` is its time limit once all are there."""
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=size, timeout=LIMIT)
     dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
@@ -42,7 +43,7 @@ def _work(connection: Connection) -> None:
     torch.set_num_threads(1)
     while True:
         job, file, rank, size, seconds, args = pickle.loads(connection.recv_bytes())  # imports the job's module
-        connection.send_bytes(b"ready")
+        connection.send_bytes(pickle.dumps("ready"))
         connection.recv_bytes()
         try:
             join(file, rank, size, seconds)
@@ -67,29 +68,35 @@ class Workers:
         self.folder = tempfile.TemporaryDirectory()
         self.jobs = 0
 
-    def __call__(self, size: int, job: Callable[..., Any], *args: Any, seconds: float = 60) -> list[Any]:
+    def __call__(self, size: int, job: Callable[..., Any], *args: Any, seconds: float = 300) -> list[Any]:
         """Every rank's answer to `job`, `DIED` for one that didn't live to give it."""
         self._hire(size)
         self.jobs += 1
         file = str(Path(self.folder.name, f"job{self.jobs}"))
         for rank, (_, connection) in enumerate(self.workers[:size]):
             connection.send_bytes(pickle.dumps((job, file, rank, size, seconds, args)))
-        for signal in (Connection.recv_bytes, lambda connection: connection.send_bytes(b"go")):
-            for _, connection in self.workers[:size]:
-                signal(connection)
-        answers = [self._answer(connection) for _, connection in self.workers[:size]]
+        chosen = self.workers[:size]
+        unready = [worker for worker in chosen if self._receive(worker) != "ready"]
+        assert not unready, "some processes were not ready for the job"
+        for _, connection in chosen:
+            connection.send_bytes(b"go")
+        answers = [self._receive(worker) for worker in chosen]
         failed = [f"rank {rank}: {answer}" for rank, answer in enumerate(answers) if isinstance(answer, Failed)]
         assert not failed, "\n".join(failed)
         return answers
 
-    def _answer(self, connection: Connection) -> Any:
-        if not connection.poll(120):
-            return Failed("no answer in two minutes")
+    def _receive(self, worker: tuple[Any, Connection]) -> Any:
+        """The worker's next message; one that is silent for too long is sent away, so that no answer comes late."""
+        process, connection = worker
         try:
-            return pickle.loads(connection.recv_bytes())
+            if connection.poll(PATIENCE):
+                return pickle.loads(connection.recv_bytes())
+            process.kill()
+            answer: Any = Failed(f"no answer in {PATIENCE} seconds")
         except EOFError:
-            connection.close()
-            return DIED
+            answer = DIED
+        connection.close()
+        return answer
 
     def _hire(self, size: int) -> None:
         self.workers = [worker for worker in self.workers if not worker[1].closed]

@@ -84,7 +84,8 @@ class TokenMetricCollection(MetricCollection):
     def compute(self, *, finite_only: bool = False) -> dict[str, Any]:
         """Every member's value, over all processes, after one all_reduce (one for each process group among the members).
 
-        Computed one by one in any order, members share one all_reduce as well: the first one's serves each other once.
+        Computed one by one, members share one all_reduce as well: the first one's serves each other once. One that was
+        updated or reset in between raises `SyncError`: compute the same members in the same order each time.
         `finite_only` is that of `TokenMetric.compute`.
         """
         members = self.members()

@@ -43,10 +43,10 @@ def add_up(metrics: Sequence[PackedMetric], group: Any = None) -> list[Tensor]:
         SyncError: another process died, hung, or never came; or a checkpoint would count more than once.
     """
     local = [metric.local_state for metric in metrics]
-    # Beside the sums, one row a metric: on how many processes its checkpoint was loaded as if there were no others.
-    alone = local[0].new_tensor([[metric._restored_alone] + [0] * (exact_sum.ROW - 1) for metric in metrics])
-    packed = torch.cat([*(state.to(alone.device) for state in local), alone])
     try:
+        # Beside the sums, one row a metric: on how many processes its checkpoint was loaded as if there were no others.
+        alone = local[0].new_tensor([[metric._restored_alone] + [0] * (exact_sum.ROW - 1) for metric in metrics])
+        packed = torch.cat([*(state.to(alone.device) for state in local), alone])
         dist.all_reduce(packed, group=group)
         times = packed[-len(metrics) :, 0].tolist()
     except Exception as error:  # each backend has its own
@@ -112,8 +112,10 @@ class Together:
     """Metrics that one all_reduce serves when they are computed one by one, as Lightning's `log_dict` does.
 
     A member that has no unread total adds up all members and leaves each of the others its total; a member that has
-    one takes it, without a collective. Which of the two it is follows from the order of the computes. A total that no
-    longer belongs to what this process holds is taken too, but raises: the others can't know, and don't wait.
+    one takes it, without a collective. Which of the two it is follows from the order of the computes alone. A total that
+    no longer belongs to what this process holds is taken too, but raises: other processes, which can't know, don't wait,
+    and have the total of that time. So compute all members, or the same ones in the same order each time; a member
+    that was left out of an epoch may be reset and updated, and is served again once the first of the others is computed.
     """
 
     def __init__(self, metrics: Iterable[PackedMetric]) -> None:

@@ -28,7 +28,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from . import exact_sum
-from .errors import CapacityError, InvalidInputError, InvalidTargetError, MetricOptionError
+from .errors import CapacityError, InvalidInputError, InvalidTargetError, MetricOptionError, SyncError
 from .packed_metric import PackedMetric
 from .row_scores import RowScore
 from .scores import TokenScores, Unit
@@ -208,6 +208,10 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
 
     def update(self, logits: Any, target: Any = None, *, weight: Any = None) -> None:
         """Add a batch: logits ``(…, V)`` and targets ``(…)``, or a `TokenScores`."""
+        if self._is_synced:
+            raise SyncError(
+                f"{self.name} holds the sums of all processes, to which nothing can be added; unsync it first"
+            )
         scores = self.score(logits, target, weight=weight)
         delta = self.exact_sums(scores).to(self.state.device)
         if scores.replicas and not self._counts_here(scores.replicas):
