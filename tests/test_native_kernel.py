@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import ModuleType
 
+import native_support
 import pytest
 import torch
-import xent_metrics_native as native
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+import xent_metrics.plugins
 from xent_metrics import score_hidden_states, score_tokens
-from xent_metrics.plugins import Plugins, plugins
+from xent_metrics.plugins import Plugin, Plugins
 
-PACKAGE = Path(__file__).parents[1] / "plugins" / "xent-metrics-native"
+_FOLDER = tempfile.TemporaryDirectory()
+SITE = Path(_FOLDER.name)
+native = native_support.build(SITE)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LEVELS = range(native._level + 1)  # the instruction sets of this processor
+
+
+@pytest.fixture(autouse=True)
+def plugins(monkeypatch) -> Plugins:
+    """The built-ins and this plugin, whatever else is installed."""
+    loaded = Plugins()
+    loaded.add(Plugin("native", "xent-metrics-native", "0.1.0"), native)
+    monkeypatch.setattr(xent_metrics.plugins, "plugins", lambda: loaded)
+    return loaded
 
 
 def kernel(logits, target):
@@ -343,10 +352,11 @@ print(json.dumps({
 """
 
 
-def test_metrics_agree_with_pure_torch_and_no_second_thread_pool_is_made():
+def test_installed_it_scores_by_itself_agrees_with_pure_torch_and_makes_no_second_thread_pool():
     """The same program in two processes, with the plugin and with XENT_METRICS_PLUGINS empty."""
-    ours, pure = (run({"XENT_METRICS_PLUGINS": chosen}) for chosen in ("native", ""))
-    assert (ours["loaded"], pure["loaded"]) == (["built-in", "native"], ["built-in"])
+    ours, pure = run(), run(XENT_METRICS_PLUGINS="")
+    assert "native" in ours["loaded"]
+    assert pure["loaded"] == ["built-in"]
     assert ours["nll"] != pure["nll"]
     assert ours["nll"] == pytest.approx(pure["nll"], rel=1e-6, abs=4e-6)  # torch's own error is the larger one
     assert ours["values"] == pytest.approx(pure["values"], rel=1e-6)
@@ -354,55 +364,36 @@ def test_metrics_agree_with_pure_torch_and_no_second_thread_pool_is_made():
     assert ours["new threads"] == 0
 
 
-def run(environment: dict[str, str]) -> dict:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env={**os.environ, **environment}, capture_output=True, text=True, check=True
-    )
+def run(**chosen: str) -> dict:
+    environment = {k: v for k, v in os.environ.items() if k != "XENT_METRICS_PLUGINS"}
+    environment |= {"PYTHONPATH": str(SITE), **chosen}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
-
-
-def test_the_installed_plugin_is_loaded_by_itself():
-    assert "native" in [plugin.name for plugin in plugins().plugins if plugin.error is None]
 
 
 # The build.
 
 
-@pytest.fixture
-def build(monkeypatch) -> ModuleType:
-    """hatch_build.py; hatchling itself is only there while pip builds."""
-    for name in ("hatchling", "hatchling.builders", "hatchling.builders.hooks", "hatchling.builders.hooks.plugin"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    interface = ModuleType("interface")
-    interface.BuildHookInterface = object
-    monkeypatch.setitem(sys.modules, "hatchling.builders.hooks.plugin.interface", interface)
-    spec = importlib.util.spec_from_file_location("hatch_build", PACKAGE / "hatch_build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_without_a_compiler_there_is_no_kernel_and_the_plugin_says_so(build, monkeypatch, tmp_path):
+def test_without_a_compiler_there_is_no_kernel_and_the_plugin_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("CC", "/no/such/compiler")
-    assert not build.compile_kernel(PACKAGE / "kernel.c", tmp_path / "_kernel.so")
-    shutil.copytree(
-        PACKAGE / "xent_metrics_native", tmp_path / "native_without_kernel", ignore=shutil.ignore_patterns("*.so")
-    )
+    package = native_support.copy_package(tmp_path)
+    assert not native_support.hatch_build().compile_kernel(native_support.PACKAGE / "kernel.c", package / "_kernel.so")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "xent_metrics_native", raising=False)
     with pytest.warns(UserWarning, match="is set aside: ImportError: .* installed without a C compiler"):
-        loaded = Plugins([EntryPoint("native", "native_without_kernel", "xent_metrics")])
+        loaded = Plugins([native_support.POINT])
     assert "pip install --force-reinstall" in str(loaded.plugins[-1].error)
     assert not loaded.manager.hook.score_backend.get_hookimpls()
 
 
-def test_a_compiler_without_openmp_makes_a_kernel_with_one_thread_and_the_same_bits(build, monkeypatch, tmp_path):
-    compiler = tmp_path / "plain-cc"
+def test_a_compiler_without_openmp_makes_a_kernel_with_one_thread_and_the_same_bits(monkeypatch, tmp_path):
+    compiler, library = tmp_path / "plain-cc", tmp_path / "_kernel.so"
     compiler.write_text('#!/bin/sh\ncase "$*" in *-fopenmp\\ *) exit 1;; esac\nexec cc "$@"\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
-    assert build.compile_kernel(PACKAGE / "kernel.c", tmp_path / "_kernel.so")
-    assert b"GOMP_parallel" not in (tmp_path / "_kernel.so").read_bytes()
+    assert native_support.hatch_build().compile_kernel(native_support.PACKAGE / "kernel.c", library)
+    assert b"GOMP_parallel" not in library.read_bytes()
     logits, target = random_batch(9, 5003)
     expected = kernel(logits, target)
-    monkeypatch.setattr(native, "_kernel", native._load(tmp_path / "_kernel.so"))
+    monkeypatch.setattr(native, "_kernel", native._load(library))
     assert same(kernel(logits, target), expected)
