@@ -8,6 +8,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from registered_support import buildable
 
 from xent_metrics import errors, hookspecs
 from xent_metrics.plugins import plugins
@@ -49,6 +50,13 @@ def test_every_metric_has_a_test_of_its_own(name):
     words = rf"\b({name}|{METRICS[name].__name__})\b"
     texts = [*TESTS.values(), *(path.read_text() for folder in FOLDERS for path in folder.rglob("test_*.py"))]
     assert any(re.search(words, text) for text in texts)
+
+
+@pytest.mark.parametrize("name", sorted(set(METRICS) - set(buildable())))
+def test_a_metric_that_a_name_alone_does_not_build_has_its_contract_checked(name):
+    """The others are in test_contract.py."""
+    texts = [*TESTS.values(), *(path.read_text() for folder in FOLDERS for path in folder.rglob("test_*.py"))]
+    assert any(re.search(rf'check_metric\((get_metric\("{name}"|{METRICS[name].__name__}\()', text) for text in texts)
 
 
 @pytest.mark.parametrize("name", errors.__all__)
