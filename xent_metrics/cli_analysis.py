@@ -1,8 +1,10 @@
-"""`xent compare` and `xent report`: runs of lm-eval against each other, with the uncertainty beside each difference."""
+"""Runs and models against each other, with the uncertainty beside each number: `xent compare`, `compare-models`, `report`."""
 
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +16,9 @@ from rich.table import Table
 if TYPE_CHECKING:
     from .analysis.run_comparison import RunComparison
     from .analysis.runs import Run
+    from .hosts.model_pair import Finding
 
-__all__ = ["compare", "report"]
+__all__ = ["compare", "compare_models", "report"]
 
 
 def compare(
@@ -39,6 +42,29 @@ def compare(
         _print(first, other, rows)
 
 
+def compare_models(
+    base: Annotated[str, typer.Argument(help="The folder (or name) of a Hugging Face causal model and its tokenizer.")],
+    other: Annotated[str, typer.Argument(help="That of the model to be held against it: quantised, pruned, tuned …")],
+    text: Annotated[list[Path], typer.Option(help="A file of UTF-8 text; may be given again.")],
+    tokenizer: Annotated[str | None, typer.Option(help="Another tokenizer than the base's.")] = None,
+    max_length: Annotated[int, typer.Option(help="Tokens that the models read at once.", min=2)] = 512,
+    batch_size: Annotated[int, typer.Option(help="Windows at once.", min=1)] = 1,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda …; by default a GPU where there is one.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the models; auto is what they were saved in.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Say how far a model is from its base on a text: KL divergence and its quantiles, perplexity ratio, same top tokens."""
+    from .hosts.model_pair import compare_models as measured
+
+    found = measured(
+        base, other, text, tokenizer=tokenizer, max_length=max_length, batch_size=batch_size, device=device, dtype=dtype
+    )
+    if as_json:
+        print(json.dumps([_finite(asdict(finding)) for finding in found], indent=2, ensure_ascii=False))
+    else:
+        _print_findings(base, other, found)
+
+
 def report(
     runs: Annotated[list[Path], typer.Argument(help="lm-eval output folders; the others are compared with the first.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file.")] = Path("report.html"),
@@ -51,6 +77,22 @@ def report(
 
     write_report([read_run(path) for path in runs], output, title=title, domain=domain)
     print(output)
+
+
+def _finite(found: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no nan."""
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in found.items()}
+
+
+def _print_findings(base: str, other: str, found: list[Finding]) -> None:
+    names = {"base": "base", "other": "other", "both": "other against base"}
+    table = Table("of", "what", "value", "± s.e.", "unit", title=escape(f"base: {base}\nother: {other}"))
+    for place, finding in enumerate(found):
+        is_last = place + 1 == len(found) or found[place + 1].of != finding.of
+        error = "" if math.isnan(finding.standard_error) else f"{finding.standard_error:.2g}"
+        row = [names[finding.of], finding.name, f"{finding.value:.6g}", error, finding.unit]
+        table.add_row(*row, end_section=is_last)
+    Console().print(table)
 
 
 def _as_json(first: Run, found: list[tuple[Run, list[RunComparison]]]) -> list[dict[str, Any]]:

@@ -1,0 +1,224 @@
+"""Two local Hugging Face models over the same text: what quantising, pruning or fine-tuning a model has changed.
+
+    compare_models("base/", "quantised/", ["text.txt"])
+
+The text is cut into windows, each beginning with the tokenizer's BOS token where it has one; both models read the same
+windows, and every token that follows in its window is scored once. Windows are the samples that standard errors are over.
+
+Who syncs: nobody; this is one process.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from ..analysis import StandardError
+from ..collection import TokenMetricCollection
+from ..errors import InvalidInputError, MissingExtraError
+from ..metric import TokenMetric
+from ..metrics import KLDivergenceQuantile
+from ..pairs import score_pair
+from ..plugins import get_metric
+
+__all__ = ["Finding", "compare_models"]
+
+#: What is measured: of each model alone, and of the two together.
+_ALONE = {
+    name: {"name": name} for name in ("cross_entropy", "perplexity", "token_accuracy", "expected_calibration_error")
+}
+_QUANTILES = {"p50": 0.5, "p99": 0.99, "p99_9": 0.999, "maximum": 1.0}
+_PAIR: dict[str, dict[str, Any]] = {
+    "log_perplexity_ratio": {"name": "log_perplexity_ratio"},
+    "kl_divergence": {"name": "kl_divergence"},
+    **{
+        f"kl_divergence_{called}": {"name": "kl_divergence_quantile", "quantile": quantile}
+        for called, quantile in _QUANTILES.items()
+    },
+    "jensen_shannon_divergence": {"name": "jensen_shannon_divergence"},
+    "probability_change": {"name": "probability_change"},
+    "rms_probability_change": {"name": "rms_probability_change"},
+    "same_top_token": {"name": "same_top_token"},
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A value with its standard error over windows, nan for a quantile, which has none; `of` is base, other or both."""
+
+    name: str
+    of: str
+    value: float
+    standard_error: float
+    unit: str
+
+
+def compare_models(
+    base: Any,
+    other: Any,
+    texts: Sequence[str | Path],
+    *,
+    tokenizer: Any = None,
+    max_length: int = 512,
+    batch_size: int = 1,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
+    progress: bool | None = None,
+) -> list[Finding]:
+    """Run both models over the texts and say how far `other` is from `base`.
+
+    Args:
+        base, other: folders (or names) that `AutoModelForCausalLM.from_pretrained` takes, or models.
+        texts: files of UTF-8 text.
+        tokenizer: a folder, a name or a tokenizer; by default the base's folder.
+        max_length: ids that a model reads at once, its BOS token among them; at most what both models can read.
+        batch_size: windows at once. Both models' logits of a batch are held, 4 · batch_size · max_length · V bytes each.
+        dtype: as for `from_pretrained`; the scores are float32 or wider in any case.
+        progress: a bar on stderr; by default in a terminal.
+
+    Returns:
+        Cross entropy (nats per token), perplexity, accuracy and calibration of each, then of both: the logarithm of the
+        ratio of their perplexities, KL(base‖other) with quantiles over tokens (to 1 %), the Jensen–Shannon divergence, the
+        mean and the RMS change of the target's probability, and how often both have the same top-1 token.
+
+    Raises:
+        InvalidInputError: vocabularies that differ, a text too short to score, a window that a model can't read.
+        MissingExtraError: transformers is not installed.
+    """
+    if not texts:
+        raise InvalidInputError("expected one text file or more; got none")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    encode = _loaded_tokenizer(base if tokenizer is None else tokenizer)
+    models = [_loaded_model(model, device, dtype) for model in (base, other)]
+    windows = _windows(encode, texts, _window_length(models, encode, max_length))
+    of_base, of_other, of_both = (TokenMetricCollection(_with_errors(metrics)) for metrics in (_ALONE, _ALONE, _PAIR))
+    disabled = None if progress is None else not progress  # None: shown on a terminal only
+    tokens = sum(len(window) - 1 for window in windows)
+    with tqdm(total=tokens, desc="Scoring", unit="tok", unit_scale=True, disable=disabled) as bar:
+        for batch in _batches(windows, batch_size):
+            base_logits, other_logits = (_logits(model, batch[:, :-1].to(device)) for model in models)
+            target = batch[:, 1:].to(device)
+            pair = score_pair(base_logits, other_logits, target)
+            of_base.update(base_logits, target)
+            of_other.update(pair)
+            of_both.update(pair)
+            bar.update(target.numel())
+    return [
+        *_findings(of_base, _ALONE, "base"),
+        *_findings(of_other, _ALONE, "other"),
+        *_findings(of_both, _PAIR, "both"),
+    ]
+
+
+def _with_errors(chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, TokenMetric]:
+    metrics = {key: get_metric(**options) for key, options in chosen.items()}
+    # A quantile is a step of a histogram: it has no slope, and so no error by the delta method.
+    errors = {
+        f"{key}_stderr": StandardError(m) for key, m in metrics.items() if not isinstance(m, KLDivergenceQuantile)
+    }
+    return metrics | errors
+
+
+def _findings(metrics: TokenMetricCollection, chosen: Iterable[str], of: str) -> Iterator[Finding]:
+    values, members = {key: float(value) for key, value in metrics.compute().items()}, metrics.members()
+    for key in chosen:
+        yield Finding(key, of, values[key], values.get(f"{key}_stderr", math.nan), members[key].value_unit)
+
+
+# The two models.
+
+
+def _loaded_model(model: Any, device: torch.device, dtype: str | torch.dtype) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return model.to(device).eval()
+    loaded: nn.Module = _from_pretrained("AutoModelForCausalLM", model, dtype=dtype)
+    return loaded.to(device).eval()
+
+
+def _loaded_tokenizer(tokenizer: Any) -> Any:
+    if isinstance(tokenizer, nn.Module):
+        raise InvalidInputError("models that are loaded already bring no tokenizer; pass tokenizer=…")
+    return _from_pretrained("AutoTokenizer", tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
+
+
+def _from_pretrained(auto_class: str, name: str | Path, **options: Any) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError("this needs transformers: pip install 'xent-metrics[lm-eval]'") from error
+    try:
+        return getattr(transformers, auto_class).from_pretrained(str(name), **options)
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(
+            f"{name}: no {auto_class} could be loaded: {error}. Expected a folder that save_pretrained wrote (model and "
+            "tokenizer), or a name on the hub"
+        ) from error
+
+
+def _window_length(models: Sequence[nn.Module], tokenizer: Any, longest: int) -> int:
+    """How many ids both models can read at once, `longest` at most; they have to agree on what an id is."""
+    sizes = [model.get_input_embeddings().weight.shape[0] for model in models]  # type: ignore[operator]
+    if sizes[0] != sizes[1] or len(tokenizer) > sizes[0]:
+        raise InvalidInputError(
+            f"the base has {sizes[0]} ids, the other model {sizes[1]} and the tokenizer {len(tokenizer)}; two models can "
+            "be compared token by token only over one vocabulary. bits_per_byte compares any two (xent compare)"
+        )
+    config_limits = [getattr(model.config, "max_position_embeddings", None) for model in models]
+    length = min([longest, *(limit for limit in config_limits if isinstance(limit, int) and limit > 0)])
+    if length < 2:
+        raise InvalidInputError(f"max_length is at least 2, for a token to predict another; got {length}")
+    return length
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, ids: Tensor) -> Tensor:
+    logits: Tensor = model(ids, use_cache=False).logits
+    return logits
+
+
+# The text.
+
+
+def _windows(tokenizer: Any, texts: Sequence[str | Path], length: int) -> list[list[int]]:
+    """All texts as windows whose first id is only read: the BOS token, or else the window's own first."""
+    return [window for text in texts for window in _cut(_ids(tokenizer, Path(text)), tokenizer.bos_token_id, length)]
+
+
+def _cut(ids: Sequence[int], bos: int | None, length: int) -> Iterator[list[int]]:
+    """Windows of `length` inputs and the target of the last one: ``length + 1`` ids.
+
+    >>> list(_cut([1, 2, 3, 4, 5], 0, 3)), list(_cut([1, 2, 3, 4, 5], None, 2))
+    ([[0, 1, 2, 3], [0, 4, 5]], [[1, 2, 3], [3, 4, 5]])
+    """
+    if bos is None:  # each window begins with the last target of the one before
+        yield from (list(ids[start : start + length + 1]) for start in range(0, len(ids) - 1, length))
+    else:
+        yield from ([bos, *ids[start : start + length]] for start in range(0, len(ids), length))
+
+
+def _ids(tokenizer: Any, path: Path) -> list[int]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"{path}: expected a file of UTF-8 text: {error}") from error
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if len(ids) < 2:
+        raise InvalidInputError(f"{path}: expected text of two tokens or more; got {len(ids)}")
+    return ids
+
+
+def _batches(windows: Sequence[Sequence[int]], batch_size: int) -> Iterator[Tensor]:
+    """Windows of one length together, ``(≤ batch_size, length)``."""
+    if batch_size < 1:
+        raise InvalidInputError(f"batch_size is at least 1; got {batch_size}")
+    for _, same in groupby(sorted(windows, key=len, reverse=True), key=len):
+        rows = torch.tensor(list(same))
+        yield from torch.split(rows, batch_size)
