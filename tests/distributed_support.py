@@ -21,7 +21,8 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 DIED = "the process died"
-LIMIT = timedelta(seconds=300)
+LIMIT = timedelta(seconds=60)  # to find each other
+TRIES = 3  # at that: gloo's processes now and then miss each other on a machine that stands still for a while
 PATIENCE = 600  # for a machine that has much else to do
 
 
@@ -43,16 +44,27 @@ def _work(connection: Connection) -> None:
     torch.set_num_threads(1)
     while True:
         job, file, rank, size, seconds, args = pickle.loads(connection.recv_bytes())  # imports the job's module
-        connection.send_bytes(pickle.dumps("ready"))
+        _tell(connection, "ready")
         connection.recv_bytes()
+        answer: Any = None
         try:
             join(file, rank, size, seconds)
-            answer = job(rank, size, *args)
+            _tell(connection, "joined")
         except Exception:
-            answer = Failed(traceback.format_exc())
+            dist.distributed_c10d._world.group_count = 0  # the number of the next group, which all have to agree on
+            _tell(connection, Failed(traceback.format_exc()))
+        if connection.recv_bytes() == b"go":
+            try:
+                answer = job(rank, size, *args)
+            except Exception:
+                answer = Failed(traceback.format_exc())
         with contextlib.suppress(Exception):
             dist.destroy_process_group()
-        connection.send_bytes(pickle.dumps(answer))
+        _tell(connection, answer)
+
+
+def _tell(connection: Connection, what: Any) -> None:
+    connection.send_bytes(pickle.dumps(what))
 
 
 class Failed(str):
@@ -71,19 +83,34 @@ class Workers:
     def __call__(self, size: int, job: Callable[..., Any], *args: Any, seconds: float = 300) -> list[Any]:
         """Every rank's answer to `job`, `DIED` for one that didn't live to give it."""
         self._hire(size)
-        self.jobs += 1
-        file = str(Path(self.folder.name, f"job{self.jobs}"))
-        for rank, (_, connection) in enumerate(self.workers[:size]):
-            connection.send_bytes(pickle.dumps((job, file, rank, size, seconds, args)))
         chosen = self.workers[:size]
-        unready = [worker for worker in chosen if self._receive(worker) != "ready"]
-        assert not unready, "some processes were not ready for the job"
-        for _, connection in chosen:
-            connection.send_bytes(b"go")
-        answers = [self._receive(worker) for worker in chosen]
-        failed = [f"rank {rank}: {answer}" for rank, answer in enumerate(answers) if isinstance(answer, Failed)]
+        for _ in range(TRIES):
+            missed = self._join(chosen, job, args, seconds)
+            self._say(chosen, b"stop" if missed else b"go")
+            answers = [self._receive(worker) for worker in chosen]
+            if not missed:
+                break
+        failed = [
+            f"rank {rank}: {answer}" for rank, answer in enumerate(missed or answers) if isinstance(answer, Failed)
+        ]
         assert not failed, "\n".join(failed)
         return answers
+
+    def _join(self, chosen: list[Any], job: Callable[..., Any], args: Any, seconds: float) -> list[Any]:
+        """Hand the job out and make the group; nothing, or what each rank says where one missed the others."""
+        self.jobs += 1
+        file = str(Path(self.folder.name, f"job{self.jobs}"))
+        for rank, (_, connection) in enumerate(chosen):
+            connection.send_bytes(pickle.dumps((job, file, rank, len(chosen), seconds, args)))
+        unready = [worker for worker in chosen if self._receive(worker) != "ready"]
+        assert not unready, "some processes were not ready for the job"
+        self._say(chosen, b"join")
+        told = [self._receive(worker) for worker in chosen]
+        return [] if all(answer == "joined" for answer in told) else told
+
+    def _say(self, chosen: list[Any], what: bytes) -> None:
+        for _, connection in chosen:
+            connection.send_bytes(what)
 
     def _receive(self, worker: tuple[Any, Connection]) -> Any:
         """The worker's next message; one that is silent for too long is sent away, so that no answer comes late."""

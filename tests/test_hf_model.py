@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import pickle
 import re
 import resource
@@ -307,6 +308,12 @@ def test_samples_list_tokens_when_asked(build, lm, tokenizer):
     assert [token["id"] for token in tokens] == plain.scores.target.tolist()
     assert [token["nll"] for token in tokens] == plain.scores.nll.tolist()
     assert sum(token["num_bytes"] for token in tokens) == len(pair[1].encode())
+    for token in tokens:
+        texts, probabilities = zip(*token["alternatives"], strict=True)
+        assert len(texts) == 5
+        assert list(probabilities) == sorted(probabilities, reverse=True)
+        if (share := math.exp(-token["nll"])) > probabilities[-1] and token["text"]:
+            assert (token["text"], round(share, 4)) in [(t, round(p, 4)) for t, p in token["alternatives"]]
 
     [rolled] = rolling(logged, TEXT)
     sample = json.loads(sanitize_list([[rolled]])[0][0])

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import ast
 import re
-from importlib.metadata import distribution
+from importlib.metadata import distribution, entry_points
 from pathlib import Path
 
 import pytest
 from registered_support import buildable
 
 from xent_metrics import errors, hookspecs
-from xent_metrics.plugins import plugins
+from xent_metrics.plugins import Plugins
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SOURCES = sorted((ROOT / "xent_metrics").rglob("*.py"))
 TESTS = {path: path.read_text() for path in (ROOT / "tests").glob("*.py") if path.name != Path(__file__).name}
 HOOKS = [name for name in hookspecs.__all__ if name.startswith(("register_", "score_"))]
-OURS = [plugin for plugin in plugins().plugins if plugin.distribution.startswith("xent-metrics")]
+INSTALLED = Plugins(entry_points(group=hookspecs.PROJECT))  # whatever this run of the tests loads
+OURS = [plugin for plugin in INSTALLED.plugins if plugin.distribution.startswith("xent-metrics")]
 METRICS = {name: metric for plugin in OURS for name, metric in plugin.metrics.items()}
 FOLDERS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))
 
@@ -98,5 +99,5 @@ def test_every_plugin_is_a_real_package_installed_documented_and_tested(folder):
     assert (folder / "README.md").exists()
     assert f"plugins/{folder.name}" in README
     module = folder.name.replace("-", "_")
-    texts = [*TESTS.values(), *(path.read_text() for path in folder.rglob("test_*.py"))]
-    assert any(re.search(rf"\b({module}|{folder.name})\b", text) for text in texts)
+    tested_here = any(re.search(rf"\b({module}|{folder.name})\b", text) for text in TESTS.values())
+    assert tested_here or (folder / f"test_{module}.py").exists()

@@ -35,6 +35,15 @@ TEXTS = HOSTILE + [f"text {n} of many words " * (n + 1) for n in range(6)]
 METRICS = [{"metric": "cross_entropy"}, {"metric": "bits_per_byte"}, {"metric": "expected_calibration_error"}]
 
 
+def listed(scores, texts):
+    """Tokens as models list them."""
+    columns = zip(texts, scores.target.tolist(), scores.nll.tolist(), strict=True)
+    return [
+        {"text": text, "id": i, "nll": nll, "alternatives": [["e", 0.5], ["</script>", 0.25]]}
+        for text, i, nll in columns
+    ]
+
+
 class LoggingLM(ScoredBigramLM):
     """Logs a token for each character, with the model's temperature as the only difference between two."""
 
@@ -48,7 +57,7 @@ class LoggingLM(ScoredBigramLM):
         before, target = torch.tensor(data[:-1])[-size:], torch.tensor(data)[-size:]
         scores = score_tokens(TABLE[before] / self.temperature, target, token_bytes=torch.ones(256, dtype=torch.long))
         texts = [c if i == len(c.encode()) - 1 else "" for c in text for i in range(len(c.encode()))]
-        return LoggedRolling(scores, texts)
+        return LoggedRolling(scores, listed(scores, texts))
 
 
 def evaluated(folder: Path, temperature: float = 1.0) -> Path:
@@ -167,7 +176,8 @@ def test_tokens_can_be_read_by_keyboard(page, browser):
     assert tokens.get_attribute("id") == "text"
     tokens.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_LEFT, Keys.ARROW_RIGHT)
     detail = browser.find_element(By.ID, "detail").text
-    assert re.fullmatch(r'"e": \d+\.\d{3} nats, probability \d+\.\d\d %', detail)
+    lines = r'"e": \d+\.\d{3} nats, probability \d+\.\d\d %\nlikely: "e" 50\.0 % +"</script>" 25\.0 %'
+    assert re.fullmatch(lines, detail)
 
 
 def test_light_and_dark_have_contrast(page, browser):
@@ -208,7 +218,7 @@ def test_ten_thousand_documents_open(browser, tmp_path):
         scores = TokenScores(
             nll=nll, counted=torch.ones(size, dtype=torch.bool), target=torch.arange(size), correct=nll < 1
         )
-        logged = str(LoggedRolling(scores, [f" w{(number * i) % 997}" for i in range(size)]))
+        logged = str(LoggedRolling(scores, listed(scores, [f" w{(number * i) % 997}" for i in range(size)])))
         samples.append(Sample(str(number), {"doc": {}, "resps": [[logged]], "target": "", "arguments": {}}))
     run = Run(tmp_path / "results.json", "large", {"t": TaskRun("t", 1, {}, {}, {}, samples)}, [])
     path = tmp_path / "large.html"

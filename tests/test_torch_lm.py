@@ -129,6 +129,25 @@ def test_loglikelihood_agrees_with_hf(gpt2, tokenizer, batch_size):
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
 
 
+def test_samples_list_tokens_and_the_likeliest_when_asked(gpt2, tokenizer):
+    plain, logged = (TorchLM(gpt2, tokenizer=tokenizer, log_tokens=log, log_alternatives=3) for log in (False, True))
+    [text] = logged.loglikelihood_rolling(rolling(TEXTS[0]))
+    assert [text] == plain.loglikelihood_rolling(rolling(TEXTS[0]))
+    tokens = json.loads(str(text))["tokens"]
+    assert "".join(token["text"] for token in tokens).removeprefix("<s>") == TEXTS[0]
+    assert math.fsum(token["nll"] for token in tokens) == -text
+    greedy = [token["alternatives"][0][0] == token["text"] for token in tokens]
+    assert greedy == [bool(correct) for correct in text.scores.correct]
+    for token in tokens:
+        shares = [share for _, share in token["alternatives"]]
+        assert len(shares) == 3
+        assert shares == sorted(shares, reverse=True)
+    assert pickle.loads(pickle.dumps(text)).tokens == text.tokens
+    assert json.loads(str(logged.loglikelihood_rolling(rolling(""))[0]))["tokens"] == []
+    with pytest.raises(InvalidInputError, match="log_alternatives is a whole number, 0 for none; got -1"):
+        TorchLM(gpt2, tokenizer=tokenizer, log_tokens=True, log_alternatives=-1)
+
+
 def test_greedy_continuation_is_found(gpt2, tokenizer):
     lm = TorchLM(gpt2, tokenizer=tokenizer, device="cpu")
     context = [0, 300, 40]

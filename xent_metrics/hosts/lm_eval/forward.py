@@ -12,7 +12,8 @@ Without any of them this is ``model(ids).logits``, as stock `hf` runs it, and it
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ...errors import InvalidInputError
+from ...row_scores import RowScore
 from ...scores import TokenScores
 from ...scoring import score_hidden_states, score_tokens
 from .packing import Row
@@ -67,6 +69,7 @@ class Forward:
         autocast: the dtype of mixed precision, if any.
         wider: a dtype wider than float32 in which probabilities are wanted, if any.
         bytes_table: UTF-8 bytes by id, given the number of logits; None for a tokenizer that can't be counted.
+        extra: further scores of each token. They come from a pass of their own, so that they change no bit of the others.
     """
 
     def __init__(
@@ -77,10 +80,12 @@ class Forward:
         autocast: torch.dtype | None = None,
         wider: torch.dtype | None = None,
         bytes_table: Callable[[int], Tensor | None] = lambda vocab_size: None,
+        extra: Mapping[str, RowScore] | None = None,
     ) -> None:
         self.model, self.device, self.autocast, self.wider = model, device, autocast, wider
         self.hidden = self.packing = self.caching = False
         self.head: Head | None = None
+        self._extra = dict(extra or {})
         self._bytes_table = bytes_table
         self._tables: dict[int, Tensor | None] = {}
         self._causal = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -189,10 +194,18 @@ class Forward:
         """The scores of targets under hidden states or logits, in float32 or wider, on the CPU."""
         if self.wider is not None:
             states = states.to(self.wider)
+        scores = self._scored(states, targets)
+        if self._extra:
+            scores = dataclasses.replace(scores, extra=self._scored(states, targets, self._extra).extra)
+        return scores.to("cpu")
+
+    def _scored(
+        self, states: Tensor, targets: Sequence[int], extra: Mapping[str, RowScore] | None = None
+    ) -> TokenScores:
         head = self.head if self.hidden else None
         if head is None:
             target = torch.tensor(targets, device=states.device)
-            return score_tokens(states, target, token_bytes=self._num_bytes(states.shape[-1])).to("cpu")
+            return score_tokens(states, target, token_bytes=self._num_bytes(states.shape[-1]), extra=extra)
         return score_hidden_states(
             states.to(head.weight.device),
             head.weight,
@@ -201,7 +214,8 @@ class Forward:
             logit_scale=head.scale,
             logit_softcap=head.softcap,
             token_bytes=self._num_bytes(len(head.weight)),
-        ).to("cpu")
+            extra=extra,
+        )
 
     def _num_bytes(self, vocab_size: int) -> Tensor | None:
         """UTF-8 bytes by id, asked for once."""

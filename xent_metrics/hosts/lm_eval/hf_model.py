@@ -27,10 +27,9 @@ from ...errors import InvalidInputError
 from ...scores import TokenScores
 from .encoding import bytes_table
 from .forward import Forward
-from .logged_tokens import LoggedLoglikelihood, LoggedRolling, token_texts
+from .logged_tokens import Results
 from .packing import alone
 from .probe import probe
-from .results import ScoredLoglikelihood, ScoredRolling
 from .runner import Runner
 from .windows import Window, continuation_window, rolling_windows
 
@@ -51,7 +50,8 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
             between requests. Log-probabilities are float32 whatever the `softmax_dtype`, or wider if that is.
         stride: long texts by overlapping windows, each of which scores `stride` new tokens behind ``max_length − stride``
             tokens of context; lm-eval's own windows, which hardly overlap, otherwise.
-        log_tokens: with `--log_samples`, write every token's text, id, nll and bytes into the samples.
+        log_tokens: with `--log_samples`, write every token's text, id, nll and bytes into the samples; no value changes.
+        log_alternatives: and as many of the likeliest tokens beside each.
 
     Raises:
         InvalidInputError: a model that isn't causal, a `stride` that doesn't fit, a request without tokens to score or
@@ -61,18 +61,24 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
     gives_token_scores = True  # XentTask asks for it before the model runs
 
     def __init__(
-        self, pretrained: Any, *args: Any, stride: int | None = None, log_tokens: bool = False, **kwargs: Any
+        self,
+        pretrained: Any,
+        *args: Any,
+        stride: int | None = None,
+        log_tokens: bool = False,
+        log_alternatives: int = 5,
+        **kwargs: Any,
     ) -> None:
         super().__init__(pretrained, *args, **kwargs)
         self._join_processes()
-        self.log_tokens = log_tokens
+        self._results = Results(self.tokenizer if log_tokens else None, log_alternatives)
         if stride is not None and not (type(stride) is int and 1 <= stride <= self.max_length):
             raise InvalidInputError(f"stride lies between 1 and max_length={self.max_length} tokens; got {stride!r}")
         self.stride = stride
         wider = self.softmax_dtype if self.softmax_dtype == torch.float64 else None
         self.forward = Forward(
             self.model, device=self.device, autocast=self.mixed_precision_dtype, wider=wider,
-            bytes_table=partial(bytes_table, self.tokenizer),
+            bytes_table=partial(bytes_table, self.tokenizer), extra=self._results.extra,
         )  # fmt: skip
         self._runner = Runner(self.forward)
         probe(self.forward, self._plain_ids(), self.max_length)
@@ -120,8 +126,7 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
             )
         results: dict[int, tuple[float, bool]] = {}
         for place, scores in self._score(windows, "loglikelihood", disable_tqdm, override_bs):
-            texts = self._texts(scores)
-            results[place] = ScoredLoglikelihood(scores) if texts is None else LoggedLoglikelihood(scores, texts)
+            results[place] = self._results.loglikelihood(scores)
             if requests[place][0] is not None:
                 self.cache_hook.add_partial("loglikelihood", requests[place][0], results[place])
         return [results[place] for place in range(len(windows))]
@@ -139,7 +144,8 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         results: dict[int, float] = {}
 
         def finish(number: int) -> None:
-            results[number] = self._rolling([parts[number][place] for place in sorted(parts[number])])
+            text = [parts[number][place] for place in sorted(parts[number])]
+            results[number] = self._results.rolling(TokenScores.cat(text) if text else _no_scores())
             self.cache_hook.add_partial("loglikelihood_rolling", requests[number].args, results[number])
 
         windows = [window for text in texts for window in text]
@@ -152,16 +158,6 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
             if not text:
                 finish(number)
         return [results[number] for number in range(len(texts))]
-
-    def _rolling(self, parts: Sequence[TokenScores]) -> float:
-        scores = TokenScores.cat(parts) if parts else _no_scores()
-        texts = self._texts(scores)
-        return ScoredRolling(scores) if texts is None else LoggedRolling(scores, texts)
-
-    def _texts(self, scores: TokenScores) -> list[str] | None:
-        if not self.log_tokens or scores.target is None:
-            return None
-        return token_texts(self.tokenizer, scores.target.tolist())
 
     # Tokens.
 

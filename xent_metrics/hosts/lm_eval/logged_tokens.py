@@ -1,63 +1,139 @@
-"""Results whose tokens stand in lm-eval's samples: `log_tokens=true` with `--log_samples`.
+"""What a model returns to lm-eval, with or without its tokens in the samples: `log_tokens=true` and `--log_samples`.
 
 lm-eval writes a result's numbers into the samples by `str`. A `LoggedFloat` is the number in every computation, and as
-a string the JSON of ``{"loglikelihood": …, "tokens": [{"text", "id", "nll", "num_bytes"}, …]}``:
+a string the JSON of ``{"loglikelihood": …, "tokens": [{"text", "id", "nll", "num_bytes", "alternatives"}, …]}``:
 
     json.loads(sample["resps"][0][0][0])["tokens"]      # the first choice's; rolling: sample["resps"][0][0]
+
+`alternatives` are the ids that the model held likeliest there, as ``[text, probability]``, the likeliest first.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from ...errors import InvalidInputError
+from ...row_scores import RowScore
 from ...scores import TokenScores
 from .results import ScoredLoglikelihood, ScoredRolling, total_loglikelihood
 
-__all__ = ["LoggedFloat", "LoggedLoglikelihood", "LoggedRolling", "token_texts"]
+__all__ = ["LoggedFloat", "LoggedLoglikelihood", "LoggedRolling", "Results", "token_texts"]
 
 _SEEN = 6  # ids decoded with each token: enough for any character to be whole and for the space before a word
+_LIKELIEST = "likeliest"
+
+#: A token as it stands in the samples.
+Token = Mapping[str, Any]
+
+
+class Results:
+    """Makes the results of a model: plain ones, or with a tokenizer those that list their tokens.
+
+    Args:
+        tokenizer: to list tokens; it has to be able to `decode`.
+        num_alternatives: how many of the likeliest ids are listed with each token.
+    """
+
+    def __init__(self, tokenizer: Any = None, num_alternatives: int = 0) -> None:
+        if type(num_alternatives) is not int or num_alternatives < 0:
+            raise InvalidInputError(f"log_alternatives is a whole number, 0 for none; got {num_alternatives!r}")
+        self.tokenizer = tokenizer
+        self.num_alternatives = num_alternatives if tokenizer is not None else 0
+        self._text_of = cache(self._text_inside)
+
+    @property
+    def extra(self) -> Mapping[str, RowScore]:
+        """The further scores that the lists need: the likeliest ids and their ln p."""
+        if not self.num_alternatives:
+            return {}
+        return {_LIKELIEST: RowScore(self._likeliest, (2, self.num_alternatives))}
+
+    def _likeliest(self, log_prob: Tensor, index: Tensor) -> Tensor:
+        """``(rows, 2, K)``: ln p, and the ids as numbers (of at most 2^24, which float32 holds); padded with id −1."""
+        found = log_prob.topk(min(self.num_alternatives, log_prob.shape[-1]))
+        missing = self.num_alternatives - found.values.shape[-1]
+        values = torch.nn.functional.pad(found.values, (0, missing), value=-torch.inf)
+        ids = torch.nn.functional.pad(found.indices, (0, missing), value=-1)
+        return torch.stack([values, ids.to(values.dtype)], dim=1)
+
+    def loglikelihood(self, scores: TokenScores) -> ScoredLoglikelihood:
+        """(ln p, whether it is the greedy one) of a continuation."""
+        if self.tokenizer is None:
+            return ScoredLoglikelihood(scores)
+        return LoggedLoglikelihood(_without_extra(scores), self._tokens(scores))
+
+    def rolling(self, scores: TokenScores) -> ScoredRolling:
+        """ln p of a whole text."""
+        if self.tokenizer is None:
+            return ScoredRolling(scores)
+        return LoggedRolling(_without_extra(scores), self._tokens(scores))
+
+    def _tokens(self, scores: TokenScores) -> list[Token]:
+        scores = scores.flatten()
+        assert scores.target is not None
+        ids = scores.target.tolist()
+        columns: dict[str, list[Any]] = {
+            "text": token_texts(self.tokenizer, ids),
+            "id": ids,
+            "nll": scores.nll.tolist(),
+        }
+        if scores.num_bytes is not None:
+            columns["num_bytes"] = scores.num_bytes.tolist()
+        if _LIKELIEST in scores.extra:
+            columns["alternatives"] = [self._alternatives(row) for row in scores.extra[_LIKELIEST]]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def _alternatives(self, row: Tensor) -> list[tuple[str, float]]:
+        pairs = zip(row[1].long().tolist(), row[0].exp().tolist(), strict=True)
+        return [(self._text_of(i), round(probability, 6)) for i, probability in pairs if i >= 0]
+
+    def _text_inside(self, i: int) -> str:
+        """What an id adds to a text that has begun: with the space before a word, which many drop at the beginning."""
+        return str(self.tokenizer.decode([i, i])[len(self.tokenizer.decode([i])) :])
+
+
+def _without_extra(scores: TokenScores) -> TokenScores:
+    return dataclasses.replace(scores, extra={})
 
 
 class LoggedFloat(float):
     """A loglikelihood whose string lists its tokens."""
 
     scores: TokenScores
-    texts: list[str]
+    tokens: Sequence[Token]
 
-    def __new__(cls, scores: TokenScores, texts: list[str]) -> LoggedFloat:
+    def __new__(cls, scores: TokenScores, tokens: Sequence[Token]) -> LoggedFloat:
         result = float.__new__(cls, total_loglikelihood(scores))
-        result.scores, result.texts = scores, texts
+        result.scores, result.tokens = scores, tokens
         return result
 
     def __getnewargs__(self) -> tuple[Any, ...]:
-        return (self.scores, self.texts)
+        return (self.scores, self.tokens)
 
     def __str__(self) -> str:
-        scores = self.scores.flatten()
-        columns: dict[str, list[Any]] = {"text": self.texts}
-        for name, values in (("id", scores.target), ("nll", scores.nll), ("num_bytes", scores.num_bytes)):
-            if values is not None:
-                columns[name] = values.tolist()
-        tokens = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        return json.dumps({"loglikelihood": float(self), "tokens": tokens}, ensure_ascii=False)
+        return json.dumps({"loglikelihood": float(self), "tokens": self.tokens}, ensure_ascii=False)
 
 
 class LoggedLoglikelihood(ScoredLoglikelihood):
     """``(loglikelihood, is_greedy)`` whose first number lists its tokens."""
 
-    def __new__(cls, scores: TokenScores, texts: list[str]) -> LoggedLoglikelihood:
+    def __new__(cls, scores: TokenScores, tokens: Sequence[Token]) -> LoggedLoglikelihood:
         assert scores.correct is not None
-        first = LoggedFloat(scores, texts)
-        result = tuple.__new__(cls, (first, bool(scores.correct.all())))
+        result = tuple.__new__(cls, (LoggedFloat(scores, tokens), bool(scores.correct.all())))
         result.scores = scores
         return result
 
     def __getnewargs__(self) -> tuple[Any, ...]:
         first = self[0]
         assert isinstance(first, LoggedFloat)
-        return (self.scores, first.texts)
+        return (self.scores, first.tokens)
 
 
 class LoggedRolling(LoggedFloat, ScoredRolling):

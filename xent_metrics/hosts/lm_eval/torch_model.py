@@ -29,8 +29,8 @@ from ...scores import TokenScores
 from ...scoring import score_tokens
 from .encoding import bytes_table, encode, ids_needed, load_tokenizer, prefix_id
 from .load_module import at_least_one, device_for, dtype_for, load_module, own_max_length
+from .logged_tokens import Results
 from .ranks import Ranks
-from .results import ScoredLoglikelihood, ScoredRolling
 from .windows import Batch, Window, batches, continuation_window, rolling_windows
 
 __all__ = ["TorchLM"]
@@ -52,6 +52,8 @@ class TorchLM(Ranks, TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         add_bos_token: whether the tokenizer puts special tokens before texts; None leaves it to the tokenizer.
         device: of the module; a CUDA device where there is none means the CPU (`lm_eval` asks for cuda:0 by default).
         dtype: "bfloat16" and the like, to convert the module; scores are float32 or wider whatever it is.
+        log_tokens: with `--log_samples`, write every token's text, id, nll and bytes into the samples; no value changes.
+        log_alternatives: and as many of the likeliest tokens beside each.
 
     >>> from lm_eval.api.instance import Instance
     >>> lm = TorchLM(nn.Embedding.from_pretrained(torch.zeros(257, 257)), tokenizer="bytes", max_length=8)
@@ -76,6 +78,8 @@ class TorchLM(Ranks, TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         add_bos_token: bool | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        log_tokens: bool = False,
+        log_alternatives: int = 5,
     ) -> None:
         super().__init__()
         self._device = device_for(device)
@@ -88,6 +92,7 @@ class TorchLM(Ranks, TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         self.in_order = in_order
         self.add_bos_token = add_bos_token
         self._prefix = prefix_id(self.tokenizer) if prefix_token_id is None else int(prefix_token_id)
+        self._results = Results(self.tokenizer if log_tokens else None, log_alternatives)
         self.vocab_size = self._probe()
         self.token_bytes = bytes_table(self.tokenizer, self.vocab_size)
 
@@ -108,7 +113,7 @@ class TorchLM(Ranks, TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
     ) -> list[tuple[float, bool]]:
         windows = [continuation_window(ctx, cont, max_length=self.max_length) for _, ctx, cont in requests]
         results: list[tuple[float, bool]] = [
-            ScoredLoglikelihood(scores) for scores in self.score(windows, disable_tqdm=disable_tqdm)
+            self._results.loglikelihood(scores) for scores in self.score(windows, disable_tqdm=disable_tqdm)
         ]
         for (texts, _, _), result in zip(requests, results, strict=True):
             self.cache_hook.add_partial("loglikelihood", texts, result)
@@ -122,7 +127,7 @@ class TorchLM(Ranks, TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         found = iter(self.score(windows, disable_tqdm=self._quiet(disable_tqdm)))
         nothing = self._scores(torch.zeros(0, self.vocab_size), torch.zeros(0, dtype=torch.long))
         results: list[float] = [
-            ScoredRolling(TokenScores.cat([nothing, *(next(found) for _ in text)])) for text in texts
+            self._results.rolling(TokenScores.cat([nothing, *(next(found) for _ in text)])) for text in texts
         ]
         for request, result in zip(requests, results, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, result)
@@ -202,7 +207,7 @@ class TorchLM(Ranks, TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         }
 
     def _scores(self, logits: Tensor, targets: Tensor) -> TokenScores:
-        return score_tokens(logits, targets, token_bytes=self.token_bytes).to("cpu")
+        return score_tokens(logits, targets, token_bytes=self.token_bytes, extra=self._results.extra).to("cpu")
 
     def _logits(self, ids: Tensor) -> Tensor:
         output = self.model(ids.to(self._device))
