@@ -143,7 +143,8 @@ def test_samples_list_tokens_and_the_likeliest_when_asked(gpt2, tokenizer):
         assert len(shares) == 3
         assert shares == sorted(shares, reverse=True)
     assert pickle.loads(pickle.dumps(text)).tokens == text.tokens
-    assert json.loads(str(logged.loglikelihood_rolling(rolling(""))[0]))["tokens"] == []
+    nothing = json.loads(str(logged.loglikelihood_rolling(rolling(""))[0]))["tokens"]
+    assert [token["text"] for token in nothing] in ([], ["<s>"])
     with pytest.raises(InvalidInputError, match="log_alternatives is a whole number, 0 for none; got -1"):
         TorchLM(gpt2, tokenizer=tokenizer, log_tokens=True, log_alternatives=-1)
 
