@@ -5,18 +5,30 @@ Each draws on axes that it is given, so that they can stand in anyone's figure; 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import MissingExtraError
 from ..two_classes import two_classes
 
-__all__ = ["INK", "MUTED", "draw_by_group", "draw_curve", "draw_reliability", "figure", "reliability_axes"]
+__all__ = [
+    "BLUE",
+    "INK",
+    "MUTED",
+    "ORANGE",
+    "draw_by_group",
+    "draw_curve",
+    "draw_reliability",
+    "figure",
+    "reliability_axes",
+]
 
 INK, MUTED, BLUE, PALE, ORANGE = "#1f2933", "#9aa5b1", "#2b6cb0", "#c3d5e8", "#dd6b20"
 _STYLE = {
@@ -65,13 +77,13 @@ def draw_reliability(axes: Any, share: Any, bins: Mapping[str, Tensor], rows: st
             ``metric.bins(metric.unpack(to_float(metric.state)))`` of an `ExpectedCalibrationError`.
         rows: what the model predicted, for the labels.
     """
-    tokens, num_bins = bins["tokens"], len(bins["tokens"])
+    tokens, correct, sureness = (bins[name].cpu().numpy() for name in ("tokens", "correct", "confidence"))
     filled = tokens > 0
-    width = 1 / num_bins
-    edges = torch.arange(num_bins)[filled] * width
+    width = 1 / len(tokens)
+    edges = np.arange(len(tokens))[filled] * width
     shares = tokens[filled] / tokens.sum()
-    accuracy, confidence = (bins[name][filled] / tokens[filled] for name in ("correct", "confidence"))
-    error = float((shares * (accuracy - confidence).abs()).sum())
+    accuracy, confidence = correct[filled] / tokens[filled], sureness[filled] / tokens[filled]
+    error = (shares * np.abs(accuracy - confidence)).sum()
     bar = {"width": width, "align": "edge", "edgecolor": "white"}
     # A bin of a few rows says little: it is pale.
     axes.bar(edges, accuracy, color=[BLUE if part >= 0.005 else PALE for part in shares], **bar)
@@ -112,16 +124,11 @@ def draw_curve(axes: Any) -> None:
     probability = torch.linspace(0, 1, 2001, dtype=torch.float64)[1:-1]
     for label, colour in ((1, BLUE), (0, ORANGE)):
         logits, _ = two_classes(probability, torch.full_like(probability, label, dtype=torch.long), "probabilities")
-        axes.plot(
-            probability,
-            -torch.log_softmax(logits, -1)[:, label],
-            color=colour,
-            linewidth=2,
-            label=f"the label is {label}",
-        )
-    axes.axhline(float(torch.tensor(2.0).log()), color=MUTED, linestyle=":", linewidth=1)
+        loss = -torch.log_softmax(logits, -1)[:, label]
+        axes.plot(probability.numpy(), loss.numpy(), color=colour, linewidth=2, label=f"the label is {label}")
+    axes.axhline(math.log(2), color=MUTED, linestyle=":", linewidth=1)
     axes.annotate(
-        "a coin: ln 2", (0, 0.693), (4, 4), ("axes fraction", "data"), "offset points", color=MUTED, fontsize=9
+        "a coin: ln 2", (0, math.log(2)), (4, 4), ("axes fraction", "data"), "offset points", color=MUTED, fontsize=9
     )
     axes.set(
         title="Cross entropy", xlabel="predicted probability of the label 1", ylabel="nats", xlim=(0, 1), ylim=(0, 6)
