@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import cli_plot
-from .cli_analysis import compare, compare_models, report
+from .cli_analysis import compare, compare_models, intervals, report
 from .errors import XentMetricsError
 
 if TYPE_CHECKING:
@@ -163,6 +163,7 @@ def lm_eval(
 
 app.command()(compare)
 app.command()(compare_models)
+app.command()(intervals)
 app.command()(report)
 app.add_typer(cli_plot.app, name="plot")
 

@@ -163,5 +163,6 @@ def same_documents(a: Sequence[str], b: Sequence[str]) -> None:
     if first != second or len(a) != len(b):
         raise ComparisonError(
             f"the runs saw other documents: {len(first & second)} in both, {len(first - second)} only in A, "
-            f"{len(second - first)} only in B. Evaluate both on the same task, version, split and --limit"
+            f"{len(second - first)} only in B. Evaluate both on the same task, version, split and --limit, or compare on those "
+            "that both have (--shared-documents)"
         )
