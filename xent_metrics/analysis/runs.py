@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ..errors import ComparisonError
 from ..metric import RatioMetric, TokenMetric
 from ..plugins import get_metric, list_metrics
 from ..scores import TokenScores
+from .logged import Tokens, tokens_in
 
 __all__ = ["LoggedMean", "Run", "Sample", "TaskRun", "read_run"]
 
@@ -69,6 +71,11 @@ class Sample:
 
     key: str  # what makes it the same document in another run
     raw: Mapping[str, Any]
+
+    @cached_property
+    def tokens(self) -> Tokens | None:
+        """Its tokens (of the gold continuation, where there are choices); None where they were not logged."""
+        return tokens_in(self.raw)
 
     def sums(self, name: str) -> Mapping[str, Any] | None:
         """The named sums of our metric `name`, where they were logged, each a number or a list of them."""
