@@ -364,6 +364,7 @@ def test_results_need_their_requests():
         ("generate_until", {"metric": "cross_entropy"}, MissingScoreError, "gives text, not loglikelihoods"),
         ("loglikelihood", {"metric": "cross_entropy", "unti": "bits"}, MetricOptionError, "Did you mean 'unit'"),
         ("loglikelihood", {"metric": "cross_entropy", "unit": "bites"}, MetricOptionError, '"nats" or "bits"'),
+        ("loglikelihood", {"metric": "cross_entropy", "ignore_index": 104}, MetricOptionError, "remove ignore_index"),
         ("loglikelihood", {"metric": "cross_entropy", "over": "gold"}, MetricOptionError, "over belongs to"),
         ("multiple_choice", {"metric": "cross_entropy", "over": "golds"}, MetricOptionError, "got 'golds'"),
         (

@@ -55,6 +55,7 @@ class TokenScores:
         invalid: rows whose target is out of range or not a distribution.
         unit: what a row is.
         vocab_size: V, where logits were scored.
+        ignore_index: the target that was left out; None where no target could be (distributions, loglikelihoods).
         replicas: the global ranks that hold these same rows (logits sharded over the vocabulary): a metric that is summed
             over several of them counts the rows on the first.
         extra: further scores by name, ``(…)`` or ``(…, K)``, that metrics ask for through `TokenMetric.extra_scores`.
@@ -80,6 +81,7 @@ class TokenScores:
     invalid: Tensor | None = None
     unit: Unit = "token"
     vocab_size: int | None = None
+    ignore_index: int | None = None
     replicas: tuple[int, ...] = ()
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # exact sums by name, taken once
@@ -125,15 +127,17 @@ class TokenScores:
     def weighted(self, values: Tensor) -> Tensor:
         """`values`, ``(…)`` or ``(…, K)``, times the row weights (exact in float64), 0 where the row doesn't count.
 
-        An invalid row adds its nan and nothing else, so that the sums' finite part is what it would be without the row.
+        A row whose nll is nan, or whose target is invalid, adds nan to every sum, counts of rows among them, and nothing
+        else: the sums' finite parts are those of all other rows, and a sum of one name is the same in every metric.
         """
         rows = (*self.nll.shape, *[1] * (values.ndim - self.nll.ndim))
         if self.weight is not None:
             values = values.double() * self.weight.double().reshape(rows)
-        adds = self.counted.reshape(rows)
-        if self.invalid is not None:
-            adds = adds & (~self.invalid.reshape(rows) | values.isnan())
-        return torch.where(adds, values, torch.zeros_like(values))
+        elif not values.is_floating_point():
+            values = values.double()  # whole numbers have no nan
+        broken = self.nll.isnan() if self.invalid is None else self.nll.isnan() | self.invalid
+        values = torch.where(broken.reshape(rows), torch.nan, values)
+        return torch.where(self.counted.reshape(rows), values, torch.zeros_like(values))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> TokenScores:
         """A copy with `function(tensor)` in place of every tensor."""
@@ -159,6 +163,11 @@ class TokenScores:
         kinds = {(part.unit, part.replicas) for part in parts}
         if len(kinds) != 1:
             raise InvalidInputError(f"cat needs scores of one unit, on the same processes; got {sorted(kinds)}")
+        ignored = sorted({part.ignore_index for part in parts if part.ignore_index is not None})
+        if len(ignored) > 1:
+            raise InvalidInputError(
+                f"cat needs scores of one ignore_index; got {ignored}. Pass the same one to each score_tokens"
+            )
         flat = [part.flatten() for part in parts]
         rows = [part.fields() for part in flat]
         for row in rows:  # what absence means, spelt out where another part has the field
@@ -168,7 +177,14 @@ class TokenScores:
         joined: dict[str, Any] = {name: torch.cat([row[name] for row in rows]) for name in shared}
         extra = {n: torch.cat([p.extra[n] for p in flat]) for n in flat[0].extra if all(n in p.extra for p in flat)}
         first = parts[0]
-        return TokenScores(**joined, unit=first.unit, vocab_size=first.vocab_size, replicas=first.replicas, extra=extra)
+        return TokenScores(
+            **joined,
+            unit=first.unit,
+            vocab_size=first.vocab_size,
+            ignore_index=ignored[0] if ignored else None,
+            replicas=first.replicas,
+            extra=extra,
+        )
 
 
 def _wrong_unit(unit: Unit, units: list[Unit], metric: str) -> str:

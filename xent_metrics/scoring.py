@@ -278,6 +278,7 @@ def _plan(
         label_smoothing=label_smoothing,
         class_weight=_check_class_weight(class_weight, vocab_size, device),
         extra=extra or {},
+        ignore_index=ignore_index,
         chunk_rows=_chunk_rows(counted.numel(), vocab_size, device),
     )
 

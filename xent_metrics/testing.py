@@ -184,6 +184,19 @@ def _ignored(case: _Case) -> None:
     _same(case.metric.exact_sums(spoilt), want, "the sums with nan in ignored rows' logits and without")
 
 
+def _nan_row(case: _Case) -> None:
+    spoilt, left_out = case.logits.clone(), case.scores.counted.clone()
+    spoilt[0, 1], left_out[0, 1] = torch.nan, False
+    metric, without = case.new(), case.new()
+    metric.update(_scores(metric, spoilt, case.target))
+    without.update(replace(case.scores, counted=left_out))
+    value = metric.value_of(metric.state)
+    assert bool(value.isnan()), f"the value with a row of nan is {value}"
+    assert metric.counts()["nan"] == 1, f"a row of nan counts as {metric.counts()['nan']}"
+    value = metric.value_of(metric.state, finite_only=True)
+    _same(value, without.value_of(without.state), "the value of finite rows and without the row of nan")
+
+
 def _names(case: _Case) -> None:
     metric = case.metric
     for name in metric._layout:
@@ -332,6 +345,7 @@ _PROMISES: dict[str, Callable[[_Case], None]] = {
     "any partition, order and merge tree gives the same bits": _partitions,
     "no rows change nothing and have the value nan": _empty,
     "ignored rows don't matter": _ignored,
+    "a row of nan makes the value nan, counts once, and finite_only leaves it out of every sum": _nan_row,
     "equal sum names are the same sum": _names,
     "forward gives the batch's value and accumulates": _forward,
     "copies are equal and independent": _copies,

@@ -237,12 +237,8 @@ class KLDivergenceQuantile(PairMetric):
         values = scores.extra[self.pair_score].double()
         place = (values.clamp(self._LEAST, self._MOST) / self._LEAST).log() / self._GROWTH
         bins = place.ceil().nan_to_num(0.0).long().clamp(0, self._BINS - 1)
-        counts = torch.where(values.isnan(), torch.nan, torch.ones_like(values))
-        return {
-            f"kl_divergence histogram(temperature={self.temperature})": Binned(
-                scores.weighted(counts), bins, self._BINS
-            )
-        }
+        counts = scores.weighted(torch.ones_like(values))
+        return {f"kl_divergence histogram(temperature={self.temperature})": Binned(counts, bins, self._BINS)}
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
         (counts,) = sums.values()

@@ -37,8 +37,8 @@ class _OfRank(RatioMetric):
         return {_RANK: RowScore(target_rank, of="logits")}
 
     def rank(self, scores: TokenScores) -> Tensor:
-        """Each row's rank, float64; infinite where logits are nan, which is what `TokenScores.correct` makes of them."""
-        return torch.where(scores.nll.isnan(), torch.inf, scores.extra[_RANK].double())
+        """Each row's rank, float64."""
+        return scores.extra[_RANK].double()
 
 
 class TopKAccuracy(_OfRank):

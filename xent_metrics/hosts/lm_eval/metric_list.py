@@ -90,6 +90,7 @@ def build_entry(entry: Mapping[str, Any], output_type: str, where: str) -> Entry
             f"not loglikelihoods; our metrics need one of {', '.join(EMITTED)}"
         )
     _refuse(entry, ("aggregation", "higher_is_better"), f"{where} is xent-metrics' own and brings these with it")
+    _refuse(entry, ("ignore_index",), f"{where}: no token of a task's text is a target to ignore")
     try:
         metric = get_metric(metric_name, **{key: value for key, value in entry.items() if key not in OWN_KEYS})
     except UnknownMetricError as error:
