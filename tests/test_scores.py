@@ -115,7 +115,7 @@ def test_fields_of_another_shape_are_named():
     [
         (
             "token_accuracy",
-            r"token_accuracy needs `correct`, which these token scores don't have: score logits .*xent-hf",
+            r"token_accuracy needs `correct`, which these token scores don't have: .*`xent lm-eval run --model xent-hf",
         ),
         ("expected_calibration_error", r"needs `confidence`.*--model xent-torch"),
         ("bits_per_byte", r"needs `num_bytes`.*pass `token_bytes=token_bytes\(tokenizer\)`"),
@@ -128,7 +128,7 @@ def test_a_missing_score_says_how_to_get_it(metric, message):
 
 
 def test_document_scores_are_no_token_scores():
-    message = r"defined over choice or token scores; got document scores.*stock lm-eval model.*xent-hf.*bits_per_byte"
+    message = r"over choice or token scores; got document scores.*stock lm-eval model.*`xent lm-eval run --model xent-hf.*bits_"
     for name in ("cross_entropy", "perplexity", "token_accuracy"):
         with pytest.raises(MissingScoreError, match=message):
             get_metric(name).update(from_loglikelihoods([-1.0]))
