@@ -29,7 +29,14 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from . import exact_sum
-from .errors import CapacityError, InvalidInputError, InvalidTargetError, MetricOptionError, SyncError
+from .errors import (
+    CapacityError,
+    InvalidInputError,
+    InvalidTargetError,
+    MetricOptionError,
+    MissingExtraError,
+    SyncError,
+)
 from .packed_metric import PackedMetric
 from .row_scores import RowScore
 from .scores import TokenScores, Unit
@@ -314,7 +321,10 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot one value or a sequence of them over steps, labelled with the unit (needs the `plots` extra)."""
-        figure, axes = self._plot(val, ax)
+        try:
+            figure, axes = self._plot(val, ax)
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("plot needs matplotlib: pip install 'xent-metrics[plots]'") from error
         assert not isinstance(axes, np.ndarray)  # one value, one axes
         axes.set_title(self.name.replace("_", " "))
         axes.set_ylabel(self.value_unit)

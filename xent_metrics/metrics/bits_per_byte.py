@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..errors import MetricOptionError
 from ..metric import RatioMetric, _readable
 from ..scores import TokenScores
 from ..scoring import as_tensor, bytes_of
@@ -47,7 +48,7 @@ class _PerByte(_PerLength):
         if table is not None:
             self.requires = frozenset({"nll", "target"})
             is_array = isinstance(table, Tensor) or hasattr(table, "__array__")
-            table = (as_tensor(table) if is_array else make_token_bytes(table)).to(torch.int64)
+            table = _whole(as_tensor(table)) if is_array else make_token_bytes(table)
         self.register_buffer("token_bytes", table, persistent=False)
         self._table_name = _readable(table)
 
@@ -63,6 +64,12 @@ class _PerByte(_PerLength):
             return super().denominator(scores)
         assert scores.target is not None
         return bytes_of(scores.target, self.token_bytes, scores.vocab_size)
+
+
+def _whole(table: Tensor) -> Tensor:
+    if table.is_floating_point() or table.is_complex() or table.dtype == torch.bool or bool((table < 0).any()):
+        raise MetricOptionError(f"token_bytes holds the bytes of each id, whole numbers from 0; got {table}")
+    return table.to(torch.int64)
 
 
 class BitsPerByte(_PerByte):

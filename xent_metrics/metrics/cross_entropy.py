@@ -57,8 +57,8 @@ class CrossEntropy(_NatsPerToken):
         super().__init__(**kwargs)
         if unit not in ("nats", "bits"):
             raise MetricOptionError(f'cross_entropy: unit is "nats" or "bits"; got {unit!r}')
-        if not 0.0 <= label_smoothing <= 1.0:
-            raise MetricOptionError(f"cross_entropy: label_smoothing lies in [0, 1]; got {label_smoothing}")
+        if not isinstance(label_smoothing, int | float) or not 0.0 <= label_smoothing <= 1.0:
+            raise MetricOptionError(f"cross_entropy: label_smoothing is a number in [0, 1]; got {label_smoothing!r}")
         self.unit = unit
         self.label_smoothing = label_smoothing
         # Kept as its bits: `.to(torch.bfloat16)` on the module would round a float buffer.
