@@ -10,7 +10,7 @@ import reference
 import torch
 from torch.nn import functional as F
 
-from xent_metrics import score_hidden_states, score_tokens
+from xent_metrics import CrossEntropy, score_hidden_states, score_tokens
 from xent_metrics.errors import InvalidInputError
 from xent_metrics.row_scores import Rows
 from xent_metrics.scoring import as_tensor
@@ -287,6 +287,28 @@ def test_other_frameworks_arrays_are_taken_as_they_are(kind, batch):
         head, hidden = torch.randn(13, 6), torch.randn(3, 8, 6)
         got = score_hidden_states(kind(hidden), kind(head), kind(target), bias=kind(head[:, 0]))
     assert torch.equal(got.nll, score_hidden_states(hidden, head, target, bias=head[:, 0]).nll)
+
+
+class OldDLPack(DLPackOnly):
+    """As the protocol was before it had versions and copies."""
+
+    def __dlpack__(self, stream=None):
+        return self.tensor.__dlpack__(stream=stream)
+
+
+@pytest.mark.parametrize("kind", [DLPackOnly, OldDLPack])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_dlpack_brings_every_dtype_and_any_strides(dtype, kind, batch):
+    logits, target = batch[0].to(dtype), batch[1].to(torch.int32)
+    for given in (logits, logits.mT.contiguous().mT, logits[:, ::2]):
+        of = target[:, ::2] if given.shape != logits.shape else target
+        got, want = score_tokens(kind(given), kind(of)), score_tokens(given, of)
+        assert got.nll.dtype == want.nll.dtype
+        assert torch.equal(got.nll, want.nll)
+    metric, own = CrossEntropy(), CrossEntropy()
+    metric.update(kind(logits), kind(target))
+    own.update(logits, target)
+    assert torch.equal(metric.state, own.state)
 
 
 def test_arrays_share_their_memory():
