@@ -82,6 +82,9 @@ class BitsPerByte(_PerByte):
     Special tokens (0 bytes) are left out of both sums. Uniform over the 256 bytes it is 8.
     Reference: Gao et al. (2020), The Pile, arXiv:2101.00027, section 3.1.
 
+    Raises:
+        MetricOptionError: a table that doesn't hold whole numbers. TokenBytesError: a tokenizer that can't be counted.
+
     >>> metric = BitsPerByte(token_bytes=torch.tensor([0, 1, 1, 2]))
     >>> metric.update(torch.zeros(3, 4), torch.tensor([1, 3, 0]))     # 2 · 2 bits over 1 + 2 bytes
     >>> metric.compute()
@@ -103,6 +106,11 @@ class BytePerplexity(_PerByte):
     Args:
         token_bytes: as for `BitsPerByte`.
 
+    Uniform over the 256 bytes it is 256. Reference: as for `BitsPerByte`.
+
+    Raises:
+        MetricOptionError, TokenBytesError: as for `BitsPerByte`.
+
     >>> metric = BytePerplexity()
     >>> from xent_metrics.scores import from_loglikelihoods
     >>> metric.update(from_loglikelihoods([-4 * math.log(3.0)], num_bytes=[4]))
@@ -113,6 +121,7 @@ class BytePerplexity(_PerByte):
     name = "byte_perplexity"
     formula = "exp(−Σ ln p(target) / bytes)"
     value_unit = "per byte"
+    reference = "2 to the bits per byte of Gao et al. (2020), arXiv:2101.00027"
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
         return torch.exp(super().value(sums))
@@ -121,7 +130,8 @@ class BytePerplexity(_PerByte):
 class WordPerplexity(_PerLength):
     """Word perplexity = exp(−Σ ln p(target) / Σ words), words as split at white space.
 
-    Needs scores with `num_words`: lm-eval tasks know them from the text.
+    Needs scores with `num_words`: lm-eval tasks know them from the text. Reference: Jelinek et al. (1977), whose tokens
+    are words.
 
     >>> from xent_metrics.scores import from_loglikelihoods
     >>> metric = WordPerplexity()
@@ -133,6 +143,7 @@ class WordPerplexity(_PerLength):
     name = "word_perplexity"
     formula = "exp(−Σ ln p(target) / words)"
     value_unit = "per word"
+    reference = "Jelinek et al. (1977), Perplexity: a measure of the difficulty of speech recognition tasks"
     length = "num_words"
     requires = frozenset({"nll", "num_words"})
 

@@ -31,6 +31,10 @@ class CalibrationWeightedCrossEntropy(ConfidenceBins):
         num_bins, binning: as for `ExpectedCalibrationError`.
 
     Defined on binned sums, so it is exact and mergeable. `loss` is the differentiable form for training steps.
+    Reference: this package's own; the gaps are those of Guo et al. (2017), arXiv:1706.04599.
+
+    Raises:
+        MetricOptionError: `strength` is negative, or another option has a value that it can't take.
 
     >>> metric = CalibrationWeightedCrossEntropy(strength=0.0)
     >>> metric.update(torch.zeros(2, 8), torch.tensor([1, 2]))
@@ -41,6 +45,7 @@ class CalibrationWeightedCrossEntropy(ConfidenceBins):
     name = "calibration_weighted_cross_entropy"
     formula = "Σ_b w_b Σnll_b / Σ_b w_b n_b, w_b = 1 + λ |accuracy_b − confidence_b|"
     value_unit = "nats per token"
+    reference = "xent-metrics; the gaps are those of Guo et al. (2017), arXiv:1706.04599"
     summed = ("tokens", "confidence", "correct", "nats")
 
     def __init__(self, strength: float = 1.0, **kwargs: Any) -> None:

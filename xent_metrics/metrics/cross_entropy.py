@@ -36,6 +36,9 @@ class CrossEntropy(_NatsPerToken):
 
     Shapes: logits ``(…, V)``, target ``(…)`` or a distribution ``(…, V)``.
 
+    Raises:
+        MetricOptionError: `unit` is another, or `label_smoothing` outside of [0, 1].
+
     >>> metric = CrossEntropy()
     >>> metric.update(torch.zeros(2, 3, 8), torch.tensor([[1, 2, 3], [4, 5, -100]]))
     >>> metric.compute()        # uniform over 8: ln 8
