@@ -108,6 +108,11 @@ class TokenScores:
         return torch.exp(-self.nll)
 
     @property
+    def broken(self) -> Tensor:
+        """The rows that nothing can be said of: their nll is nan, or their target invalid."""
+        return self.nll.isnan() if self.invalid is None else self.nll.isnan() | self.invalid
+
+    @property
     def device(self) -> torch.device:
         return self.nll.device
 
@@ -129,16 +134,15 @@ class TokenScores:
     def weighted(self, values: Tensor) -> Tensor:
         """`values`, ``(…)`` or ``(…, K)``, times the row weights (exact in float64), 0 where the row doesn't count.
 
-        A row whose nll is nan, or whose target is invalid, adds nan to every sum, counts of rows among them, and nothing
-        else: the sums' finite parts are those of all other rows, and a sum of one name is the same in every metric.
+        A `broken` row adds nan to every sum, counts of rows among them, and nothing else: the sums' finite parts are those
+        of all other rows, and a sum of one name is the same in every metric.
         """
         rows = (*self.nll.shape, *[1] * (values.ndim - self.nll.ndim))
         if self.weight is not None:
             values = values.double() * self.weight.double().reshape(rows)
         elif not values.is_floating_point():
             values = values.double()  # whole numbers have no nan
-        broken = self.nll.isnan() if self.invalid is None else self.nll.isnan() | self.invalid
-        values = torch.where(broken.reshape(rows), torch.nan, values)
+        values = torch.where(self.broken.reshape(rows), torch.nan, values)
         return torch.where(self.counted.reshape(rows), values, torch.zeros_like(values))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> TokenScores:
