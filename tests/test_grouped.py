@@ -59,6 +59,11 @@ def test_macro_is_the_mean_of_groups_that_have_rows(batch):
     values = [float(value) for value in metric.by_group().values()]
     assert math.isnan(values[1])
     assert float(metric.compute()) == pytest.approx((values[0] + values[2]) / 2, rel=1e-15)
+    logits[4, 0, 0] = math.nan
+    broken = metric.clone()
+    broken.update(logits, target, group=group)
+    assert broken.value_of(broken.state).isnan(), "a group with nan is not one without rows"
+    logits[4, 0, 0] = 0.0
     left_out = CrossEntropy()
     left_out.update(logits[:5], target[:5])
     micro = Grouped(CrossEntropy(), by="group", labels=["a", "b", "c"])

@@ -198,8 +198,9 @@ class Grouped(TokenMetric):
         if self.average == "micro":
             return self.metric.value({name: self._of_all(name, rows) for name, rows in self._by_name(sums).items()})
         values = self._values(sums)
-        known = ~values.isnan()
-        return torch.where(known, values, 0.0).sum() / known.sum()
+        has_nan = torch.cat(list(self._by_name(sums).values()), dim=1).isnan().any(dim=1)
+        has_rows = ~values.isnan() | has_nan
+        return torch.where(has_rows, values, 0.0).sum() / has_rows.sum()
 
     def by_group(self) -> dict[str, Tensor]:
         """The metric's value of each group over all that was added on this process, by label; nan where there is nothing."""

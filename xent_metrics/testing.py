@@ -35,7 +35,7 @@ __all__ = ["check_metric", "made_up_batch", "no_host_sync"]
 _BATCH, _LENGTH, _VOCAB_SIZE = 5, 8, 11
 
 
-def check_metric(metric: TokenMetric, *, vocab_size: int | None = None, seed: int = 0) -> None:
+def check_metric(metric: TokenMetric, *, vocab_size: int | None = None, seed: int = 0) -> tuple[str, ...]:
     """Check that a metric keeps the contract; its own state is not touched.
 
     Args:
@@ -43,11 +43,15 @@ def check_metric(metric: TokenMetric, *, vocab_size: int | None = None, seed: in
         vocab_size: V of the made-up logits; by default the length of the metric's table of weights or bytes, or 11.
         seed: of the made-up scores and partitions.
 
+    Returns:
+        What could not be checked here: lm-eval's route where lm-eval is not installed; nothing where it is.
+
     Raises:
         AssertionError: the metric's name, the promise that it breaks, and how.
 
     >>> from xent_metrics import get_metric
     >>> check_metric(get_metric("token_accuracy"))
+    ()
     """
     metric = copy.deepcopy(metric)
     metric.reset()
@@ -62,6 +66,7 @@ def check_metric(metric: TokenMetric, *, vocab_size: int | None = None, seed: in
             check(case)
         except Exception as error:
             raise AssertionError(f"{metric.name} breaks a promise: {promise}. {_told(error)}") from error
+    return () if find_spec("lm_eval") else ("lm-eval is not installed: the value by its gather and aggregation",)
 
 
 @dataclass(frozen=True)
@@ -182,6 +187,19 @@ def _ignored(case: _Case) -> None:
     logits[~scores.counted] = torch.nan
     spoilt = _scores(case.metric, logits, case.target)
     _same(case.metric.exact_sums(spoilt), want, "the sums with nan in ignored rows' logits and without")
+
+
+def _nan_row(case: _Case) -> None:
+    spoilt, left_out = case.logits.clone(), case.scores.counted.clone()
+    spoilt[0, 1], left_out[0, 1] = torch.nan, False
+    metric, without = case.new(), case.new()
+    metric.update(_scores(metric, spoilt, case.target))
+    without.update(replace(case.scores, counted=left_out))
+    value = metric.value_of(metric.state)
+    assert bool(value.isnan()), f"the value with a row of nan is {value}"
+    assert metric.counts()["nan"] == 1, f"a row of nan counts as {metric.counts()['nan']}"
+    value = metric.value_of(metric.state, finite_only=True)
+    _same(value, without.value_of(without.state), "the value of finite rows and without the row of nan")
 
 
 def _names(case: _Case) -> None:
@@ -332,6 +350,7 @@ _PROMISES: dict[str, Callable[[_Case], None]] = {
     "any partition, order and merge tree gives the same bits": _partitions,
     "no rows change nothing and have the value nan": _empty,
     "ignored rows don't matter": _ignored,
+    "a row of nan makes the value nan, counts once, and finite_only leaves it out of every sum": _nan_row,
     "equal sum names are the same sum": _names,
     "forward gives the batch's value and accumulates": _forward,
     "copies are equal and independent": _copies,

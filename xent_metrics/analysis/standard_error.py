@@ -78,7 +78,7 @@ def standard_error_from_moments(
     gradient = gradient_of(value, total)
     square = gradient @ products @ gradient - (gradient @ total).square() / samples
     error = (square.clamp(min=0.0) * samples / (samples - 1)).sqrt()
-    return torch.where(samples > 1, error, torch.nan)
+    return torch.where((samples > 1) & total.isfinite().all(), error, torch.nan)
 
 
 def gradient_of(value: Callable[[Tensor], Tensor], total: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ def _by_sequence(scores: TokenScores, name: str, value: Tensor | Binned) -> Tens
         each = values.numel() // max(count, 1)  # a row may have several values
         first_bin = torch.arange(count, device=scores.device).repeat_interleave(each) * num_bins
         rows = exact_sum.exact_sum_by_bin(values, first_bin + bins, count * num_bins)
-        scores.sums[key] = exact_sum.to_float(rows).reshape(count, num_bins)
+        scores.sums[key] = exact_sum.to_float(rows, finite_only=True).reshape(count, num_bins)  # the total has the nan
     return scores.sums[key]
 
 
@@ -172,8 +172,9 @@ def _shape(scores: TokenScores) -> tuple[int, int]:
 
 
 def _sequences(scores: TokenScores) -> Tensor:
-    """Whether each sequence is a sample: some row of it counts, with a weight, ``(B,)``."""
-    counted = scores.counted if scores.weight is None else scores.counted & (scores.weight != 0)
+    """Whether each sequence is a sample: some row of it counts, with a weight, and isn't broken, ``(B,)``."""
+    counted = scores.counted & ~scores.broken
+    counted = counted if scores.weight is None else counted & (scores.weight != 0)
     return counted.reshape(_shape(scores)).any(dim=1)
 
 

@@ -156,7 +156,10 @@ class XentTask(StandsIn):
         if self._entries:
             document = self._document(doc, results)
             for entry in self._entries:
-                value = DocumentValue.of(entry.metric, document.scores_for(entry.metric, entry.over))
+                try:
+                    value = DocumentValue.of(entry.metric, document.scores_for(entry.metric, entry.over))
+                except XentMetricsError as error:
+                    raise type(error)(f"task {self.config.task}, metric {entry.name}: {error}") from error
                 emitted |= {entry.name: value, f"{entry.name}_stderr": DocumentSums.of(entry.metric, value.sums)}
         return emitted
 

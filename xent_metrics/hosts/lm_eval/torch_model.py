@@ -12,6 +12,8 @@ lm-eval gathers what came of them.
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +23,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
+from lm_eval.utils import simple_parse_args_string
 from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -95,6 +98,29 @@ class TorchLM(Ranks, TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         self._results = Results(self.tokenizer if log_tokens else None, log_alternatives)
         self.vocab_size = self._probe()
         self.token_bytes = bytes_table(self.tokenizer, self.vocab_size)
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: Mapping[str, Any] | None = None) -> TorchLM:
+        """From `--model_args`, `a=1,b=2`, and what else the command was given."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
+    ) -> TorchLM:
+        """From arguments by name. An unknown one, or one given twice, raises `InvalidInputError`."""
+        additional = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        known = list(inspect.signature(cls).parameters)
+        for name in (*arg_dict, *additional):
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise InvalidInputError(f"xent-torch takes no {name!r}.{hint} It takes: {', '.join(known)}")
+            if name in arg_dict and name in additional:
+                raise InvalidInputError(
+                    f"{name} stands in --model_args, and the command gives it too: use --{name} alone"
+                )
+        return cls(**arg_dict, **additional)
 
     # What lm-eval asks for.
 
