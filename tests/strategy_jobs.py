@@ -6,11 +6,14 @@ import os
 
 import torch
 import torch.distributed as dist
-from lightning_support import QUIET, Sequences, bigrams
+from lightning.pytorch.utilities import CombinedLoader
+from lightning_support import QUIET, Sequences, V, bigrams
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.nn.functional import one_hot
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, default_collate
 
+from xent_metrics.errors import InvalidInputError
 from xent_metrics.hosts.lightning import LMEvalCallback, XentCallback
 
 METRICS = ["cross_entropy", "perplexity", "token_accuracy", "expected_calibration_error"]
@@ -75,6 +78,71 @@ def dealt_by_lightning(rank, size, kind, package, count):
         net = module(kind, package)
         run.fit(net, *(DataLoader(Sequences(count, seed), batch_size=BATCH) for seed in (0, 1)))
     return {"values": values(run), "collectives": len(calls), "sharded": isinstance(net.table.weight, DTensor)}
+
+
+class Backwards(BatchSampler):
+    """The same samples, in batches in another order."""
+
+    def __iter__(self):
+        return iter(list(super().__iter__())[::-1])
+
+
+class Batched:
+    """A batch sampler of nobody's class."""
+
+    def __init__(self, sampler, batch_size, drop_last=False):
+        self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
+
+    def __iter__(self):
+        return iter(BatchSampler(self.sampler, self.batch_size, self.drop_last))
+
+    def __len__(self):
+        return len(BatchSampler(self.sampler, self.batch_size, self.drop_last))
+
+
+def one_of_two(self, batch, batch_idx):
+    return {"logits": self(batch["a"]["ids"]), "targets": batch["a"]["targets"]}
+
+
+def one_sequence(self, batch, batch_idx):
+    return {"logits": self(batch["ids"])[None], "targets": batch["targets"][None]}
+
+
+def one_row_each(self, batch, batch_idx):
+    return {"logits": self(batch["ids"]).flatten(0, 1), "targets": batch["targets"].flatten()}
+
+
+def soft(self, batch, batch_idx):
+    return {"logits": self(batch["ids"]), "targets": one_hot(batch["targets"].clamp(0), V).float()}
+
+
+#: Loaders of which Lightning makes distributed ones, each with the step that takes its batches (None: the usual one).
+LOADERS = {
+    "usual": (lambda data: DataLoader(data, BATCH), None),
+    "batch_size=None": (lambda data: DataLoader(data, batch_size=None), one_sequence),
+    "soft targets": (lambda data: DataLoader(data, BATCH), soft),
+    "backwards": (lambda data: DataLoader(data, batch_sampler=Backwards(SequentialSampler(data), BATCH, False)), None),
+    "of nobody's class": (lambda data: DataLoader(data, batch_sampler=Batched(SequentialSampler(data), BATCH)), None),
+    "in parallel": (
+        lambda data: CombinedLoader({key: DataLoader(data, BATCH) for key in "ab"}, "min_size"), one_of_two
+    ),
+    "rows": (lambda data: DataLoader(data, BATCH), one_row_each),
+}  # fmt: skip
+
+
+def repeated(rank, size, count, mask_duplicates=True):
+    """By loader: the cross entropy of a validation whose sampler repeats samples, or the error."""
+    found = {}
+    with launched(rank, size):
+        for name, (loader, step) in LOADERS.items():
+            run = trainer(size, "ddp", XentCallback(["cross_entropy"], mask_duplicates=mask_duplicates))
+            net = module("ddp", **({} if step is None else {"validation_step": step}))
+            try:
+                run.validate(net, loader(Sequences(count)), verbose=False)
+                found[name] = values(run)["val/cross_entropy"]
+            except InvalidInputError as error:
+                found[name] = str(error)
+    return found
 
 
 class Share(IterableDataset):

@@ -35,6 +35,40 @@ def test_any_number_of_ranks_gives_the_bits_of_one(kind, package):
         assert answer == {"values": want, "collectives": 4, "sharded": kind == "fsdp2"}  # 2 epochs of 2 stages
 
 
+def cross_entropy(data, indices, clamped=False):
+    target = data.target[indices].clamp(0) if clamped else data.target[indices]
+    metric = get_metric("cross_entropy")
+    metric.update(table()[data.ids[indices, :-1]], target)
+    return metric.compute().item()
+
+
+def test_repeated_samples_are_masked_or_refused_whatever_deals_them_out():
+    data = Sequences(11)
+    want = cross_entropy(data, range(11))
+    reasons = {
+        "backwards": "the loader's batch sampler, Backwards, may batch in an order of its own",
+        "of nobody's class": "the loader's batch sampler, Batched, may batch in an order of its own",
+        "in parallel": "the step draws from 2 loaders in parallel",
+        "rows": "the step gave 27 sequences for a batch of 3 samples",
+    }
+    for found in run(2, jobs.repeated, 11):
+        assert found["usual"] == found["batch_size=None"] == want
+        assert found["soft targets"] == pytest.approx(cross_entropy(data, range(11), clamped=True), rel=1e-7)
+        for name, reason in reasons.items():
+            assert found[name].startswith("the sampler repeats samples to deal 11 out evenly")
+            assert f"but {reason}, so which they are is unknown" in found[name]
+    for found in run(2, jobs.repeated, 10):  # nothing is repeated, and nothing refused
+        assert {value for name, value in found.items() if name != "soft targets"} == {
+            cross_entropy(Sequences(10), range(10))
+        }
+
+
+def test_repeated_samples_count_twice_on_request():
+    twice = cross_entropy(Sequences(11), [*range(11), 0])
+    for found in run(2, jobs.repeated, 11, False):
+        assert {value for name, value in found.items() if name != "soft targets"} == {twice}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_rank_without_data_syncs_with_the_others(kind):
     want = {}

@@ -19,7 +19,7 @@ from torch.utils.data import DistributedSampler
 
 from .errors import InvalidInputError
 
-__all__ = ["UnpaddedSampler", "sample_weights"]
+__all__ = ["UnpaddedSampler", "repeats_samples", "sample_weights"]
 
 
 def sample_weights(sampler: Any) -> Tensor:
@@ -50,6 +50,11 @@ class UnpaddedSampler(DistributedSampler[Any]):
 
     def __len__(self) -> int:
         return _real_samples(self)
+
+
+def repeats_samples(sampler: DistributedSampler[Any]) -> bool:
+    """Whether any rank's samples are padding: the same answer on all ranks."""
+    return sampler.total_size > len(sampler.dataset) and not isinstance(sampler, UnpaddedSampler)  # type: ignore[arg-type]
 
 
 def _real_samples(sampler: DistributedSampler[Any]) -> int:
