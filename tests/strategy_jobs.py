@@ -8,11 +8,13 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities import CombinedLoader
 from lightning_support import QUIET, Sequences, V, bigrams
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import cross_entropy, one_hot
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, default_collate
 
+from xent_metrics import TokenMetricCollection
 from xent_metrics.errors import InvalidInputError
 from xent_metrics.hosts.lightning import LMEvalCallback, XentCallback
 
@@ -191,6 +193,57 @@ def resumed(rank, size, kind, folder, count, checkpoint=None, start=0, done=0):
         run = trainer(size, kind, XentCallback(METRICS, stages=["train"]), save, enable_checkpointing=True)
         run.fit(module(kind), Rest(Sequences(count), rank, size, start, done), ckpt_path=checkpoint, weights_only=False)
     return values(run)
+
+
+def with_metrics(kind, synced=True):
+    """A module that logs metrics of its own, whose sums go into its checkpoints."""
+    net = module(kind, training_step=logs_its_metrics)
+    net.train_metrics = TokenMetricCollection(METRICS, prefix="train/")
+    net.train_metrics.persistent(True, synced=synced)
+    return net
+
+
+def logs_its_metrics(self, batch, batch_idx):
+    logits = self(batch["ids"])
+    self.train_metrics.update(logits, batch["targets"])
+    self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
+    return cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
+
+
+def own_metrics_resumed(rank, size, kind, folder, count, checkpoint=None, start=0, done=0, synced=True):
+    """As `resumed`, of a module's own metrics; with the all_reduces of checkpoints and of the epoch's end."""
+    package = importlib.import_module("lightning.pytorch.callbacks")
+    save = package.ModelCheckpoint(folder, every_n_train_steps=2, save_top_k=-1, filename=f"{kind}{size}-{{step}}")
+    with launched(rank, size), counted() as calls:
+        run = trainer(size, kind, save, enable_checkpointing=True)
+        rest = Rest(Sequences(count), rank, size, start, done)
+        try:
+            run.fit(with_metrics(kind, synced), rest, ckpt_path=checkpoint, weights_only=False)
+        except RuntimeError as error:
+            return str(error)
+    return {"values": values(run), "collectives": len(calls)}
+
+
+def own_metrics_in_a_sharded_state_dict(rank, size):
+    """torch.distributed.checkpoint's way to a state_dict, there and back."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+
+    mesh = init_device_mesh("cpu", (size,))
+    nets = [with_metrics("ddp"), with_metrics("ddp"), with_metrics("ddp")]
+    for net in nets:
+        fully_shard(net.table, mesh=mesh)
+    first, of_shards, of_all = nets
+    first.train_metrics.update(first.table(torch.tensor([[rank, 3]])), torch.tensor([[1, 2 + rank]]))
+    with first.train_metrics.sync_context():
+        want = [metric.state for metric in first.train_metrics.members().values()]
+    whole = StateDictOptions(full_state_dict=True)
+    set_model_state_dict(of_shards, get_model_state_dict(first))
+    set_model_state_dict(of_all, get_model_state_dict(first, options=whole), options=whole)
+    found = []
+    for net in (of_shards, of_all):
+        with net.train_metrics.sync_context():
+            found.append([metric.state for metric in net.train_metrics.members().values()])
+    return all(map(torch.equal, [*want, *want], [*found[0], *found[1]]))
 
 
 def evaluated(rank, size, kind, folder):

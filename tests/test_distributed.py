@@ -207,7 +207,7 @@ def test_an_unsynced_checkpoint_loads_on_its_own_rank_of_as_many(expected):
     files = run(2, jobs.save, dealt_in_turn(2, range(5)), False)
     assert run(2, jobs.resume, files, dealt_in_turn(2, range(5, jobs.BATCHES))) == [expected] * 2
     (alone,) = run(1, jobs.resume, files[1:], None)
-    assert "cross_entropy: the checkpoint holds the sums of rank 1 of 2 alone; this is rank 0 of 1. Write it" in alone
+    assert "cross_entropy: the checkpoint holds the sums of rank 1 of 2 alone; this is rank 0 of 1. To load it" in alone
     first, second = run(2, jobs.resume, files[:1], None)
     assert first == "loaded"
     assert "the sums of rank 0 of 2 alone; this is rank 1 of 2" in second

@@ -93,6 +93,32 @@ def test_an_epoch_is_resumed_on_any_number_of_ranks(kind, tmp_path):
     assert run(2, jobs.resumed, kind, f"{here}/from_one", count, one, drawn, 2) == [want] * 2
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_modules_own_metrics_are_resumed_on_any_number_of_ranks(kind, tmp_path):
+    count, here = 20, str(tmp_path)
+    want = {name: value for name, value in expected(Sequences(count), "train").items() if "stderr" not in name}
+    saves = {1: 0, 2: 2}  # an all_reduce a checkpoint, of all members
+    for found in run(2, jobs.own_metrics_resumed, kind, here, count):
+        assert found == {"values": want, "collectives": saves[2] + 1}
+    two = str(tmp_path / f"{kind}2-step=2.ckpt")
+    start = 2 * 2 * jobs.BATCH  # drawn by two ranks in two steps
+    for size in (1, 2):
+        for found in run(size, jobs.own_metrics_resumed, kind, f"{here}/{size}", count, two, start, 2):
+            assert found["values"] == want
+
+
+def test_a_modules_own_metrics_that_were_not_synced_say_how_to(tmp_path):
+    run(2, jobs.own_metrics_resumed, "ddp", str(tmp_path), 20, None, 0, 0, False)
+    two = str(tmp_path / "ddp2-step=2.ckpt")
+    (error,) = run(1, jobs.own_metrics_resumed, "ddp", str(tmp_path), 20, two, 12, 2, False)
+    assert "holds the sums of rank 0 of 2 alone; this is rank 0 of 1. To load it anywhere" in error
+    assert "persistent(True, synced=True)" in error
+
+
+def test_a_sharded_modules_state_dict_has_its_metrics():
+    assert run(2, jobs.own_metrics_in_a_sharded_state_dict) == [True, True]
+
+
 def test_a_checkpoint_of_two_ranks_is_resumed_without_any_group(tmp_path):
     count = 20
     run(2, jobs.resumed, "ddp", str(tmp_path), count)

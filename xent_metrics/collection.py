@@ -107,6 +107,20 @@ class TokenMetricCollection(MetricCollection):
         with synced(list(self.members().values())):
             yield
 
+    def persistent(self, mode: bool = True, *, synced: bool = False) -> None:
+        """Whether `state_dict` holds the members' sums, and whether it syncs them first: every process must call it then.
+
+        self.metrics.persistent(True, synced=True)      # in a LightningModule: checkpoints resume on any number of ranks
+        """
+        for metric in self.members().values():
+            metric.persistent(mode, synced=synced)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # of three overloads
+        """The members' entries, of which those that sync do so by one all_reduce."""
+        with synced([metric for metric in self.members().values() if metric._syncs_to_save()]):
+            entries: dict[str, Any] = super().state_dict(*args, **kwargs)
+        return entries
+
     def add_metrics(self, metrics: Any, *additional_metrics: Any) -> None:
         """Add members later; a dict gives keys of your own."""
         added: dict[str, Any] = {**_by_key([metrics, *additional_metrics] if additional_metrics else metrics)}
