@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -15,7 +16,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, default_collate
 
 from xent_metrics import TokenMetricCollection
-from xent_metrics.errors import InvalidInputError
+from xent_metrics.errors import InvalidInputError, SyncError
 from xent_metrics.hosts.lightning import LMEvalCallback, XentCallback
 
 METRICS = ["cross_entropy", "perplexity", "token_accuracy", "expected_calibration_error"]
@@ -193,6 +194,25 @@ def resumed(rank, size, kind, folder, count, checkpoint=None, start=0, done=0):
         run = trainer(size, kind, XentCallback(METRICS, stages=["train"]), save, enable_checkpointing=True)
         run.fit(module(kind), Rest(Sequences(count), rank, size, start, done), ckpt_path=checkpoint, weights_only=False)
     return values(run)
+
+
+def failing_sync(rank, size, count):
+    """A validation whose sync fails at its end; what the callback still holds, and a later sync of it."""
+    callback, real = XentCallback(["cross_entropy"]), dist.all_reduce
+
+    def all_reduce(tensor, *args, **kwargs):
+        if tensor.dtype == torch.int64 and tensor.ndim == 2:
+            raise RuntimeError("timed out")
+        return real(tensor, *args, **kwargs)
+
+    with launched(rank, size):
+        try:
+            with mock.patch.object(dist, "all_reduce", all_reduce):
+                trainer(size, "ddp", callback).validate(
+                    module("ddp"), DataLoader(Sequences(count), BATCH), verbose=False
+                )
+        except SyncError as error:
+            return {"error": str(error), "later": callback._running["val"].compute()["val/cross_entropy"].item()}
 
 
 def with_metrics(kind, synced=True):

@@ -78,6 +78,12 @@ def test_a_rank_without_data_syncs_with_the_others(kind):
         assert answer == {"values": want, "collectives": 1}
 
 
+def test_a_sync_that_fails_loses_nothing():
+    for found in run(2, jobs.failing_sync, 11):
+        assert "failed: timed out" in found["error"]
+        assert found["later"] == cross_entropy(Sequences(11), range(11))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_epoch_is_resumed_on_any_number_of_ranks(kind, tmp_path):
     count = 20
