@@ -85,7 +85,7 @@ class TokenMetricCollection(MetricCollection):
         """Every member's value, over all processes, after one all_reduce (one for each process group among the members).
 
         Computed one by one, members share one all_reduce as well: the first one's serves each other once. One that was
-        updated or reset in between raises `SyncError`: compute the same members in the same order each time.
+        updated, or reset by itself, in between raises `SyncError` on the processes where it was: reset the collection.
         `finite_only` is that of `TokenMetric.compute`.
         """
         members = self.members()
@@ -93,6 +93,15 @@ class TokenMetricCollection(MetricCollection):
         with synced([m for m in members.values() if m._to_sync and m.dist_sync_fn is None]):
             values = _values(list(members.values()), finite_only)
         return {self._set_name(key): value for key, value in zip(members, values, strict=True)}
+
+    def reset(self) -> None:
+        """Every member back to no data; a call for all processes, as `compute` is.
+
+        Totals that a member's own compute left for the others are dropped with the sums. A member's own `reset` drops none:
+        it may be a call of one process.
+        """
+        super().reset()
+        self._together.forget()
 
     @contextmanager
     def sync_context(self) -> Iterator[None]:
