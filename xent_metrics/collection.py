@@ -89,7 +89,7 @@ class TokenMetricCollection(MetricCollection):
         """Every member's value, over all processes, after one all_reduce (one for each process group among the members).
 
         Computed one by one, members share one all_reduce as well: the first one's serves each other once. One that was
-        updated or reset in between raises `SyncError`: compute the same members in the same order each time.
+        updated, or reset by itself, in between raises `SyncError` on the processes where it was: reset the collection.
         `finite_only` is that of `TokenMetric.compute`.
         """
         members = self.members()
@@ -97,6 +97,15 @@ class TokenMetricCollection(MetricCollection):
         with synced([m for m in self._distinct() if m._to_sync and m.dist_sync_fn is None]):
             values = _values(list(members.values()), finite_only)
         return {self._set_name(key): value for key, value in zip(members, values, strict=True)}
+
+    def reset(self) -> None:
+        """Every member back to no data; a call for all processes, as `compute` is.
+
+        Totals that a member's own compute left for the others are dropped with the sums. A member's own `reset` drops none:
+        it may be a call of one process.
+        """
+        super().reset()
+        self._together.forget()
 
     @contextmanager
     def sync_context(self) -> Iterator[None]:
@@ -110,6 +119,20 @@ class TokenMetricCollection(MetricCollection):
         self._together.forget()
         with synced(self._distinct()):
             yield
+
+    def persistent(self, mode: bool = True, *, synced: bool = False) -> None:
+        """Whether `state_dict` holds the members' sums, and whether it syncs them first: every process must call it then.
+
+        self.metrics.persistent(True, synced=True)      # in a LightningModule: checkpoints resume on any number of ranks
+        """
+        for metric in self.members().values():
+            metric.persistent(mode, synced=synced)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # of three overloads
+        """The members' entries, of which those that sync do so by one all_reduce."""
+        with synced([metric for metric in self.members().values() if metric._syncs_to_save()]):
+            entries: dict[str, Any] = super().state_dict(*args, **kwargs)
+        return entries
 
     def add_metrics(self, metrics: Any, *additional_metrics: Any) -> None:
         """Add members later; a dict gives keys of your own."""

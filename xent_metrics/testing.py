@@ -15,17 +15,15 @@ import io
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import exact_sum
+from .fake_cuda import no_host_sync
 from .metric import TokenMetric
 from .pairs import PairMetric
 from .scores import TokenScores, Unit
@@ -317,31 +315,6 @@ def _host_sync(case: _Case) -> None:
         metric.update(_scores(metric, logits, target))
         metric(_scores(metric, logits, target))
     assert metric.state.device.type == device.type, f"the state moved to {metric.state.device}"
-
-
-@contextmanager
-def no_host_sync() -> Iterator[torch.device]:
-    """A device without data: reading a value, a shape that depends on data, or a copy to the host raises.
-
-    Works on any machine, by `FakeTensorMode`; yields the device to put tensors on.
-
-    >>> with no_host_sync() as device:
-    ...     torch.ones(3, device=device).sum().item()
-    Traceback (most recent call last):
-    torch._subclasses.fake_tensor.DataDependentOutputException: aten._local_scalar_dense.default
-    """
-    # A build of torch without CUDA can't index or invert fake CUDA tensors; "meta" has as little data.
-    device = torch.device("cuda" if torch.version.cuda else "meta")
-    with FakeTensorMode(), _NoCopyToHost():  # type: ignore[no-untyped-call]
-        yield device
-
-
-class _NoCopyToHost(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.ops.aten._to_copy.default and str(kwargs.get("device")) == "cpu" != args[0].device.type:
-            raise RuntimeError("a tensor is copied from the device to the host, which waits for the device")
-        return func(*args, **kwargs)
 
 
 _PROMISES: dict[str, Callable[[_Case], None]] = {

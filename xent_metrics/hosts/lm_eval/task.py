@@ -36,7 +36,7 @@ from .documents import (
     total_standard_error,
     total_value,
 )  # fmt: skip
-from .idle_ranks import StandIn, StandsIn
+from .idle_ranks import NoValue, StandIn, StandsIn
 from .metric_list import ADDED, Entry, read_metric_list
 
 __all__ = ["XentTask"]
@@ -149,10 +149,11 @@ class XentTask(StandsIn):
 
     def process_results(self, doc: Any, results: Sequence[Any]) -> dict[str, Any]:
         """lm-eval's metrics of a document, then ours: ``<name>`` and ``<name>_stderr``, each with the exact sums."""
-        if isinstance(doc, StandIn):
-            return {name: value for entry in self._entries for name, value in _nothing(entry).items()}
         theirs = self._metric_fn_list or callable(self.config.process_results)
         emitted = dict(super().process_results(doc, results)) if theirs else {}
+        if isinstance(doc, StandIn):
+            ours = {name: value for entry in self._entries for name, value in _nothing(entry).items()}
+            return {name: NoValue() for name in emitted} | ours
         if self._entries:
             document = self._document(doc, results)
             for entry in self._entries:
