@@ -25,7 +25,7 @@ from ..metric import _COUNTS, Binned, TokenMetric
 from ..row_scores import RowScore
 from ..scores import TokenScores
 
-__all__ = ["StandardError", "gradient_of", "standard_error", "standard_error_from_moments"]
+__all__ = ["StandardError", "gradient_of", "is_sample", "standard_error", "standard_error_from_moments"]
 
 
 def standard_error(metric: TokenMetric, states: Tensor) -> float:
@@ -44,9 +44,7 @@ def standard_error(metric: TokenMetric, states: Tensor) -> float:
     0.5774
     """
     states = states.cpu()
-    not_empty = states.any(dim=-1)  # (D, rows)
-    not_empty[:, _COUNTS.index("ignored")] = False
-    states = states[not_empty.any(dim=-1)]
+    states = states[is_sample(states)]
     documents = len(states)
     if documents < 2:
         return float("nan")
@@ -54,6 +52,13 @@ def standard_error(metric: TokenMetric, states: Tensor) -> float:
     gradient = gradient_of(lambda sums: metric.value(metric.unpack(sums)), total)
     residual = ((exact_sum.to_float(states) - total / documents) * gradient).sum(dim=-1)  # each row by itself
     return math.sqrt(math.fsum(residual.square().tolist()) * documents / (documents - 1))
+
+
+def is_sample(states: Tensor) -> Tensor:
+    """Which documents' packed sums, ``(D, rows, 8)``, hold anything but ignored rows, ``(D,)``."""
+    not_empty = states.any(dim=-1)  # (D, rows)
+    not_empty[:, _COUNTS.index("ignored")] = False
+    return not_empty.any(dim=-1)
 
 
 def standard_error_from_moments(

@@ -106,6 +106,7 @@ class BytePerplexity(_PerByte):
     name = "byte_perplexity"
     formula = "exp(−Σ ln p(target) / bytes)"
     value_unit = "per byte"
+    interval_scale = "log"
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
         return torch.exp(super().value(sums))
@@ -126,6 +127,7 @@ class WordPerplexity(_PerLength):
     name = "word_perplexity"
     formula = "exp(−Σ ln p(target) / words)"
     value_unit = "per word"
+    interval_scale = "log"
     length = "num_words"
     requires = frozenset({"nll", "num_words"})
 
