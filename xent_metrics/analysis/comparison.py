@@ -138,7 +138,9 @@ def _permutation_p(metric: TokenMetric, a: Tensor, b: Tensor, num_resamples: int
     scale = on_scale(metric, values_of(metric, torch.stack([total_a, total_b]))).abs().max()
     least = observed - 1e-12 * scale  # equal but for rounding
     exact = 2 ** min(len(a), 62) <= num_resamples
-    found = [difference(swaps).abs() for swaps in (_every_swap(len(a)) if exact else _swaps(len(a), num_resamples, seed))]
+    found = [
+        difference(swaps).abs() for swaps in (_every_swap(len(a)) if exact else _swaps(len(a), num_resamples, seed))
+    ]
     extreme = sum(int((~(values < least)).sum()) for values in found)
     if bool(observed.isnan()):
         return math.nan
