@@ -21,7 +21,7 @@ import warnings
 from abc import ABCMeta, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -87,6 +87,8 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
     reference: ClassVar[str] = ""
     requires: frozenset[str] = frozenset({"nll"})
     row_units: ClassVar[frozenset[Unit]] = frozenset({"token", "choice"})
+    #: Where its sampling error is symmetric: "log" for what is positive and exponential, such as a perplexity.
+    interval_scale: ClassVar[Literal["linear", "log"]] = "linear"
 
     is_differentiable = False
     higher_is_better: bool | None = False

@@ -34,6 +34,7 @@ _HOW_TO_GET = {
     "num_bytes": "pass `token_bytes=token_bytes(tokenizer)` to the metric or to score_tokens",
     "num_words": "pass `dataclasses.replace(scores, num_words=…)`, or use the metric in an lm-eval task, which knows the text",
     "target": "score integer targets rather than distributions",
+    "group": "pass update(…, group=ids), or scores from in_groups(scores, ids)",
     "loss": "pass `label_smoothing` or `class_weight` to score_tokens, or update the metric with logits",
 }
 _HOW_TO_GET_EXTRA = "update the metric with logits, or pass `extra=metric.extra_scores()` to score_tokens"

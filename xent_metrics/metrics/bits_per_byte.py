@@ -122,6 +122,7 @@ class BytePerplexity(_PerByte):
     formula = "exp(−Σ ln p(target) / bytes)"
     value_unit = "per byte"
     reference = "2 to the bits per byte of Gao et al. (2020), arXiv:2101.00027"
+    interval_scale = "log"
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
         return torch.exp(super().value(sums))
@@ -144,6 +145,7 @@ class WordPerplexity(_PerLength):
     formula = "exp(−Σ ln p(target) / words)"
     value_unit = "per word"
     reference = "Jelinek et al. (1977), Perplexity: a measure of the difficulty of speech recognition tasks"
+    interval_scale = "log"
     length = "num_words"
     requires = frozenset({"nll", "num_words"})
 

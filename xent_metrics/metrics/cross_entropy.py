@@ -125,6 +125,7 @@ class Perplexity(_NatsPerToken):
     formula = "exp(−Σ ln p(target) / tokens)"
     value_unit = "per token"
     reference = "Jelinek et al. (1977), Perplexity: a measure of the difficulty of speech recognition tasks"
+    interval_scale = "log"
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
         return torch.exp(super().value(sums))
