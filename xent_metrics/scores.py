@@ -176,7 +176,8 @@ def _wrong_unit(unit: Unit, units: list[Unit], metric: str) -> str:
     if unit == "document":
         text += (
             ", one loglikelihood a document, as a stock lm-eval model gives them. For token scores use "
-            "`--model xent-hf` or `--model xent-torch`; without them bits_per_byte, byte_perplexity and word_perplexity work"
+            "`xent lm-eval run --model xent-hf …` or `--model xent-torch`; without them bits_per_byte, byte_perplexity and "
+            "word_perplexity work"
         )
     return text
 
