@@ -79,6 +79,7 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
     reference: ClassVar[str] = ""
     requires: frozenset[str] = frozenset({"nll"})
     row_units: ClassVar[frozenset[Unit]] = frozenset({"token", "choice"})
+    has_standard_error: ClassVar[bool] = True  # False where the value has no slope in the sums
 
     is_differentiable = False
     higher_is_better: bool | None = False

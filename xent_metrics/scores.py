@@ -25,10 +25,12 @@ __all__ = ["TokenScores", "Unit", "from_loglikelihoods"]
 
 Unit = Literal["token", "document", "choice"]
 
+#: lm-eval's own command knows neither model.
+_SCORING_MODELS = "`xent lm-eval run --model xent-hf …` (or `--model xent-torch …`)"
 #: What to change, in each host, so that a missing score is there.
 _HOW_TO_GET = {
-    "confidence": "score logits (score_tokens); in lm-eval use `--model xent-hf` or `--model xent-torch`",
-    "correct": "score logits (score_tokens); in lm-eval use `--model xent-hf` or `--model xent-torch`",
+    "confidence": f"score logits (score_tokens); in lm-eval use {_SCORING_MODELS}",
+    "correct": f"score logits (score_tokens); in lm-eval use {_SCORING_MODELS}",
     "num_bytes": "pass `token_bytes=token_bytes(tokenizer)` to the metric or to score_tokens",
     "num_words": "pass `dataclasses.replace(scores, num_words=…)`, or use the metric in an lm-eval task, which knows the text",
     "target": "score integer targets rather than distributions",
@@ -176,8 +178,7 @@ def _wrong_unit(unit: Unit, units: list[Unit], metric: str) -> str:
     if unit == "document":
         text += (
             ", one loglikelihood a document, as a stock lm-eval model gives them. For token scores use "
-            "`xent lm-eval run --model xent-hf …` or `--model xent-torch`; without them bits_per_byte, byte_perplexity and "
-            "word_perplexity work"
+            f"{_SCORING_MODELS}; without them bits_per_byte, byte_perplexity and word_perplexity work"
         )
     return text
 
