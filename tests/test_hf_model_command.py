@@ -34,7 +34,8 @@ def run(folder, name, launcher, *options):
     command = [
         *launcher, str(folder / "xent.py"), "lm-eval", "run", "--model", "xent-hf", "--tasks", ",".join(TASKS),
         "--model_args", f"pretrained={folder / 'model'},dtype=float32,log_tokens=true", "--device", "cpu",
-        "--batch_size", "auto", "--limit", "3", "--log_samples", "--output_path", str(folder / name), *options,
+        "--batch_size", "auto", "--limit", "3", "--log_samples", "--output_path", str(folder / name),
+        "--xent_metrics", "mean_reciprocal_rank,z_loss", *options,
     ]  # fmt: skip
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "home")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
@@ -73,6 +74,8 @@ def test_two_processes_give_what_one_gives(folder):
     two, more, _ = run(folder, "two", [sys.executable, "-m", *launch])
     assert numbers(one) == pytest.approx(numbers(two), rel=1e-5)
     assert numbers(one)[TASKS[0], "cross_entropy,none"] > 0
+    assert all(0 < numbers(one)[task, "mean_reciprocal_rank,none"] < 1 for task in TASKS)
+    assert numbers(one)[TASKS[0], "z_loss,none"] > 0
     for task in TASKS:
         assert [sample["doc_id"] for sample in samples[task]] == [0, 1, 2]
         assert sorted(sample["doc_id"] for sample in more[task]) == [0, 1, 2]

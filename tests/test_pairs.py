@@ -12,6 +12,7 @@ from scipy.spatial.distance import jensenshannon
 from torch.nn import functional as F
 
 from xent_metrics import TokenMetricCollection, get_metric
+from xent_metrics.analysis import StandardError, delta_interval, standard_error
 from xent_metrics.errors import InvalidInputError, MetricOptionError
 from xent_metrics.pairs import score_pair
 
@@ -103,6 +104,54 @@ def test_impossible_tokens_are_infinitely_far_one_way_and_ln_2_the_other():
     assert found["kl_divergence"].item() == math.inf
     assert found["jensen_shannon_divergence"].item() == pytest.approx(math.log(2))
     assert score_pair(left, left).extra["kl_divergence"].item() == 0.0
+
+
+def test_quantiles_on_an_infinite_divergence_are_infinite():
+    possible, impossible = torch.zeros(3, 2), torch.tensor([[0.0, -torch.inf]])
+    quantiles = {
+        quantile: get_metric("kl_divergence_quantile", quantile=quantile) for quantile in (0.5, 0.75, 0.76, 1.0)
+    }
+    for metric in quantiles.values():
+        metric.update(possible, possible)
+        metric.update(possible[:1], impossible)
+    assert [float(metric.compute()) for metric in quantiles.values()] == [0.0, 0.0, math.inf, math.inf]
+    far = get_metric("kl_divergence_quantile", quantile=1.0)  # far, but not infinitely
+    far.update(torch.tensor([[0.0, 9e4]]), torch.tensor([[9e4, 0.0]]))
+    assert float(far.compute()) == pytest.approx(1e4, rel=0.0101)
+
+
+@pytest.mark.parametrize(
+    "name", ["kl_divergence", "probability_change", "rms_probability_change", "log_perplexity_ratio"]
+)
+def test_two_logits_or_a_pair_have_a_standard_error_over_sequences(batch, name):
+    base, other, target = batch
+    metric = get_metric(name)
+    documents = torch.stack([metric.exact_sums(score_pair(*row)) for row in zip(base, other, target, strict=True)])
+    expected = standard_error(metric, documents)
+    errors = StandardError(metric), StandardError(metric)
+    errors[0].update((base, other), target)
+    assert float(errors[0].compute()) == pytest.approx(expected, rel=1e-6)
+    assert float(errors[1]((base, other), target)) == pytest.approx(expected, rel=1e-6)  # forward
+    without = StandardError(metric)
+    without.update(base, other)  # of the base's top-1
+    assert float(without.compute()) > 0
+
+
+def test_identical_models_have_an_rms_change_of_zero_with_an_error_of_zero(batch):
+    error = StandardError(get_metric("rms_probability_change"))
+    error.update((batch[0], batch[0]), batch[2])
+    assert float(error.compute()) == 0.0
+
+
+def test_a_quantile_has_no_standard_error_by_the_delta_method(batch):
+    metric = get_metric("kl_divergence_quantile")
+    with pytest.raises(
+        MetricOptionError, match=r"kl_divergence_quantile is a step .* xent_metrics\.analysis\.bootstrap"
+    ):
+        StandardError(metric)
+    documents = torch.stack([metric.exact_sums(score_pair(*row)) for row in zip(*batch, strict=True)])
+    assert math.isnan(standard_error(metric, documents))
+    assert math.isnan(delta_interval(metric, documents).low)
 
 
 def test_nan_is_counted_and_not_hidden(batch):

@@ -89,6 +89,7 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
     row_units: ClassVar[frozenset[Unit]] = frozenset({"token", "choice"})
     #: Where its sampling error is symmetric: "log" for what is positive and exponential, such as a perplexity.
     interval_scale: ClassVar[Literal["linear", "log"]] = "linear"
+    has_standard_error: ClassVar[bool] = True  # False where the value has no slope in the sums
 
     is_differentiable = False
     higher_is_better: bool | None = False

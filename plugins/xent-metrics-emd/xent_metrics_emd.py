@@ -66,6 +66,8 @@ class EmbeddingDistance(RatioMetric):
 
     def _cost(self, log_prob: Tensor, index: Tensor) -> Tensor:
         assert isinstance(self.unit_bits, Tensor)
+        if self.unit_bits.device != log_prob.device:  # lm-eval's models may be elsewhere
+            self.unit_bits = self.unit_bits.to(log_prob.device)
         unit = self.unit_bits.view(torch.float32)
         if len(unit) != log_prob.shape[-1]:
             raise InvalidInputError(f"{self.name}: {len(unit)} embeddings for {log_prob.shape[-1]} classes of logits")

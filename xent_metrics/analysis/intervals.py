@@ -38,9 +38,10 @@ def delta_interval(metric: TokenMetric, states: Tensor, *, confidence_level: flo
 
     The interval is the delta method's with each document left out in turn (the jackknife), and the quantile that of the
     effective number of documents. For perplexities it is taken of the logarithm. `standard_error` is the ratio
-    estimator's, as everywhere. 95 % intervals of cross entropy held the truth, in simulations over documents whose means differ, 93 to
-    97 % of the time from 10 documents on, with lengths alike, exponential or lognormal (σ = 1). A few large outliers among
-    the documents' means, or an ECE of fewer than some 100 documents or near 0, where it is biased, are not covered so well.
+    estimator's, as everywhere. In simulations over documents whose means differ, with lengths alike, exponential or
+    lognormal (σ = 1), 95 % intervals of the cross entropy held the truth 93 to 97 % of the time from 10 documents on.
+    A few large outliers among the documents' means, or an ECE of fewer than some 100 documents or near 0, where it is
+    biased, are not covered so well.
 
     Args:
         metric: gives the value; its own state is not used.

@@ -38,7 +38,7 @@ def standard_error(metric: TokenMetric, states: Tensor) -> float:
         metric: gives the value; its own state is not used.
         states: each document's packed sums, int64 ``(D, rows, 8)``, from ``metric.exact_sums(scores)``, in any order.
 
-    A document of which no row counts is not a sample.
+    A document of which no row counts is not a sample. nan too for a metric without `has_standard_error`.
 
     >>> from xent_metrics import CrossEntropy, from_loglikelihoods
     >>> metric = CrossEntropy()
@@ -49,7 +49,7 @@ def standard_error(metric: TokenMetric, states: Tensor) -> float:
     states = states.cpu()
     states = states[is_sample(states)]
     documents = len(states)
-    if documents < 2:
+    if documents < 2 or not metric.has_standard_error:
         return float("nan")
     total = exact_sum.to_float(exact_sum.merge(states))
     gradient = gradient_of(lambda sums: metric.value(metric.unpack(sums)), total)
@@ -109,6 +109,9 @@ class StandardError(TokenMetric):
     The state holds the metric's sums, the sums of all products of two of them, and the number of sequences: a ratio
     takes 9 rows of 8 integers, 15 bins of three kinds 1,084. It merges, syncs and resumes as every metric does.
 
+    Raises:
+        MetricOptionError: the metric's value has no slope in its sums, and so no error by the delta method.
+
     >>> from xent_metrics import CrossEntropy, from_loglikelihoods
     >>> error = StandardError(CrossEntropy())
     >>> error.update(from_loglikelihoods([-1.0, -2.0, -3.0], unit="token"))
@@ -123,6 +126,11 @@ class StandardError(TokenMetric):
     metric: TokenMetric
 
     def __init__(self, metric: TokenMetric, **kwargs: Any) -> None:
+        if not metric.has_standard_error:
+            raise MetricOptionError(
+                f"{metric.name} is a step function of its sums, of which the delta method knows no error. Keep each "
+                "document's sums (metric.exact_sums) and give them to xent_metrics.analysis.bootstrap"
+            )
         super().__init__(ignore_index=metric.ignore_index, **kwargs)
         self.name = f"{metric.name}_stderr"  # type: ignore[misc]
         self.requires = metric.requires
@@ -131,6 +139,10 @@ class StandardError(TokenMetric):
 
     def scoring_options(self) -> dict[str, Any]:
         return self.metric.scoring_options()
+
+    def score(self, *batch: Any, **options: Any) -> TokenScores:
+        """As the metric scores: what it takes, a pair of logits for one, this takes."""
+        return self.metric.score(*batch, **options)
 
     def extra_scores(self) -> Mapping[str, RowScore]:
         return self.metric.extra_scores()

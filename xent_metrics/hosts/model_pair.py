@@ -25,7 +25,6 @@ from ..analysis import StandardError
 from ..collection import TokenMetricCollection
 from ..errors import InvalidInputError, MissingExtraError
 from ..metric import TokenMetric
-from ..metrics import KLDivergenceQuantile
 from ..pairs import score_pair
 from ..plugins import get_metric
 
@@ -120,10 +119,7 @@ def compare_models(
 
 def _with_errors(chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, TokenMetric]:
     metrics = {key: get_metric(**options) for key, options in chosen.items()}
-    # A quantile is a step of a histogram: it has no slope, and so no error by the delta method.
-    errors = {
-        f"{key}_stderr": StandardError(m) for key, m in metrics.items() if not isinstance(m, KLDivergenceQuantile)
-    }
+    errors = {f"{key}_stderr": StandardError(metric) for key, metric in metrics.items() if metric.has_standard_error}
     return metrics | errors
 
 

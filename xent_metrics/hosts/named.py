@@ -34,7 +34,7 @@ def build_metrics(
             raise MetricOptionError(f"{key!r} stands twice in metrics; give one of them another `name`")
         built[key] = metric
     if standard_errors:
-        built |= {f"{key}_stderr": StandardError(metric) for key, metric in built.items()}
+        built |= {f"{key}_stderr": StandardError(metric) for key, metric in built.items() if metric.has_standard_error}
     return built
 
 

@@ -15,7 +15,7 @@ from .confidence_bins import Binning, ConfidenceBins, gap
 
 Norm = Literal["l1", "l2", "max"]
 
-__all__ = ["ExpectedCalibrationError", "MaximumCalibrationError", "Overconfidence", "RMSCalibrationError"]
+__all__ = ["ExpectedCalibrationError", "MaximumCalibrationError", "Overconfidence", "RMSCalibrationError", "root"]
 
 
 class ExpectedCalibrationError(ConfidenceBins):
@@ -148,6 +148,10 @@ def _error(bins: Mapping[str, Tensor], norm: Norm) -> Tensor:
         return gap(bins).max() + 0 * share.sum()
     if norm == "l1":
         return (share * gap(bins)).sum()
-    square = (share * gap(bins) ** 2).sum()
+    return root((share * gap(bins) ** 2).sum())
+
+
+def root(square: Tensor) -> Tensor:
+    """√square with a slope of 0 at 0, where its own is infinite."""
     zero = square == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())

@@ -140,13 +140,13 @@ class ClasswiseCalibrationError(_Residuals):
 
     def _probabilities(self, log_prob: Tensor, index: Tensor) -> Tensor:
         """The probabilities of the classes, ``(rows, K)``; 0 for a class that there isn't (a question with fewer choices)."""
+        self._check_classes(log_prob.shape[-1])
         missing = max(0, self._largest + 1 - log_prob.shape[-1])
         padded = F.pad(log_prob, (0, missing), value=-torch.inf) if missing else log_prob
         return padded.index_select(-1, self._class_ids.to(log_prob.device)).exp()
 
     def sums(self, scores: TokenScores) -> Mapping[str, Tensor | Binned]:
         assert scores.target is not None
-        self._check_classes(scores.vocab_size)
         prob = scores.extra[self._score_name]
         ids = self._class_ids.to(prob.device)
         cells = confidence_bin(prob, self.num_bins) + torch.arange(len(ids), device=prob.device) * self.num_bins
@@ -158,9 +158,7 @@ class ClasswiseCalibrationError(_Residuals):
             "tokens": scores.weighted(torch.ones_like(scores.counted, dtype=torch.int64)),
         }
 
-    def _check_classes(self, vocab_size: int | None) -> None:
-        if vocab_size is None:
-            return
+    def _check_classes(self, vocab_size: int) -> None:
         if isinstance(self.classes, int) and vocab_size > self.classes:
             raise InvalidInputError(
                 f"{self.name} was built for {self.classes} classes; got {vocab_size}. "

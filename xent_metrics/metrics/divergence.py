@@ -17,6 +17,7 @@ from ..errors import MetricOptionError
 from ..metric import Binned, RatioMetric
 from ..pairs import PairMetric
 from ..scores import TokenScores
+from .calibration import root
 
 __all__ = [
     "JensenShannonDivergence",
@@ -157,6 +158,8 @@ class ProbabilityChange(_PairMean):
 class RMSProbabilityChange(_PairMean):
     """The root of the mean square of the change of the target's probability, in [0, 1].
 
+    As a square root it isn't differentiable where it is 0, of identical models: there its standard error is 0.
+
     Shapes: ``update((logits, other_logits), target)``; without targets, of the base's top-1 tokens.
 
     >>> metric = RMSProbabilityChange()
@@ -179,7 +182,7 @@ class RMSProbabilityChange(_PairMean):
         return super().per_token(scores).double().square()
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
-        return super().value(sums).sqrt()
+        return root(super().value(sums))
 
 
 class LogPerplexityRatio(_PairMean):
@@ -211,7 +214,8 @@ class KLDivergenceQuantile(PairMetric):
     """A quantile over tokens of KL(P‖Q), in nats, to a relative accuracy of 1 %; `quantile=1` is the maximum.
 
     From a histogram of bins that grow by a factor, (1.01/0.99)^i: any two merge by addition. Below 1e-9 is 0; above 1e4
-    (the logits' gap it takes) is counted as 1e4.
+    (the logits' gap it takes) is counted as 1e4, and infinite is infinite: a token that P allows and Q rules out. A step
+    function of its sums, it has no standard error by the delta method; `xent_metrics.analysis.bootstrap` gives one.
 
     Args:
         quantile: in [0, 1].
@@ -234,10 +238,11 @@ class KLDivergenceQuantile(PairMetric):
     reference = "Masson et al. (2019), arXiv:1908.10693"
     pair_score = "kl_divergence"
     higher_is_better = False
+    has_standard_error = False
 
     _GROWTH = math.log(1.01 / 0.99)
     _LEAST, _MOST = 1e-9, 1e4
-    _BINS = math.ceil((math.log(_MOST) - math.log(_LEAST)) / _GROWTH) + 1
+    _INFINITE = math.ceil((math.log(_MOST) - math.log(_LEAST)) / _GROWTH) + 1  # the last bin
 
     def __init__(self, quantile: float = 0.99, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -248,9 +253,10 @@ class KLDivergenceQuantile(PairMetric):
     def sums(self, scores: TokenScores) -> Mapping[str, Tensor | Binned]:
         values = scores.extra[self.pair_score].double()
         place = (values.clamp(self._LEAST, self._MOST) / self._LEAST).log() / self._GROWTH
-        bins = place.ceil().nan_to_num(0.0).long().clamp(0, self._BINS - 1)
+        bins = place.ceil().nan_to_num(0.0).long().clamp(0, self._INFINITE - 1)
+        bins = torch.where(values == torch.inf, self._INFINITE, bins)
         counts = scores.weighted(torch.ones_like(values))
-        return {f"kl_divergence histogram(temperature={self.temperature})": Binned(counts, bins, self._BINS)}
+        return {f"kl_divergence histogram(temperature={self.temperature})": Binned(counts, bins, self._INFINITE + 1)}
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
         (counts,) = sums.values()
@@ -259,4 +265,5 @@ class KLDivergenceQuantile(PairMetric):
         place = (below < rank).sum()  # the first bin that reaches the rank
         edge = self._LEAST * torch.exp(self._GROWTH * place.double())
         middle = torch.where(place == 0, torch.zeros_like(edge), 2 * edge / (1 + math.exp(self._GROWTH)))
+        middle = torch.where(place == self._INFINITE, torch.inf, middle)
         return torch.where(below[-1] > 0, middle, torch.nan) + 0 * below[-1]

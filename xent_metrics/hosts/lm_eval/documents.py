@@ -26,21 +26,28 @@ from ...scores import TokenScores, from_loglikelihoods
 from ...scoring import score_tokens
 
 __all__ = [
-    "DOCUMENT", "TOKEN", "Document", "DocumentSums", "DocumentValue", "answered", "choice_scores", "demand",
-    "requested_text", "serves", "total_standard_error", "total_value",
+    "CHOICE", "DOCUMENT", "Document", "DocumentSums", "DocumentValue", "answered", "choice_scores", "demand",
+    "requested_text", "serves", "tokens_for", "total_standard_error", "total_value",
 ]  # fmt: skip
 
 _LENGTHS = {"num_bytes", "num_words"}
 
 # What a host can give, as scores without rows: a metric that takes these takes the real ones.
 DOCUMENT = from_loglikelihoods([], num_bytes=[], num_words=[])
+CHOICE = from_loglikelihoods([], unit="choice")
 TOKEN = score_tokens(torch.zeros(0, 1), torch.zeros(0, dtype=torch.long), token_bytes=torch.ones(1, dtype=torch.long))
 
 
-def demand(scores: TokenScores, metric: TokenMetric, *, called: str = "") -> None:
+def demand(scores: TokenScores, metric: TokenMetric) -> None:
     """Raise `MissingScoreError` unless the scores have all that the metric needs."""
-    needed = {*metric.requires, *metric.extra_scores()}
-    scores.require(needed, units=metric.row_units, metric=called or metric.name)
+    scores.require({*metric.requires, *metric.extra_scores()}, units=metric.row_units, metric=metric.name)
+
+
+def tokens_for(metric: TokenMetric) -> TokenScores:
+    """What a host that scores tokens can give the metric, as scores without rows: further scores by being asked for them."""
+    return dataclasses.replace(
+        TOKEN, extra={n: torch.zeros(0, *score.shape) for n, score in metric.extra_scores().items()}
+    )
 
 
 def serves(scores: TokenScores, metric: TokenMetric) -> bool:

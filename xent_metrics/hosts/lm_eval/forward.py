@@ -69,7 +69,10 @@ class Forward:
         autocast: the dtype of mixed precision, if any.
         wider: a dtype wider than float32 in which probabilities are wanted, if any.
         bytes_table: UTF-8 bytes by id, given the number of logits; None for a tokenizer that can't be counted.
-        extra: further scores of each token. They come from a pass of their own, so that they change no bit of the others.
+
+    Attributes:
+        extra: further scores of each token, for the calls that follow. They come from a pass of their own, so that they
+            change no bit of the others.
     """
 
     def __init__(
@@ -80,12 +83,11 @@ class Forward:
         autocast: torch.dtype | None = None,
         wider: torch.dtype | None = None,
         bytes_table: Callable[[int], Tensor | None] = lambda vocab_size: None,
-        extra: Mapping[str, RowScore] | None = None,
     ) -> None:
         self.model, self.device, self.autocast, self.wider = model, device, autocast, wider
         self.hidden = self.packing = self.caching = False
         self.head: Head | None = None
-        self._extra = dict(extra or {})
+        self.extra: Mapping[str, RowScore] = {}
         self._bytes_table = bytes_table
         self._tables: dict[int, Tensor | None] = {}
         self._causal = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -195,8 +197,8 @@ class Forward:
         if self.wider is not None:
             states = states.to(self.wider)
         scores = self._scored(states, targets)
-        if self._extra:
-            scores = dataclasses.replace(scores, extra=self._scored(states, targets, self._extra).extra)
+        if self.extra:
+            scores = dataclasses.replace(scores, extra=self._scored(states, targets, self.extra).extra)
         return scores.to("cpu")
 
     def _scored(

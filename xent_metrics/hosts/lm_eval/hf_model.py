@@ -12,7 +12,7 @@ Who syncs: nobody here. Under `accelerate launch` each process scores its own re
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,9 +24,11 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ...errors import InvalidInputError
+from ...row_scores import RowScore
 from ...scores import TokenScores
 from .encoding import bytes_table
 from .forward import Forward
+from .further_scores import asked_for
 from .logged_tokens import Results
 from .packing import alone
 from .probe import probe
@@ -78,7 +80,7 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         wider = self.softmax_dtype if self.softmax_dtype == torch.float64 else None
         self.forward = Forward(
             self.model, device=self.device, autocast=self.mixed_precision_dtype, wider=wider,
-            bytes_table=partial(bytes_table, self.tokenizer), extra=self._results.extra,
+            bytes_table=partial(bytes_table, self.tokenizer),
         )  # fmt: skip
         self._runner = Runner(self.forward)
         probe(self.forward, self._plain_ids(), self.max_length)
@@ -110,6 +112,7 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         if self.enable_thinking:
             return list(super().loglikelihood(requests, disable_tqdm=disable_tqdm))  # raises
         encoded = [(request.args, *self._encode(*request.args)) for request in requests]
+        self.forward.extra = {**asked_for(requests), **self._results.extra}
         return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
 
     def _loglikelihood_tokens(
@@ -139,13 +142,14 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
             )
             for request in requests
         ]
+        self.forward.extra = {**asked_for(requests), **self._results.extra}
         owner = [number for number, text in enumerate(texts) for _ in text]
         parts: list[dict[int, TokenScores]] = [{} for _ in texts]
         results: dict[int, float] = {}
 
         def finish(number: int) -> None:
             text = [parts[number][place] for place in sorted(parts[number])]
-            results[number] = self._results.rolling(TokenScores.cat(text) if text else _no_scores())
+            results[number] = self._results.rolling(TokenScores.cat(text) if text else _no_scores(self.forward.extra))
             self.cache_hook.add_partial("loglikelihood_rolling", requests[number].args, results[number])
 
         windows = [window for text in texts for window in text]
@@ -233,7 +237,7 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         return size
 
 
-def _no_scores() -> TokenScores:
+def _no_scores(extra: Mapping[str, RowScore]) -> TokenScores:
     empty = torch.zeros(0)
     return TokenScores(
         nll=empty,
@@ -242,6 +246,7 @@ def _no_scores() -> TokenScores:
         correct=empty.bool(),
         target=empty.long(),
         num_bytes=empty.long(),
+        extra={name: torch.zeros(0, *score.shape) for name, score in extra.items()},
     )
 
 

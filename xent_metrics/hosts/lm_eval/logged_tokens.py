@@ -67,13 +67,13 @@ class Results:
         """(ln p, whether it is the greedy one) of a continuation."""
         if self.tokenizer is None:
             return ScoredLoglikelihood(scores)
-        return LoggedLoglikelihood(_without_extra(scores), self._tokens(scores))
+        return LoggedLoglikelihood(_without_likeliest(scores), self._tokens(scores))
 
     def rolling(self, scores: TokenScores) -> ScoredRolling:
         """ln p of a whole text."""
         if self.tokenizer is None:
             return ScoredRolling(scores)
-        return LoggedRolling(_without_extra(scores), self._tokens(scores))
+        return LoggedRolling(_without_likeliest(scores), self._tokens(scores))
 
     def _tokens(self, scores: TokenScores) -> list[Token]:
         scores = scores.flatten()
@@ -99,8 +99,9 @@ class Results:
         return str(self.tokenizer.decode([i, i])[len(self.tokenizer.decode([i])) :])
 
 
-def _without_extra(scores: TokenScores) -> TokenScores:
-    return dataclasses.replace(scores, extra={})
+def _without_likeliest(scores: TokenScores) -> TokenScores:
+    """They are listed by now; the metrics' own further scores stay."""
+    return dataclasses.replace(scores, extra={n: value for n, value in scores.extra.items() if n != _LIKELIEST})
 
 
 class LoggedFloat(float):

@@ -26,7 +26,7 @@ from ...errors import InvalidInputError, MetricOptionError, MissingScoreError, U
 from ...metric import TokenMetric
 from ...plugins import get_metric, list_metrics, plugins
 from ...scores import TokenScores
-from .documents import DOCUMENT, TOKEN, choice_scores, demand, serves
+from .documents import CHOICE, DOCUMENT, choice_scores, demand, serves, tokens_for
 
 __all__ = ["ADDED", "EMITTED", "OWN_KEYS", "Entry", "build_entry", "read_metric_list"]
 
@@ -126,17 +126,29 @@ def _check_scores(metric: TokenMetric, over: str | None, where: str) -> None:
     """Whether any model could give what the metric needs; whether this one does is asked when it is there."""
     try:
         if over == "choices":
+            CHOICE.require((), units=metric.row_units, metric=metric.name)
             demand(_some_choices(metric), metric)
         elif not serves(DOCUMENT, metric):
-            demand(TOKEN, metric)
+            demand(tokens_for(metric), metric)
+            _check_options(metric)
     except MissingScoreError as error:
-        hints = {
-            "choices": "over: choices knows of no text; over: gold does",
-            "gold": "no lm-eval model gives it for the gold continuation; over: choices has the whole distribution",
-        }
-        raise MissingScoreError(f"{where}: {error} ({hints.get(over or '', 'no lm-eval model gives it')})") from error
+        hint = "no lm-eval model gives it"
+        if over == "choices" and (serves(DOCUMENT, metric) or serves(tokens_for(metric), metric)):
+            hint = "over: choices knows of no text; over: gold does"
+        elif over == "gold":
+            hint += " for the gold continuation; over: choices has the whole distribution"
+        raise MissingScoreError(f"{where}: {error} ({hint})") from error
     except InvalidInputError as error:
         raise InvalidInputError(f"{where}: {error}") from error
+
+
+def _check_options(metric: TokenMetric) -> None:
+    """Models score every request alike, whatever the metric would have of them."""
+    unmet = sorted(metric.scoring_options().keys() - {"token_bytes"})
+    if unmet:
+        raise MissingScoreError(
+            f"{metric.name} needs tokens scored with `{unmet[0]}`, and models score all of them alike"
+        )
 
 
 def _some_choices(metric: TokenMetric) -> TokenScores:

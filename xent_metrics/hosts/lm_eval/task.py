@@ -24,6 +24,7 @@ import torch
 from lm_eval.api.model import LM
 
 from ...errors import InvalidInputError, InvalidTargetError, MissingScoreError, XentMetricsError
+from ...scores import TokenScores
 from .documents import (
     DOCUMENT,
     Document,
@@ -36,6 +37,7 @@ from .documents import (
     total_standard_error,
     total_value,
 )  # fmt: skip
+from .further_scores import ask_for
 from .idle_ranks import NoValue, StandIn, StandsIn
 from .metric_list import ADDED, Entry, read_metric_list
 
@@ -76,11 +78,13 @@ class XentTask(StandsIn):
     # Before the model runs.
 
     def build_all_requests(self, **options: Any) -> None:
-        """lm-eval's own, once it is clear that the model gives what the metrics need."""
+        """lm-eval's own, once it is clear that the model gives what the metrics need; they ask for it with the requests."""
         if not _a_loaded_model_gives_token_scores():
             for entry in self._entries:
                 self._demand_of_a_stock_model(entry)
         super().build_all_requests(**options)
+        of_tokens = [entry.metric.extra_scores() for entry in self._entries if entry.over != "choices"]
+        ask_for(self.instances, {name: score for scores in of_tokens for name, score in scores.items()})
 
     def _demand_of_a_stock_model(self, entry: Entry) -> None:
         if entry.over == "choices":
@@ -158,11 +162,23 @@ class XentTask(StandsIn):
             document = self._document(doc, results)
             for entry in self._entries:
                 try:
-                    value = DocumentValue.of(entry.metric, document.scores_for(entry.metric, entry.over))
+                    scores = document.scores_for(entry.metric, entry.over)
+                    self._demand_further_scores(entry, scores)
+                    value = DocumentValue.of(entry.metric, scores)
                 except XentMetricsError as error:
                     raise type(error)(f"task {self.config.task}, metric {entry.name}: {error}") from error
                 emitted |= {entry.name: value, f"{entry.name}_stderr": DocumentSums.of(entry.metric, value.sums)}
         return emitted
+
+    def _demand_further_scores(self, entry: Entry, scores: TokenScores) -> None:
+        """A model that was asked for further scores gives them; the results in lm-eval's cache may be older."""
+        missing = sorted(entry.metric.extra_scores().keys() - scores.extra.keys())
+        if missing and scores.unit == "token":
+            raise MissingScoreError(
+                f"the metric asked for `{missing[0]}` of each token, and the results don't have "
+                "it. If --use_cache is set, they were kept by a run without this metric: name another file, or delete this "
+                "one. If the model is your own, pass extra=asked_for(requests) to score_tokens, as `xent-torch` does"
+            )
 
     def _document(self, doc: Any, results: Sequence[Any]) -> Document:
         if not all(hasattr(result, "text") for result in results):

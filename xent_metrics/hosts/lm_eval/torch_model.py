@@ -16,7 +16,8 @@ import difflib
 import inspect
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,9 +29,11 @@ from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ...errors import InvalidInputError
+from ...row_scores import RowScore
 from ...scores import TokenScores
 from ...scoring import score_tokens
 from .encoding import bytes_table, encode, ids_needed, load_tokenizer, prefix_id
+from .further_scores import asked_for
 from .load_module import at_least_one, device_for, dtype_for, load_module, own_max_length
 from .logged_tokens import Results
 from .ranks import Ranks
@@ -96,6 +99,7 @@ class TorchLM(Ranks, TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         self.add_bos_token = add_bos_token
         self._prefix = prefix_id(self.tokenizer) if prefix_token_id is None else int(prefix_token_id)
         self._results = Results(self.tokenizer if log_tokens else None, log_alternatives)
+        self._further: Mapping[str, RowScore] = {}
         self.vocab_size = self._probe()
         self.token_bytes = bytes_table(self.tokenizer, self.vocab_size)
 
@@ -131,7 +135,8 @@ class TorchLM(Ranks, TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
                 raise InvalidInputError(
                     f"an empty continuation has no tokens to score; check doc_to_target: {request.doc}"
                 )
-        results: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=self._quiet(disable_tqdm))
+        with self._with_scores_for(requests):
+            results: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=self._quiet(disable_tqdm))
         return results
 
     def _loglikelihood_tokens(
@@ -150,8 +155,9 @@ class TorchLM(Ranks, TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         ids = [self.tok_encode(request.args[0]) for request in requests]
         texts = [rolling_windows(text, prefix=self._prefix, max_length=self.max_length) for text in ids]
         windows = [window for text in texts for window in text]
-        found = iter(self.score(windows, disable_tqdm=self._quiet(disable_tqdm)))
-        nothing = self._scores(torch.zeros(0, self.vocab_size), torch.zeros(0, dtype=torch.long))
+        with self._with_scores_for(requests):
+            nothing = self._scores(torch.zeros(0, self.vocab_size), torch.zeros(0, dtype=torch.long))
+            found = iter(self.score(windows, disable_tqdm=self._quiet(disable_tqdm)))
         results: list[float] = [
             self._results.rolling(TokenScores.cat([nothing, *(next(found) for _ in text)])) for text in texts
         ]
@@ -233,7 +239,17 @@ class TorchLM(Ranks, TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         }
 
     def _scores(self, logits: Tensor, targets: Tensor) -> TokenScores:
-        return score_tokens(logits, targets, token_bytes=self.token_bytes, extra=self._results.extra).to("cpu")
+        extra = {**self._further, **self._results.extra}
+        return score_tokens(logits, targets, token_bytes=self.token_bytes, extra=extra).to("cpu")
+
+    @contextmanager
+    def _with_scores_for(self, requests: Sequence[Instance]) -> Iterator[None]:
+        """The further scores that the requests ask for, in all that is scored inside."""
+        self._further = asked_for(requests)
+        try:
+            yield
+        finally:
+            self._further = {}
 
     def _logits(self, ids: Tensor) -> Tensor:
         output = self.model(ids.to(self._device))
