@@ -71,7 +71,7 @@ def compare(
         states_a, states_b: each document's packed sums, int64 ``(D, rows, 8)``.
 
     Raises:
-        ComparisonError: unlike numbers of documents, or fewer than two.
+        ComparisonError: unlike numbers of documents, or fewer than two; a metric without a slope, such as a quantile.
 
     References: Efron and Tibshirani (1993), chapters 11 and 15; Miller (2024), arXiv:2411.00640, on pairing.
 
@@ -83,6 +83,8 @@ def compare(
     >>> round(result.difference, 4), result.p_value        # all five of one sign: 2/2^5
     (-0.14, 0.0625)
     """
+    if not metric.has_standard_error:
+        raise ComparisonError(f"{metric.name} has no slope in its sums, and so no error by leaving documents out")
     states_a, states_b = states_a.cpu(), states_b.cpu()
     if len(states_a) == len(states_b):
         samples = is_sample(states_a) | is_sample(states_b)

@@ -60,7 +60,7 @@ def delta_interval(metric: TokenMetric, states: Tensor, *, confidence_level: flo
     states = states.cpu()
     states = states[is_sample(states)]
     value, error = _value(metric, states), standard_error(metric, states)
-    if len(states) < 2:
+    if len(states) < 2 or not metric.has_standard_error:
         return Interval(value, error, math.nan, math.nan, confidence_level)
     sums = exact_sum.to_float(states)
     centre = float(on_scale(metric, torch.tensor(value, dtype=torch.float64)))
