@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tqdm import tqdm  # type: ignore[import-untyped]
+
 from .logged import Tokens, choices_in, context_in, text_in
 from .runs import Run, Sample, TaskRun
 
@@ -56,7 +58,7 @@ def pack_documents(runs: Sequence[Run], letters: Sequence[str]) -> Packed:
     entries = sorted(_entries(runs, letters), key=lambda entry: -entry.loss)
     views = max(1, sum(len(entry.samples) for entry in entries))
     packer = _Packer(min(_LONGEST_TEXT, _TEXT // views), _TOKENS // views)
-    documents = [packer.document(entry) for entry in entries]
+    documents = [packer.document(entry) for entry in tqdm(entries, desc="Packing documents", disable=None)]
     content = {"words": list(packer.words), "documents": documents}
     plain = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", errors="replace")
     data = base64.b64encode(gzip.compress(plain, mtime=0)).decode("ascii")
