@@ -102,13 +102,16 @@ def draw_by_group(
     axes: Any,
     labels: Sequence[str],
     values: Sequence[float],
-    halves: Sequence[float] | None = None,
+    halves: Sequence[float] | Sequence[Sequence[float]] | None = None,
     *,
     title: str,
     unit: str,
     xlabel: str = "",
 ) -> None:
-    """A value of each group, in order, with half its confidence interval where there is one: loss by position, domain …"""
+    """A value of each group, in order: loss by position, domain …
+
+    `halves` are those of the confidence intervals, one for each value, or those below and those above it.
+    """
     places = range(len(labels))
     axes.errorbar(places, values, yerr=halves, color=BLUE, marker="o", linewidth=2, capsize=3, ecolor=MUTED)
     axes.set_xticks(places, labels, rotation=45 if max(map(len, labels), default=0) > 6 else 0)

@@ -144,8 +144,9 @@ def _pictures(task: TaskRun, domain: str | None) -> Iterator[_Picture]:
 def _of_groups(
     title: str, xlabel: str, labels: list[str], intervals: list[Interval], unit: str = CrossEntropy.value_unit
 ) -> _Picture:
-    values, halves = [i.value for i in intervals], [i.high - i.value for i in intervals]
-    halves = [half if math.isfinite(half) else 0.0 for half in halves]
+    values = [i.value for i in intervals]
+    halves = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]  # not the same for perplexities
+    halves = [[half if math.isfinite(half) else 0.0 for half in side] for side in halves]
     return _drawn(
         title,
         lambda f: plots.draw_by_group(f.add_subplot(), labels, values, halves, title=title, unit=unit, xlabel=xlabel),
