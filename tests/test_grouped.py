@@ -218,6 +218,30 @@ def test_a_plot_shows_the_groups(batch):
     pyplot.close(figure)
 
 
+def test_groups_are_this_process_own_and_all_processes_inside_sync_context(batch):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    logits, target = batch
+    whole, there = (Grouped(TokenAccuracy(), by=Position([0, 4])) for _ in range(2))
+    whole.update(logits, target)
+    there.update(logits[2:], target[2:])
+    here = Grouped(
+        TokenAccuracy(),
+        by=Position([0, 4]),
+        dist_sync_fn=lambda state, group: [state, there.state],
+        distributed_available_fn=lambda: True,
+    )
+    here.update(logits[:2], target[:2])
+    own = here.by_group()
+    assert torch.equal(here.compute(), whole.compute())
+    assert here.by_group() == own != whole.by_group()
+    with here.sync_context(here.dist_sync_fn):
+        assert here.by_group() == whole.by_group()
+    figure, axes = here.plot()
+    assert axes.lines[0].get_ydata().tolist() == [float(value) for value in whole.by_group().values()]
+    assert here.by_group() == own
+    pyplot.close(figure)
+
+
 def test_it_is_better_the_way_the_metric_is(batch):
     assert Grouped(TokenAccuracy(), by=Position([0])).higher_is_better is True
     assert Grouped(CrossEntropy(), by=Position([0])).higher_is_better is False

@@ -316,7 +316,7 @@ class Grouped(TokenMetric):
         from .analysis.plots import draw_by_group
 
         figure, axes = pyplot.subplots() if ax is None else (ax.get_figure(), ax)
-        with self.sync_context(should_sync=self._to_sync and not self._is_synced):
+        with self.sync_context(self.dist_sync_fn, should_sync=self._to_sync and not self._is_synced):
             values = self.by_group()
         title = self.metric.name.replace("_", " ")
         draw_by_group(

@@ -68,8 +68,8 @@ def jackknife_error(estimates: Tensor) -> float:
 
 
 def pull(metric: TokenMetric, sums: Tensor) -> Tensor:
-    """How much of the value's terms is each document's, Σ_rows |∂value/∂S · s_d|: ``(D, rows)`` to ``(D,)``."""
-    gradient = gradient_of(lambda total: metric.value(metric.unpack(total)), sums.sum(dim=0))
+    """How much of the value's terms, on its scale, is each document's, Σ_rows |∂value/∂S · s_d|: ``(D, rows)`` to ``(D,)``."""
+    gradient = gradient_of(lambda total: on_scale(metric, metric.value(metric.unpack(total))), sums.sum(dim=0))
     return (sums * gradient).abs().sum(dim=-1)
 
 

@@ -115,7 +115,7 @@ def draw_by_group(
     axes: Any,
     labels: Sequence[str],
     values: Sequence[float],
-    halves: Sequence[float] | None = None,
+    halves: Sequence[float] | Sequence[Sequence[float]] | None = None,
     *,
     title: str,
     unit: str,
@@ -124,8 +124,9 @@ def draw_by_group(
     color: str = BLUE,
     order: Sequence[str] | None = None,
 ) -> None:
-    """A value of each group, in order, with half its confidence interval where there is one: loss by position, domain …
+    """A value of each group, in order: loss by position, domain …
 
+    `halves` are those of the confidence intervals, one for each value, or those below and those above it.
     Several runs on the same axes are told apart by what they are `called` and their `color`; `order` is that of all labels.
     """
     order = list(labels if order is None else order)

@@ -223,7 +223,11 @@ def _of_groups(
     def draw(drawn: Any) -> None:
         axes = drawn.add_subplot()
         for letter, (labels, intervals) in runs.items():
-            halves = [0.0 if math.isnan(i.high) else i.high - i.value for i in intervals]
+            sides = [
+                [i.value - i.low for i in intervals],
+                [i.high - i.value for i in intervals],
+            ]  # unlike for perplexities
+            halves = [[half if math.isfinite(half) else 0.0 for half in side] for side in sides]
             plots.draw_by_group(
                 axes, labels, [i.value for i in intervals], halves, title=title, unit=unit, xlabel=xlabel,
                 called="" if len(runs) == 1 else letter, color=_color(letter), order=order,
