@@ -196,6 +196,7 @@ def cost(rank: int, size: int) -> dict[str, Any]:
 def errors(rank: int, size: int) -> dict[str, str]:
     mesh = init_device_mesh("cpu", (size,))
     other = init_device_mesh("cpu", (1, size))
+    named = init_device_mesh("cpu", (size,), mesh_dim_names=("data",))
     logits, head, states = torch.randn(4, 8), torch.randn(8, 3), torch.randn(4, 3)
     target = torch.randint(8, (4,))
     spread = distribute_tensor(logits, mesh, [Shard(1)])
@@ -207,6 +208,11 @@ def errors(rank: int, size: int) -> dict[str, str]:
         "plain logits": lambda: score_tokens(logits, distribute_tensor(target, mesh, [Replicate()])),
         "extra": lambda: score_tokens(spread, target, extra=extra),
         "all targets": lambda: score_tokens(by_rows, target),
+        "gathered rows": lambda: score_hidden_states(
+            distribute_tensor(states, named, [Shard(0)]),
+            distribute_tensor(head, named, [Shard(0)]),
+            target.chunk(size)[rank],
+        ),
         "two meshes": lambda: score_tokens(spread, distribute_tensor(target, other, [Replicate(), Replicate()])),
     }.items():
         try:
