@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+from collections import Counter
 from unittest import mock
 
 import torch
@@ -13,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy, one_hot
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, default_collate
 
 from xent_metrics import TokenMetricCollection
@@ -81,6 +83,50 @@ def dealt_by_lightning(rank, size, kind, package, count):
         net = module(kind, package)
         run.fit(net, *(DataLoader(Sequences(count, seed), batch_size=BATCH) for seed in (0, 1)))
     return {"values": values(run), "collectives": len(calls), "sharded": isinstance(net.table.weight, DTensor)}
+
+
+def logs_in_validation(self, batch, batch_idx):
+    self.val_metrics.update(self(batch["ids"]), batch["targets"])
+    self.log_dict(self.val_metrics)
+
+
+class Collectives(TorchDispatchMode):
+    """Counts every one that is called inside, whoever calls it."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace in ("c10d", "_c10d_functional"):
+            self.calls[func.name()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def all_collectives(rank, size, kind, count):
+    """Every collective of two epochs by name, of a plain module, under the callback, and of one that logs metrics itself."""
+    found = []
+    logging = with_metrics(kind, validation_step=logs_in_validation)
+    logging.val_metrics = TokenMetricCollection(METRICS, prefix="val/")
+    own = XentCallback(METRICS, stages=["train", "val"])
+    with launched(rank, size):
+        for net, callbacks in ((module(kind), []), (module(kind), [own]), (logging, [])):
+            run = trainer(size, kind, *callbacks, max_epochs=2)
+            with Collectives() as collectives:
+                run.fit(net, *(DataLoader(Sequences(count, seed), batch_size=BATCH) for seed in (0, 1)))
+            found.append(collectives.calls)
+    return found
+
+
+def watched(rank, size, count, folder):
+    """Training that is stopped, and of which the best is kept, by a value of the callback's that doesn't get better."""
+    callbacks = importlib.import_module("lightning.pytorch.callbacks")
+    best = callbacks.ModelCheckpoint(folder, monitor="val/cross_entropy", filename="{epoch}")
+    stop = callbacks.EarlyStopping("val/cross_entropy", patience=1)
+    with launched(rank, size):
+        run = trainer(size, "ddp", XentCallback(METRICS), best, stop, max_epochs=5, enable_checkpointing=True)
+        run.fit(module("ddp"), *(DataLoader(Sequences(count, seed), batch_size=BATCH) for seed in (0, 1)))
+    return {"epochs": run.current_epoch, "best": best.best_model_score.item(), "kept": best.best_model_path}
 
 
 class Backwards(BatchSampler):
@@ -215,9 +261,9 @@ def failing_sync(rank, size, count):
             return {"error": str(error), "later": callback._running["val"].compute()["val/cross_entropy"].item()}
 
 
-def with_metrics(kind, synced=True):
+def with_metrics(kind, synced=True, **steps):
     """A module that logs metrics of its own, whose sums go into its checkpoints."""
-    net = module(kind, training_step=logs_its_metrics)
+    net = module(kind, training_step=logs_its_metrics, **steps)
     net.train_metrics = TokenMetricCollection(METRICS, prefix="train/")
     net.train_metrics.persistent(True, synced=synced)
     return net

@@ -35,6 +35,22 @@ def test_any_number_of_ranks_gives_the_bits_of_one(kind, package):
         assert answer == {"values": want, "collectives": 4, "sharded": kind == "fsdp2"}  # 2 epochs of 2 stages
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_but_one_all_reduce_a_stage_is_added(kind):
+    """By the callback, and by `log_dict` of a module's own collection: 2 epochs of 2 stages."""
+    for plain, callback, own in run(2, jobs.all_collectives, kind, 11):
+        more = {"c10d::allreduce_": 4}
+        assert callback - plain == more
+        assert own - plain == more
+        assert not (plain - callback) + (plain - own)
+
+
+def test_callbacks_watch_its_values_on_all_ranks(tmp_path):
+    best = expected(Sequences(11, 1), "val")["val/cross_entropy"]
+    kept = str(tmp_path / "epoch=0.ckpt")
+    assert run(2, jobs.watched, 11, str(tmp_path)) == [{"epochs": 2, "best": best, "kept": kept}] * 2
+
+
 def cross_entropy(data, indices, clamped=False):
     target = data.target[indices].clamp(0) if clamped else data.target[indices]
     metric = get_metric("cross_entropy")
