@@ -183,7 +183,7 @@ class Grouped(TokenMetric):
         self.grouping = by if isinstance(by, Grouping) else Label(labels)
         self.average = average
         self.name = f"{metric.name}_by_group"  # type: ignore[misc]
-        self.value_unit = metric.value_unit  # type: ignore[misc]
+        self.value_unit = metric.value_unit
         self.interval_scale = metric.interval_scale  # type: ignore[misc]
         self.requires = metric.requires | self.grouping.requires
         self.row_units = metric.row_units  # type: ignore[misc]

@@ -83,7 +83,7 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
 
     name: ClassVar[str]
     formula: ClassVar[str] = ""
-    value_unit: ClassVar[str] = ""
+    value_unit: str = ""  # an instance's may follow its options
     reference: ClassVar[str] = ""
     requires: frozenset[str] = frozenset({"nll"})
     row_units: ClassVar[frozenset[Unit]] = frozenset({"token", "choice"})

@@ -27,6 +27,7 @@ __all__ = [
     "draw_curve",
     "draw_reliability",
     "figure",
+    "plot_reliability",
     "reliability_axes",
 ]
 
@@ -47,10 +48,7 @@ def figure(path: str | Path | IO[str], size: tuple[float, float] = (6.5, 5), **o
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtraError("pictures need matplotlib: pip install 'xent-metrics[plots]'") from error
+    matplotlib = _matplotlib()
     from matplotlib.figure import Figure
 
     if isinstance(path, str | Path):
@@ -70,6 +68,30 @@ def _check_file(path: Path, endings: Iterable[str]) -> None:
         raise InvalidInputError(f"{path}: there is no folder {path.parent}; make it first")
 
 
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingExtraError("pictures need matplotlib: pip install 'xent-metrics[plots]'") from error
+    return matplotlib
+
+
+def plot_reliability(bins: Mapping[str, Tensor], title: str, ax: Any = None) -> tuple[Any, Any]:
+    """A reliability diagram as `metric.plot` gives one: a figure of pyplot's and its axes, or on `ax` without the shares."""
+    matplotlib = _matplotlib()
+    from matplotlib import pyplot
+
+    with matplotlib.rc_context(_STYLE | {"axes.titlelocation": "center"}):  # where a caller's set_title puts another
+        if ax is None:
+            drawn = pyplot.figure(figsize=(6.5, 5), layout="constrained")
+            axes, share = reliability_axes(drawn)
+        else:
+            drawn, axes, share = ax.figure, ax, None
+        draw_reliability(axes, share, bins)
+        axes.set_title(title)
+    return drawn, axes
+
+
 def reliability_axes(drawn: Any, place: Any = None) -> tuple[Any, Any]:
     """The two axes of a reliability diagram, one above the other, in a figure or in a cell of its grid."""
     grid = (
@@ -85,7 +107,7 @@ def draw_reliability(axes: Any, share: Any, bins: Mapping[str, Tensor], rows: st
     """Accuracy and mean confidence by bin, and how many tokens each bin holds.
 
     Args:
-        axes, share: from `reliability_axes`.
+        axes, share: from `reliability_axes`; without `share` the bins' shares aren't drawn.
         bins: the sums `tokens`, `correct` and `confidence`, each ``(num_bins,)`` over equal-width bins of the confidence:
             ``metric.bins(metric.unpack(to_float(metric.state)))`` of an `ExpectedCalibrationError`.
         rows: what the model predicted, for the labels.
@@ -105,8 +127,11 @@ def draw_reliability(axes: Any, share: Any, bins: Mapping[str, Tensor], rows: st
     axes.hlines(confidence, edges, edges + width, color=ORANGE, linewidth=2.5, label="mean confidence")
     axes.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1, label="as often right as sure")
     axes.set(title=f"Reliability: expected calibration error {error:.4f}", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
-    axes.tick_params(labelbottom=False)
     axes.legend(loc="upper left")
+    if share is None:
+        axes.set_xlabel("top-1 confidence")
+        return
+    axes.tick_params(labelbottom=False)
     share.bar(edges, shares, color=MUTED, **bar)
     share.set(xlabel="top-1 confidence", ylabel=f"share of\nall {rows}")
 

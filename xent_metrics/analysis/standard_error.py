@@ -133,6 +133,7 @@ class StandardError(TokenMetric):
             )
         super().__init__(ignore_index=metric.ignore_index, **kwargs)
         self.name = f"{metric.name}_stderr"  # type: ignore[misc]
+        self.value_unit = metric.value_unit
         self.requires = metric.requires
         self.row_units = metric.row_units  # type: ignore[misc]
         self.metric = copy.deepcopy(metric)

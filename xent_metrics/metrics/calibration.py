@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MetricOptionError
+from ..exact_sum import to_float
 from ..metric import Binned, TokenMetric
 from ..scores import TokenScores
 from .confidence_bins import Binning, ConfidenceBins, gap
@@ -18,7 +19,31 @@ Norm = Literal["l1", "l2", "max"]
 __all__ = ["ExpectedCalibrationError", "MaximumCalibrationError", "Overconfidence", "RMSCalibrationError", "root"]
 
 
-class ExpectedCalibrationError(ConfidenceBins):
+class _Gaps(ConfidenceBins):
+    """All bins' gaps in one number, and their picture."""
+
+    norm: Norm
+
+    def value(self, sums: Mapping[str, Tensor]) -> Tensor:
+        return _error(self.bins(sums), self.norm)
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """The reliability diagram of all that was added, on all processes; with `val`, these values over steps.
+
+        Bins of equal mass have no such diagram: their value alone is plotted.
+        """
+        if val is not None or self.binning != "width":
+            return super().plot(val, ax)
+        from ..analysis.plots import plot_reliability
+
+        with self.sync_context(self.dist_sync_fn, should_sync=self._to_sync and not self._is_synced):
+            self._check(finite_only=False)
+            sums = self.unpack(to_float(self.state))
+        title = f"{self.name.replace('_', ' ')}: {float(self.value(sums)):.4f}"
+        return plot_reliability(self.bins(sums), title, ax)
+
+
+class ExpectedCalibrationError(_Gaps):
     """Expected calibration error = Σ_b n_b/N · |accuracy_b − confidence_b| over M bins of the top-1 confidence.
 
     Args:
@@ -52,11 +77,8 @@ class ExpectedCalibrationError(ConfidenceBins):
             raise MetricOptionError(f'{self.name}: norm is "l1", "l2" or "max"; got {norm!r}')
         self.norm = norm
 
-    def value(self, sums: Mapping[str, Tensor]) -> Tensor:
-        return _error(self.bins(sums), self.norm)
 
-
-class MaximumCalibrationError(ConfidenceBins):
+class MaximumCalibrationError(_Gaps):
     """Maximum calibration error = max_b |accuracy_b − confidence_b| over M bins of the top-1 confidence that hold tokens.
 
     Args:
@@ -78,12 +100,10 @@ class MaximumCalibrationError(ConfidenceBins):
     formula = "max_b |accuracy_b − confidence_b|"
     value_unit = "probability"
     reference = "Naeini et al. (2015)"
-
-    def value(self, sums: Mapping[str, Tensor]) -> Tensor:
-        return _error(self.bins(sums), "max")
+    norm = "max"
 
 
-class RMSCalibrationError(ConfidenceBins):
+class RMSCalibrationError(_Gaps):
     """RMS calibration error = √(Σ_b n_b/N · (accuracy_b − confidence_b)²) over M bins of the top-1 confidence.
 
     Args:
@@ -106,9 +126,7 @@ class RMSCalibrationError(ConfidenceBins):
     formula = "√(Σ_b n_b/N · (accuracy_b − confidence_b)²)"
     value_unit = "probability"
     reference = "Hendrycks et al. (2019), arXiv:1812.04606"
-
-    def value(self, sums: Mapping[str, Tensor]) -> Tensor:
-        return _error(self.bins(sums), "l2")
+    norm = "l2"
 
 
 class Overconfidence(TokenMetric):

@@ -63,6 +63,7 @@ class CrossEntropy(_NatsPerToken):
         if not isinstance(label_smoothing, int | float) or not 0.0 <= label_smoothing <= 1.0:
             raise MetricOptionError(f"cross_entropy: label_smoothing is a number in [0, 1]; got {label_smoothing!r}")
         self.unit = unit
+        self.value_unit = f"{unit} per token"
         self.label_smoothing = label_smoothing
         # Kept as its bits: `.to(torch.bfloat16)` on the module would round a float buffer.
         bits = None if class_weight is None else as_tensor(class_weight).to(torch.float64).view(torch.int64)
