@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from hf_model_support import TEXT, VOCAB, multiple_choice, requests, stock, tiny_model, tiny_tokenizer
+from hf_model_support import CONFIGS, TEXT, VOCAB, multiple_choice, requests, stock, tiny_model, tiny_tokenizer
 from lm_eval.api.model import CachingLM
 from torch.nn import functional as F
 
 from xent_metrics import TokenScores
 from xent_metrics.errors import InvalidInputError
 from xent_metrics.hosts.lm_eval import XentHFLM, freed_memory, hf_model, runner
+from xent_metrics.hosts.lm_eval.forward import Forward
 from xent_metrics.hosts.lm_eval.results import ScoredLoglikelihood, ScoredRolling
 
 PAIRS = multiple_choice()
@@ -147,7 +148,7 @@ def test_contexts_run_once(lm, monkeypatch):
         return states(rows, stem)
 
     monkeypatch.setattr(lm.forward, "states", watch)
-    lm._runner.checked = 10**6  # nothing runs to be compared
+    lm._runner.longest = lm._runner.deepest = 10**6  # nothing runs to be compared
     choices(lm)
     shared = sum(run)
     monkeypatch.setattr(lm, "logits_cache", False)
@@ -181,6 +182,39 @@ def test_auto_lowers_the_batch_until_it_fits(build, monkeypatch):
     monkeypatch.setattr(lm.forward, "states", small_memory)
     assert lm._largest_batch(40) == 5
     assert tried == [7, 6, 5]
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError("MPS backend out of memory")]
+)
+def test_a_batch_that_does_not_fit_runs_in_halves(build, lm, monkeypatch, caplog, error):
+    other = build(batch_size=64)
+    states, run = other.forward.states, []
+
+    def small_memory(rows, stem=None):
+        run.append(len(rows) * max(map(len, rows)))
+        if run[-1] > 150:
+            raise error
+        return states(rows, stem)
+
+    monkeypatch.setattr(other.forward, "states", small_memory)
+    with caplog.at_level(logging.WARNING, logger="xent_metrics"):
+        found = choices(other)
+    assert max(run) > 150
+    assert "out of memory; batches have at most" in caplog.text
+    assert [one[0] for one in found] == pytest.approx([one[0] for one in choices(lm)], rel=1e-6)
+
+
+def test_a_request_that_never_fits_is_an_error(build, monkeypatch, caplog):
+    lm = build(batch_size=64)
+
+    def no_memory(rows, stem=None):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    monkeypatch.setattr(lm.forward, "states", no_memory)
+    with caplog.at_level(logging.WARNING, logger="xent_metrics"), pytest.raises(torch.OutOfMemoryError):
+        choices(lm)
+    assert "nothing is shared from here on" in caplog.text
 
 
 def test_a_batch_size_bounds_the_tokens_of_a_batch(build, monkeypatch):
@@ -357,6 +391,24 @@ def test_sharing_that_goes_wrong_on_long_texts_is_found_and_left(build, caplog, 
     assert [one[0] for one in found] == pytest.approx([one[0] for one in expected], rel=1e-6)
 
 
+def test_deep_windows_are_checked_behind_wide_rows(tokenizer, caplog):
+    """A window that only texts of more than 60 ids feel, hidden from shared rows; long but shallow rows come first."""
+    config, options = transformers.MistralConfig, CONFIGS["mistral_window"][1] | {"max_position_embeddings": 512}
+    torch.manual_seed(0)
+    model = transformers.MistralForCausalLM(config(vocab_size=VOCAB, **options | {"sliding_window": 260})).eval()
+    lm = XentHFLM(pretrained=model, tokenizer=tokenizer)
+    assert lm.forward.packing
+    lm.forward.window = None  # and so out of the block mask
+    ids = torch.randint(1, VOCAB, (4096,), generator=torch.Generator().manual_seed(0)).tolist()
+    wide = [(None, ids[:20], ids[i : i + 12]) for i in range(20, 500, 12)]
+    deep = [(None, ids[start : start + 300], ids[i : i + 3]) for start in (600, 1200) for i in range(2000, 2012, 3)]
+    with caplog.at_level(logging.WARNING, logger="xent_metrics"):
+        found = lm._loglikelihood_tokens([*wide, *deep])
+    expected = stock(model, tokenizer)._loglikelihood_tokens([*wide, *deep], disable_tqdm=True)
+    assert [one[0] for one in found] == pytest.approx([one[0] for one in expected], rel=1e-5)
+    assert caplog.text.count("sharing is off for MistralForCausalLM") == 1
+
+
 def test_a_wrong_head_is_found(model, tokenizer, caplog):
     """Logits that the configuration doesn't tell of."""
 
@@ -424,13 +476,34 @@ def test_encoder_decoders_are_refused(tokenizer):
         XentHFLM(pretrained=transformers.T5ForConditionalGeneration(config), tokenizer=tokenizer)
 
 
-def test_models_that_look_ahead_are_refused(tokenizer):
-    config = transformers.BertConfig(
-        vocab_size=VOCAB, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-        initializer_range=0.3, max_position_embeddings=96, is_decoder=False,
-    )  # fmt: skip
-    with pytest.raises(InvalidInputError, match="BertLMHeadModel isn't causal"):
-        XentHFLM(pretrained=transformers.BertLMHeadModel(config).eval(), tokenizer=tokenizer)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["Bert", "Roberta", "XLNet"])
+def test_models_that_look_ahead_are_refused(tokenizer, name, dtype):
+    """However little: weights as they are drawn, in a dtype whose rounding is greater."""
+    own = (
+        {"d_inner": 48, "d_head": 12} if name == "XLNet" else {"intermediate_size": 48, "max_position_embeddings": 100}
+    )
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=VOCAB, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0, **own
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    with pytest.raises(InvalidInputError, match=rf"{name}\w+ isn't causal"):
+        XentHFLM(pretrained=model, tokenizer=tokenizer, max_length=88)
+
+
+def test_rounding_is_not_taken_for_looking_ahead(tokenizer):
+    """Where other ids go to an expert, the same ids may be rounded otherwise."""
+    half = tiny_model("mixtral").to(torch.bfloat16)
+    states = Forward.states
+
+    def rounded(self, rows, stem=None):
+        found = states(self, rows, stem)
+        return found * (1 + 1e-3 * (rows[0].tokens[-1] % 7))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Forward, "states", rounded)
+        XentHFLM(pretrained=half, tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("stride", [0, 97, "half", 2.0])

@@ -30,6 +30,10 @@ from .packing import Row
 __all__ = ["Forward", "Head"]
 
 
+#: What a configuration calls its experts, and quantization.
+_NEIGHBOURLY = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "quantization_config")
+
+
 @dataclass(frozen=True)
 class Head:
     """What stands between the last hidden states and the logits: softcap(scale · (h Wᵀ + b))."""
@@ -105,6 +109,13 @@ class Forward:
         """What the model computes in."""
         dtype: torch.dtype = self.autocast or self._causal.dtype
         return dtype
+
+    @property
+    def rounds_by_neighbours(self) -> bool:
+        """Whether other ids of a batch may change how a position is rounded: those of an expert run together, and
+        quantization scales what it sees at once."""
+        config = self._causal.config.get_text_config()
+        return any(getattr(config, name, None) for name in _NEIGHBOURLY)
 
     def find_head(self) -> None:
         """Find the parts of the model that the hidden-state route needs; raises where there is no such part."""
