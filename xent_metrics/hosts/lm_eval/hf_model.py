@@ -6,7 +6,11 @@ Every argument of `hf` works. Requests become windows (windows.py), windows that
 (packing.py), only what is scored meets `lm_head` (forward.py), and every shortcut is checked (probe.py, runner.py).
 Each result is the plain value that lm-eval expects with its tokens' scores behind it (results.py).
 
-Who syncs: nobody here. Under `accelerate launch` each process scores its own requests, and lm-eval gathers them.
+Who syncs: nobody here. Under `accelerate launch` each process scores its own requests, and lm-eval gathers them; on CPUs
+
+    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m xent_metrics.cli lm-eval run …
+
+does it, since ``accelerate launch --cpu --num_processes 2`` starts one process unless an MPI hostfile is given.
 """
 
 from __future__ import annotations
