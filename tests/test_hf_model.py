@@ -512,6 +512,65 @@ def test_a_stride_lies_within_the_window(build, stride):
         build(stride=stride)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_length": -1}, "max_length is a whole number of at least 1; got -1"),
+        ({"max_length": "long"}, "max_length is a whole number of at least 1; got 'long'"),
+        ({"batch_size": 0}, "batch_size is a whole number of at least 1; got 0"),
+        ({"batch_size": -2}, "batch_size is a whole number of at least 1; got -2"),
+        ({"batch_size": "auto", "max_batch_size": None}, "max_batch_size is a whole number of at least 1; got None"),
+        ({"log_tokens": "no"}, "log_tokens is true or false; got 'no'"),
+        ({"backend": "seq2seq"}, "causal language models; got backend='seq2seq' for llama. Leave backend out"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(build, options, message):
+    with pytest.raises(InvalidInputError, match=re.escape(message)):
+        build(**options)
+
+
+def test_a_max_length_may_be_text(build):
+    assert build(max_length="24").max_length == 24
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_a_window_has_no_more_ids_than_positions(tokenizer, name):
+    with pytest.raises(
+        InvalidInputError, match=r"max_length=200 is more than the \d+ positions of \S*(wpe|embed_positions)"
+    ):
+        XentHFLM(pretrained=tiny_model(name), tokenizer=tokenizer, max_length=200)
+
+
+def test_models_without_a_head_for_tokens_are_refused(model, tokenizer):
+    classifier = transformers.LlamaForSequenceClassification(model.config)
+    for other in (model.model, classifier.eval()):
+        with pytest.raises(InvalidInputError, match=f"{type(other).__name__} gives no logits of every position"):
+            XentHFLM(pretrained=other, tokenizer=tokenizer)
+
+
+def test_encoder_decoders_are_refused_whatever_they_are_called(tokenizer):
+    config = transformers.T5Config(vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    with pytest.raises(InvalidInputError, match="t5 is an encoder-decoder"):
+        XentHFLM(
+            pretrained=transformers.T5ForConditionalGeneration(config), tokenizer=tokenizer, backend="causal",
+            max_length=32,
+        )  # fmt: skip
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_found_before_it_runs(tokenizer, monkeypatch):
+    config = transformers.LlamaConfig(**CONFIGS["llama_tied"][1], vocab_size=260)
+    lm = XentHFLM(pretrained=transformers.LlamaForCausalLM(config).eval(), tokenizer=tokenizer)
+    monkeypatch.setattr(lm.forward, "states", lambda *args: pytest.fail("the model ran"))
+    with pytest.raises(InvalidInputError, match=r"gives the id \d+, and LlamaForCausalLM has 260; pass the tokenizer"):
+        rolling(lm, TEXT)
+
+
+def test_ids_without_a_context_are_refused(lm, monkeypatch):
+    monkeypatch.setattr(lm.forward, "states", lambda *args: pytest.fail("the model ran"))
+    with pytest.raises(InvalidInputError, match="needs a context of at least one id"):
+        lm._loglikelihood_tokens([(None, [], [1, 2])])
+
+
 # Progress.
 
 

@@ -147,7 +147,12 @@ class Forward:
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row.tokens)
         output = self._run(ids.to(self.device), **self._arguments(rows, length, stem))
-        found = output[0] if self.hidden else output.logits
+        found = output[0] if self.hidden else getattr(output, "logits", None)
+        if not isinstance(found, Tensor) or found.ndim != 3:
+            raise InvalidInputError(
+                f"{self.name} gives no logits of every position (B, T, V); expected a causal language model with its head, "
+                "such as AutoModelForCausalLM loads"
+            )
         virtual = found.shape[1] - length  # the virtual tokens of a prompt-tuned model
         wanted = [
             i * found.shape[1] + virtual + column

@@ -31,6 +31,7 @@ from ...errors import InvalidInputError
 from ...scores import TokenScores
 from .encoding import bytes_table
 from .forward import Forward
+from .load_module import at_least_one, yes_or_no
 from .logged_tokens import Results
 from .packing import alone
 from .probe import probe
@@ -75,7 +76,8 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
     ) -> None:
         super().__init__(pretrained, *args, **kwargs)
         self._join_processes()
-        self._results = Results(self.tokenizer if log_tokens else None, log_alternatives)
+        self._check_arguments()
+        self._results = Results(self.tokenizer if yes_or_no("log_tokens", log_tokens) else None, log_alternatives)
         if stride is not None and not (type(stride) is int and 1 <= stride <= self.max_length):
             raise InvalidInputError(f"stride lies between 1 and max_length={self.max_length} tokens; got {stride!r}")
         self.stride = stride
@@ -90,9 +92,33 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
     def _get_backend(self, *args: Any, **kwargs: Any) -> None:
         super()._get_backend(*args, **kwargs)
         if self.backend != "causal":
+            named = f"{self.config.model_type} is an encoder-decoder. Use `--model hf`"
+            if not getattr(self.config, "is_encoder_decoder", False):
+                named = f"got backend={self.backend!r} for {self.config.model_type}. Leave backend out"
+            raise InvalidInputError(f"xent-hf scores causal language models; {named}")
+
+    def _check_arguments(self) -> None:
+        """What `hf` takes and fails with later."""
+        config = self.model.config
+        if getattr(config, "is_encoder_decoder", False):
             raise InvalidInputError(
-                f"xent-hf scores causal language models; {self.config.model_type} is an encoder-decoder. Use `--model hf`"
+                f"xent-hf scores causal language models; {config.model_type} is an encoder-decoder. Use `--model hf`"
             )
+        if self.batch_size == "auto":
+            self.max_batch_size: int = at_least_one("max_batch_size", self.max_batch_size)
+        else:
+            at_least_one("batch_size", self.batch_size)
+        self._max_length = at_least_one("max_length", self.max_length)
+        for name, table in self.model.named_modules():
+            positions = (
+                isinstance(table, torch.nn.Embedding)
+                and ("wpe" in name or "position" in name)
+                and "relative" not in name
+            )
+            if positions and table.num_embeddings < self._max_length:
+                raise InvalidInputError(
+                    f"max_length={self._max_length} is more than the {table.num_embeddings} positions of {name}"
+                )
 
     def _join_processes(self) -> None:
         """Take this process' share of the documents on CPUs too, where `hf` would run all of them in every process."""
@@ -104,7 +130,7 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         """Ids that are text: no special and no added tokens."""
         tokenizer = self.tokenizer
         added = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
-        size = min(tokenizer.vocab_size, self.model.get_input_embeddings().weight.shape[0])
+        size = min(tokenizer.vocab_size, self._num_ids)
         return [i for i in range(size) if i not in added] or list(range(size))
 
     # Requests.
@@ -203,6 +229,7 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
     ) -> Iterator[tuple[int, TokenScores]]:
         if not windows:
             return iter(())
+        self._check_ids(windows)
         bar = partial(
             tqdm, desc=f"Running {task} requests", unit="tok", unit_scale=True,
             disable=True if disable_tqdm or self.rank != 0 else None,  # None: shown on a terminal only
@@ -210,6 +237,19 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         longest = max(len(window.inputs) for window in windows)
         tokens = self._batch_tokens(longest, override_bs)
         return self._runner.run(windows, share=self.logits_cache, max_tokens=tokens, progress=bar)
+
+    def _check_ids(self, windows: Sequence[Window]) -> None:
+        largest, size = max(max(*window.inputs, *window.targets) for window in windows), self._num_ids
+        if largest >= size:
+            raise InvalidInputError(
+                f"{self.tokenizer_name} gives the id {largest}, and {self.forward.name} has {size}; pass the tokenizer that "
+                "the model was trained with"
+            )
+
+    @property
+    def _num_ids(self) -> int:
+        """Ids that the model can read."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
 
     def _batch_tokens(self, longest: int, override_bs: int | None) -> int:
         """How many ids a batch has, where the longest request has `longest`."""

@@ -28,7 +28,7 @@ from ...errors import InvalidInputError
 from ...scores import TokenScores
 from ...scoring import score_tokens
 from .encoding import bytes_table, encode, ids_needed, load_tokenizer, prefix_id
-from .load_module import at_least_one, device_for, dtype_for, load_module, own_max_length
+from .load_module import at_least_one, device_for, dtype_for, load_module, own_max_length, yes_or_no
 from .logged_tokens import Results
 from .ranks import Ranks
 from .windows import Batch, Window, batches, continuation_window, rolling_windows
@@ -92,7 +92,7 @@ class TorchLM(Ranks, TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         self.in_order = in_order
         self.add_bos_token = add_bos_token
         self._prefix = prefix_id(self.tokenizer) if prefix_token_id is None else int(prefix_token_id)
-        self._results = Results(self.tokenizer if log_tokens else None, log_alternatives)
+        self._results = Results(self.tokenizer if yes_or_no("log_tokens", log_tokens) else None, log_alternatives)
         self.vocab_size = self._probe()
         self.token_bytes = bytes_table(self.tokenizer, self.vocab_size)
 
