@@ -16,11 +16,13 @@ import torch
 import transformers
 from hf_model_support import CONFIGS, TEXT, VOCAB, multiple_choice, requests, stock, tiny_model, tiny_tokenizer
 from lm_eval.api.model import CachingLM
+from lm_eval.evaluator import simple_evaluate
 from torch.nn import functional as F
 
 from xent_metrics import TokenScores
-from xent_metrics.errors import InvalidInputError
+from xent_metrics.errors import InvalidInputError, MissingScoreError
 from xent_metrics.hosts.lm_eval import XentHFLM, freed_memory, hf_model, runner
+from xent_metrics.hosts.lm_eval.command import XentTaskManager
 from xent_metrics.hosts.lm_eval.forward import Forward
 from xent_metrics.hosts.lm_eval.results import ScoredLoglikelihood, ScoredRolling
 
@@ -327,6 +329,39 @@ def test_what_is_done_is_cached_before_all_is_done(build, tmp_path, monkeypatch)
     assert len(cached.dbdict) > 0
 
 
+@pytest.mark.parametrize("kind", ["loglikelihood", "loglikelihood_rolling"])
+@pytest.mark.parametrize("writer", ["hf", "without log_tokens"])
+def test_a_cache_without_tokens_is_refused_where_they_are_asked_for(build, model, tokenizer, tmp_path, kind, writer):
+    path = str(tmp_path / "cache.db")
+    first = CachingLM(stock(model, tokenizer) if writer == "hf" else build(), path)
+    getattr(first, kind)(requests(kind, [("A text", " and more")[: 1 + (kind == "loglikelihood")]]))
+    first.dbdict.close()
+    with pytest.raises(InvalidInputError, match=r"the cache \S+cache.db holds results without tokens.* --use_cache"):
+        CachingLM(build(log_tokens=True), path)
+    CachingLM(build(), path)  # numbers are what they are
+
+
+def test_a_cache_with_tokens_is_taken(build, tmp_path):
+    path = str(tmp_path / "cache.db")
+    pairs, texts = requests("loglikelihood", PAIRS), requests("loglikelihood_rolling", [(TEXT,)])
+    first = CachingLM(build(log_tokens=True), path)
+    found = first.loglikelihood(pairs), first.loglikelihood_rolling(texts)
+    first.dbdict.close()
+    again = CachingLM(build(log_tokens=True), path)
+    assert (again.loglikelihood(pairs), again.loglikelihood_rolling(texts)) == found
+
+
+def test_a_cache_of_another_model_is_named_where_scores_are_missing(build, model, tokenizer, tmp_path):
+    rest = {
+        "tasks": ["xent_python_docs_tokens"], "limit": 2, "bootstrap_iters": 0, "task_manager": XentTaskManager(),
+        "use_cache": str(tmp_path / "cache"),
+    }  # fmt: skip
+    with pytest.raises(MissingScoreError):
+        simple_evaluate(model=stock(model, tokenizer), **rest)
+    with pytest.raises(MissingScoreError, match="came from a cache that another one wrote: give --use_cache another"):
+        simple_evaluate(model=build(), **rest)
+
+
 def test_samples_list_tokens_when_asked(build, lm, tokenizer):
     from lm_eval.utils import sanitize_list
 
@@ -561,7 +596,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_found_before_it_runs(tokeni
     config = transformers.LlamaConfig(**CONFIGS["llama_tied"][1], vocab_size=260)
     lm = XentHFLM(pretrained=transformers.LlamaForCausalLM(config).eval(), tokenizer=tokenizer)
     monkeypatch.setattr(lm.forward, "states", lambda *args: pytest.fail("the model ran"))
-    with pytest.raises(InvalidInputError, match=r"gives the id \d+, and LlamaForCausalLM has 260; pass the tokenizer"):
+    with pytest.raises(InvalidInputError, match=r"gives the id \d+, and the model has 260 ids; pass the tokenizer"):
         rolling(lm, TEXT)
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from accelerate.utils.memory import find_executable_batch_size  # type: ignore[import-untyped]
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -31,6 +32,7 @@ from ...errors import InvalidInputError
 from ...scores import TokenScores
 from .encoding import bytes_table
 from .forward import Forward
+from .hf_checks import check_backend, check_ids, check_positions
 from .load_module import at_least_one, yes_or_no
 from .logged_tokens import Results
 from .packing import alone
@@ -76,7 +78,13 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
     ) -> None:
         super().__init__(pretrained, *args, **kwargs)
         self._join_processes()
-        self._check_arguments()
+        check_backend(self.model.config, self.backend)
+        if self.batch_size == "auto":
+            self.max_batch_size: int = at_least_one("max_batch_size", self.max_batch_size)
+        else:
+            at_least_one("batch_size", self.batch_size)
+        self._max_length = at_least_one("max_length", self.max_length)
+        check_positions(self.model, self._max_length)
         self._results = Results(self.tokenizer if yes_or_no("log_tokens", log_tokens) else None, log_alternatives)
         if stride is not None and not (type(stride) is int and 1 <= stride <= self.max_length):
             raise InvalidInputError(f"stride lies between 1 and max_length={self.max_length} tokens; got {stride!r}")
@@ -91,34 +99,7 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
 
     def _get_backend(self, *args: Any, **kwargs: Any) -> None:
         super()._get_backend(*args, **kwargs)
-        if self.backend != "causal":
-            named = f"{self.config.model_type} is an encoder-decoder. Use `--model hf`"
-            if not getattr(self.config, "is_encoder_decoder", False):
-                named = f"got backend={self.backend!r} for {self.config.model_type}. Leave backend out"
-            raise InvalidInputError(f"xent-hf scores causal language models; {named}")
-
-    def _check_arguments(self) -> None:
-        """What `hf` takes and fails with later."""
-        config = self.model.config
-        if getattr(config, "is_encoder_decoder", False):
-            raise InvalidInputError(
-                f"xent-hf scores causal language models; {config.model_type} is an encoder-decoder. Use `--model hf`"
-            )
-        if self.batch_size == "auto":
-            self.max_batch_size: int = at_least_one("max_batch_size", self.max_batch_size)
-        else:
-            at_least_one("batch_size", self.batch_size)
-        self._max_length = at_least_one("max_length", self.max_length)
-        for name, table in self.model.named_modules():
-            positions = (
-                isinstance(table, torch.nn.Embedding)
-                and ("wpe" in name or "position" in name)
-                and "relative" not in name
-            )
-            if positions and table.num_embeddings < self._max_length:
-                raise InvalidInputError(
-                    f"max_length={self._max_length} is more than the {table.num_embeddings} positions of {name}"
-                )
+        check_backend(self.config, self.backend)
 
     def _join_processes(self) -> None:
         """Take this process' share of the documents on CPUs too, where `hf` would run all of them in every process."""
@@ -189,6 +170,11 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
                 finish(number)
         return [results[number] for number in range(len(texts))]
 
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Take lm-eval's cache, if what it holds is what these options give."""
+        self._results.check_cache(cache_hook.dbdict)
+        super().set_cache_hook(cache_hook)
+
     # Tokens.
 
     def _encode(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -229,7 +215,7 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
     ) -> Iterator[tuple[int, TokenScores]]:
         if not windows:
             return iter(())
-        self._check_ids(windows)
+        check_ids(windows, self._num_ids, tokenizer_name=self.tokenizer_name)
         bar = partial(
             tqdm, desc=f"Running {task} requests", unit="tok", unit_scale=True,
             disable=True if disable_tqdm or self.rank != 0 else None,  # None: shown on a terminal only
@@ -237,14 +223,6 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         longest = max(len(window.inputs) for window in windows)
         tokens = self._batch_tokens(longest, override_bs)
         return self._runner.run(windows, share=self.logits_cache, max_tokens=tokens, progress=bar)
-
-    def _check_ids(self, windows: Sequence[Window]) -> None:
-        largest, size = max(max(*window.inputs, *window.targets) for window in windows), self._num_ids
-        if largest >= size:
-            raise InvalidInputError(
-                f"{self.tokenizer_name} gives the id {largest}, and {self.forward.name} has {size}; pass the tokenizer that "
-                "the model was trained with"
-            )
 
     @property
     def _num_ids(self) -> int:

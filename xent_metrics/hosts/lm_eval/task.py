@@ -156,7 +156,13 @@ class XentTask(StandsIn):
         if self._entries:
             document = self._document(doc, results)
             for entry in self._entries:
-                value = DocumentValue.of(entry.metric, document.scores_for(entry.metric, entry.over))
+                try:
+                    value = DocumentValue.of(entry.metric, document.scores_for(entry.metric, entry.over))
+                except MissingScoreError as error:
+                    if not all(result.scores is None for result in results):
+                        raise
+                    hint = "If it was one of these, its results came from a cache that another one wrote: "
+                    raise MissingScoreError(f"{error}. {hint}give --use_cache another name") from error
                 emitted |= {entry.name: value, f"{entry.name}_stderr": DocumentSums.of(entry.metric, value.sums)}
         return emitted
 

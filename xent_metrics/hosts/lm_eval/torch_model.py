@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
+from lm_eval.api.model import CacheHook, TemplateLM
 from lm_eval.api.registry import register_model
 from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -132,6 +132,11 @@ class TorchLM(Ranks, TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         for request, result in zip(requests, results, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, result)
         return results
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Take lm-eval's cache, if what it holds is what these options give."""
+        self._results.check_cache(cache_hook.dbdict)
+        super().set_cache_hook(cache_hook)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Not offered: this model only scores."""
