@@ -166,7 +166,9 @@ class XentTask(StandsIn):
                     self._demand_further_scores(entry, scores)
                     value = DocumentValue.of(entry.metric, scores)
                 except XentMetricsError as error:
-                    raise type(error)(f"task {self.config.task}, metric {entry.name}: {error}") from error
+                    raise type(error)(
+                        f"task {self.config.task}, metric {entry.name}: {error}{_of_a_cache(error, results)}"
+                    ) from error
                 emitted |= {entry.name: value, f"{entry.name}_stderr": DocumentSums.of(entry.metric, value.sums)}
         return emitted
 
@@ -192,6 +194,15 @@ class XentTask(StandsIn):
         gold, choices = self._gold(doc)
         loglikelihoods = [float(result[0]) for result in results[:choices]]  # behind them acc_mutual_info's
         return Document(results[gold], *count, loglikelihoods, gold)
+
+
+def _of_a_cache(error: XentMetricsError, results: Sequence[Any]) -> str:
+    """What may be behind a model's missing token scores, though some loaded model gives them."""
+    if not isinstance(error, MissingScoreError) or not all(result.scores is None for result in results):
+        return ""
+    return (
+        ". If it was one of these, its results came from a cache that another one wrote: give --use_cache another name"
+    )
 
 
 def _nothing(entry: Entry) -> dict[str, Any]:

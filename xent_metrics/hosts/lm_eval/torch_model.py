@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
+from lm_eval.api.model import CacheHook, TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import simple_parse_args_string
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ from ...scores import TokenScores
 from ...scoring import score_tokens
 from .encoding import bytes_table, encode, ids_needed, load_tokenizer, prefix_id
 from .further_scores import asked_for
-from .load_module import at_least_one, device_for, dtype_for, load_module, own_max_length
+from .load_module import at_least_one, device_for, dtype_for, load_module, own_max_length, yes_or_no
 from .logged_tokens import Results
 from .ranks import Ranks
 from .windows import Batch, Window, batches, continuation_window, rolling_windows
@@ -98,7 +98,7 @@ class TorchLM(Ranks, TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         self.in_order = in_order
         self.add_bos_token = add_bos_token
         self._prefix = prefix_id(self.tokenizer) if prefix_token_id is None else int(prefix_token_id)
-        self._results = Results(self.tokenizer if log_tokens else None, log_alternatives)
+        self._results = Results(self.tokenizer if yes_or_no("log_tokens", log_tokens) else None, log_alternatives)
         self._further: Mapping[str, RowScore] = {}
         self.vocab_size = self._probe()
         self.token_bytes = bytes_table(self.tokenizer, self.vocab_size)
@@ -164,6 +164,11 @@ class TorchLM(Ranks, TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         for request, result in zip(requests, results, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, result)
         return results
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Take lm-eval's cache, if what it holds is what these options give."""
+        self._results.check_cache(cache_hook.dbdict)
+        super().set_cache_hook(cache_hook)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Not offered: this model only scores."""
