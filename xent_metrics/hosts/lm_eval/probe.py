@@ -27,7 +27,8 @@ _WINDOW = 256  # … or a little more than a sliding window of at most this many
 #: Relative error of hidden states (or logits) that rounding alone may make, other batch shapes being rounded otherwise.
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _LOOK_AHEAD = 1e-5  # … and that the ids behind may make, in any dtype: none is expected, the shapes being the same
-_NLL_FACTOR = 10  # losses of the same hidden states agree better than these do
+#: … and of losses by the same head on the same hidden states, of which only the logits may be rounded otherwise.
+_NLL_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 5e-4, torch.bfloat16: 2e-3}
 _INSTEAD = {
     "hidden": "the model's own logits are scored",
     "packing": "windows that branch run row by row",
@@ -51,7 +52,7 @@ def probe(forward: Forward, ids: Sequence[int], max_length: int) -> None:
     length = min(max_length, max(_LENGTH, forward.window + 16 if forward.window and forward.window <= _WINDOW else 0))
     windows = _windows(ids, length)
     _check_causal(forward, windows[0])
-    _try(forward, "hidden", lambda: _hidden_error(forward, windows))
+    _try(forward, "hidden", lambda: _hidden_error(forward, windows), _NLL_TOLERANCE.get(forward.dtype, 2e-3))
     if length >= _LENGTH:  # below that there is nothing worth sharing
         expected = {place: forward.states([alone(place, window)]) for place, window in enumerate(windows)}
         _try(forward, "packing", lambda: _error(forward, behind(0, windows, packing=True), expected))
@@ -89,13 +90,14 @@ def _check_causal(forward: Forward, window: Window) -> None:
         )
 
 
-def _try(forward: Forward, name: str, error: Callable[[], float]) -> None:
+def _try(forward: Forward, name: str, error: Callable[[], float], bound: float | None = None) -> None:
     """Leave the shortcut on if its error is small; otherwise switch it off and say so."""
+    bound = tolerance(forward) if bound is None else bound
     setattr(forward, name, True)
     try:
         found = error()
-        reason = f"its results are {found:.1e} off the model's own (at most {tolerance(forward):.0e})"
-        agrees = found <= tolerance(forward)
+        reason = f"its results are {found:.1e} off the model's own (at most {bound:.0e})"
+        agrees = found <= bound
     except Exception as raised:  # whatever a model does with arguments that it doesn't know
         reason, agrees = f"it raises {type(raised).__name__}: {str(raised).partition(chr(10))[0][:200]}", False
     if not agrees:
@@ -116,7 +118,7 @@ def _hidden_error(forward: Forward, windows: Sequence[Window]) -> float:
     forward.hidden = False
     by_logits = nll()
     forward.hidden = True
-    return _NLL_FACTOR * distance(by_hidden, by_logits)
+    return distance(by_hidden, by_logits)
 
 
 def _error(forward: Forward, family: Family, expected: dict[int, Tensor]) -> float:
