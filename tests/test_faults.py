@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from unittest import mock
 
 import fault_jobs as jobs
 import pytest
-from distributed_support import DIED, run
+import torch
+import torch.distributed as dist
+from distributed_support import DIED, fake_ranks, run
+
+from xent_metrics import TokenMetricCollection
+from xent_metrics.errors import SyncError
 
 CASES = [
     ("dies", "before"),
@@ -39,6 +46,32 @@ def test_the_others_lose_nothing_and_compute_again(what, when, tmp_path):
             first, *rest = found["singly"]
             assert first.startswith(f"rank {rank} of 3: adding up cross_entropy, ")
             assert all(error.startswith("synced together with cross_entropy: rank ") for error in rest)
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "told"),
+    [
+        ("torch.cat", RuntimeError("no space"), "RuntimeError: no space. It failed in this process itself"),
+        ("dist.all_reduce", MemoryError("full"), "MemoryError: full. It failed in this process itself"),
+        (
+            "dist.all_reduce",
+            dist.DistBackendError("gone"),
+            "DistBackendError: gone. Another process died, hung or raised",
+        ),
+        ("dist.all_reduce", RuntimeError("reset"), "RuntimeError: reset. Another process died, hung or raised"),
+    ],
+)
+def test_an_error_is_told_as_this_process_own_or_the_others(function, error, told):
+    metrics = TokenMetricCollection(["cross_entropy", "token_accuracy"])
+    metrics.update(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+    with fake_ranks(0, 2):
+        with (
+            mock.patch(f"xent_metrics.distributed.{function}", side_effect=error),
+            pytest.raises(SyncError, match=re.escape(told)),
+        ):
+            metrics["cross_entropy"].compute()
+        with pytest.raises(SyncError, match="synced together with cross_entropy"):  # no collective, as on the others
+            metrics["token_accuracy"].compute()
 
 
 def test_nan_on_one_rank_is_counted_on_all_and_the_finite_part_is_there():

@@ -322,6 +322,30 @@ def test_a_step_without_scores_raises_at_the_first_batch():
         trainer(XentCallback(METRICS)).validate(bigrams(validation_step=give_nothing), loader())
 
 
+@pytest.mark.parametrize("loaders", [1, 2])
+def test_a_name_that_the_module_logs_itself_raises(loaders):
+    def step(self, batch, batch_idx, dataloader_idx=0):
+        self.log(name, 1.0)
+        return {"logits": self(batch["ids"]), "targets": batch["targets"]}
+
+    given = [loader() for _ in range(loaders)]
+    for name in ("val/cross_entropy", "val/loss"):
+        run = trainer(XentCallback(["cross_entropy"]))
+        if name == "val/loss":
+            run.validate(bigrams(validation_step=step), given, verbose=False)
+            continue
+        with pytest.raises(MetricOptionError, match=r"val/cross_entropy.*: logged by a callback, and by Bigrams or"):
+            run.validate(bigrams(validation_step=step), given, verbose=False)
+
+
+def test_two_callbacks_of_one_name_raise():
+    twice = [XentCallback(["cross_entropy"]), XentCallback(["cross_entropy", "perplexity"])]
+    with pytest.raises(
+        MetricOptionError, match="val/cross_entropy, val/cross_entropy_stderr: logged by a callback, and"
+    ):
+        trainer(*twice).validate(bigrams(), loader(), verbose=False)
+
+
 def test_targets_out_of_range_raise_at_the_epochs_end():
     def step(self, batch, batch_idx):
         return {"logits": self(batch["ids"]), "targets": batch["targets"] + V * (batch_idx == 1)}

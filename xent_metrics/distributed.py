@@ -41,17 +41,20 @@ def add_up(metrics: Sequence[PackedMetric], group: Any = None) -> list[Tensor]:
     """The sums of `metrics` over the processes of `group`, by one all_reduce; the metrics are left as they are.
 
     Raises:
-        SyncError: another process died, hung, or never came; or a checkpoint would count more than once.
+        SyncError: another process died, hung, or never came; this one failed; or a checkpoint would count more than once.
     """
     local = [metric.local_state for metric in metrics]
+    reducing = False
     try:
         # Beside the sums, one row a metric: on how many processes its checkpoint was loaded as if there were no others.
         alone = local[0].new_tensor([[metric._restored_alone] + [0] * (exact_sum.ROW - 1) for metric in metrics])
         packed = torch.cat([*(state.to(alone.device) for state in local), alone])
+        reducing = True
         dist.all_reduce(packed, group=group)
         times = packed[-len(metrics) :, 0].tolist()
-    except Exception as error:  # each backend has its own
-        raise SyncError(_failure(metrics, group, error)) from error
+    except Exception as error:  # whatever it is, `Together` counts it as a sync, as the other processes do
+        theirs = reducing and isinstance(error, RuntimeError)  # the base of what torch.distributed raises
+        raise SyncError(_failure(metrics, group, error, theirs)) from error
     for metric, processes in zip(metrics, times, strict=True):
         if processes > 1:
             raise SyncError(
@@ -62,12 +65,14 @@ def add_up(metrics: Sequence[PackedMetric], group: Any = None) -> list[Tensor]:
     return [total.to(state.device, copy=True) for total, state in zip(totals, local, strict=True)]
 
 
-def _failure(metrics: Sequence[PackedMetric], group: Any, error: Exception) -> str:
+def _failure(metrics: Sequence[PackedMetric], group: Any, error: Exception, theirs: bool) -> str:
     rank, size = rank_in(group)
     names = ", ".join(metric.name for metric in metrics)
+    others = "Another process died, hung or raised before it got here, or the group's time limit is too short"
+    own = "It failed in this process itself; the others, which wait for it, hear of it by the group's time limit"
     return (
-        f"rank {rank} of {size}: adding up {names} over the processes failed: {error}. Another process died, hung or raised "
-        "before it got here, or the group's time limit is too short. The local sums are what they were: update, state_dict "
+        f"rank {rank} of {size}: adding up {names} over the processes failed: {type(error).__name__}: {error}. "
+        f"{others if theirs else own}. The local sums are what they were: update, state_dict "
         "and compute can be called again; a group that failed is best replaced (destroy_process_group and "
         "init_process_group, or metric.process_group = …)"
     )

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ...errors import MissingExtraError
+from ...errors import MetricOptionError, MissingExtraError
 
 __all__ = ["Callback", "log_all"]
 
@@ -38,7 +38,16 @@ else:
 
 
 def log_all(module: Any, values: Mapping[str, Any], *, prog_bar: bool, logger: bool) -> None:
-    """Log an epoch's values, the same on all ranks already, through the module's `log_dict`."""
+    """Log an epoch's values, the same on all ranks already, through the module's `log_dict`.
+
+    Raises:
+        MetricOptionError: one of the names was logged already; one value would silently take the other's place.
+    """
+    if taken := sorted(values.keys() & _logged_already(module)):
+        raise MetricOptionError(
+            f"{', '.join(taken)}: logged by a callback, and by {type(module).__name__} or another callback under the same name. "
+            "Log it under another one, or give the callback's entry a `name`: {'metric': …, 'name': …}"
+        )
     module.log_dict(
         values,
         prog_bar=prog_bar,
@@ -51,3 +60,13 @@ def log_all(module: Any, values: Mapping[str, Any], *, prog_bar: bool, logger: b
         sync_dist=True,
         rank_zero_only=True,
     )
+
+
+def _logged_already(module: Any) -> set[str]:
+    """The names of the values that were logged in this epoch so far, as Lightning will show them."""
+    metas = [result.meta for result in (module.trainer._results or {}).values() if not result.has_reset]
+    return {
+        meta.name if meta.dataloader_idx is None else f"{meta.name}/dataloader_idx_{meta.dataloader_idx}"
+        for meta in metas
+        if not meta.forked  # else they are shown as …_step and …_epoch
+    }
