@@ -48,6 +48,7 @@ class TopKAccuracy(_OfRank):
         k: how many classes are looked at; 1 is `token_accuracy`.
 
     Of equal logits the lower id is ahead, as a stable sort has it, so a uniform prediction scores k/V and not 1.
+    Reference: Russakovsky et al. (2015), ImageNet Large Scale Visual Recognition Challenge, arXiv:1409.0575 (top-5 error).
 
     >>> metric = TopKAccuracy(k=2)
     >>> metric.update(torch.tensor([[3.0, 2.0, 1.0]]).expand(3, 3), torch.tensor([0, 1, 2]))
@@ -58,6 +59,7 @@ class TopKAccuracy(_OfRank):
     name = "top_k_accuracy"
     formula = "Σ [rank(target) ≤ k] / tokens"
     value_unit = "share of tokens"
+    reference = "Russakovsky et al. (2015), arXiv:1409.0575"
 
     def __init__(self, k: int = 5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
