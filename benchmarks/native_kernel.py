@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from scoring import hidden_case, make, seconds, verdict
+from claims import Claims
+from scoring import hidden_case, make, seconds
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.text import Perplexity
@@ -43,7 +42,7 @@ def in_torch(score: Callable[..., TokenScores], *arguments: Tensor) -> TokenScor
         return score(*arguments)
 
 
-def speed_case(table: Table, rows: int, vocab_size: int, dtype: torch.dtype, floor: float, repeats: int) -> None:
+def speed_case(claims: Claims, rows: int, vocab_size: int, dtype: torch.dtype, floor: float, repeats: int) -> None:
     logits, target = make(rows, vocab_size, dtype)
     peer = Perplexity()
     ours, theirs, plain, read = seconds(
@@ -54,14 +53,16 @@ def speed_case(table: Table, rows: int, vocab_size: int, dtype: torch.dtype, flo
         repeats=repeats,
     )
     name = f"{rows:,} × {vocab_size:,} {described(dtype)}"
-    verdict(table, f"{name}: Perplexity / ours", theirs / ours, floor, at_least=True)
-    table.add_row("  pure torch / ours", f"{plain / ours:.2f}", "", "")
-    table.add_row("  read / ours (share of the read speed)", f"{read / ours:.2f}", "", "")
-    table.add_row("  ms (ours, Perplexity, pure torch, read)",
-                  " / ".join(f"{1e3 * t:.0f}" for t in (ours, theirs, plain, read)), "", "")  # fmt: skip
+    claims.ratio(f"{name}: Perplexity / ours", theirs / ours, at_least=floor)
+    claims.ratio("  pure torch / ours", plain / ours)
+    claims.ratio("  read / ours (share of the read speed)", read / ours)
+    claims.note(
+        "  ms (ours, Perplexity, pure torch, read)",
+        " / ".join(f"{1e3 * t:.0f}" for t in (ours, theirs, plain, read)),
+    )
 
 
-def hidden_case_speed(table: Table, rows: int, repeats: int) -> None:
+def hidden_case_speed(claims: Claims, rows: int, repeats: int) -> None:
     hidden, head, target = hidden_case(rows, 49_152)
     ours, plain, matmul = seconds(
         lambda: score_hidden_states(hidden, head, target),
@@ -70,10 +71,10 @@ def hidden_case_speed(table: Table, rows: int, repeats: int) -> None:
         repeats=repeats,
     )
     name = f"score_hidden_states {rows:,} × 576 → 49,152"
-    table.add_row(f"{name}: bare matmul, pure torch / ours", f"{matmul / ours:.2f}, {plain / ours:.2f}", "", "")
+    claims.note(f"{name}: bare matmul, pure torch / ours", f"{matmul / ours:.2f}, {plain / ours:.2f}")
 
 
-def accuracy_case(table: Table, vocab_size: int, dtype: torch.dtype) -> None:
+def accuracy_case(claims: Claims, vocab_size: int, dtype: torch.dtype) -> None:
     """Rows whose logits spread from 0.1 to 1,000: nll from ln V to thousands of nats."""
     logits, target = make(256, vocab_size, torch.float32)
     logits = (logits * torch.logspace(-1, 2.5, 256)[:, None]).to(dtype)
@@ -84,26 +85,20 @@ def accuracy_case(table: Table, vocab_size: int, dtype: torch.dtype) -> None:
     ])  # fmt: skip
     error, low = (scores.nll - truth).abs(), truth < 32
     name = f"{described(dtype)}, V = {vocab_size:,}: largest error"
-    bounded(table, f"{name} below 32 nats", float(error[low].max()), 1e-6)
-    bounded(table, f"{name} above, relative", float((error / truth)[~low].max()), 1e-7)
-    assert torch.equal(scores.correct, logits.argmax(-1) == target)
+    claims.error(f"{name} below 32 nats", float(error[low].max()), at_most=1e-6)
+    claims.error(f"{name} above, relative", float((error / truth)[~low].max()), at_most=1e-7)
+    claims.holds("  correct as argmax has it", torch.equal(scores.correct, logits.argmax(-1) == target))
 
 
-def same_bits_case(table: Table, vocab_size: int, dtype: torch.dtype) -> None:
+def same_bits_case(claims: Claims, vocab_size: int, dtype: torch.dtype) -> None:
     logits, target = make(64, vocab_size, dtype)
     whole, threads = score_tokens(logits, target).nll, torch.get_num_threads()
     torch.set_num_threads(1)
     one_thread = score_tokens(logits, target).nll
     torch.set_num_threads(threads)
     alone = torch.cat([score_tokens(logits[i : i + 1], target[i : i + 1]).nll for i in range(64)])
-    assert torch.equal(whole, one_thread)
-    assert torch.equal(whole, alone)
-    table.add_row(f"{described(dtype)}: the same bits row by row, and on 1 and {threads} threads", "yes", "", "yes")
-
-
-def bounded(table: Table, name: str, value: float, bound: float) -> None:
-    assert value <= bound, (name, value)
-    table.add_row(name, f"{value:.1e}", f"≤ {bound:.0e}", "yes")
+    claims.holds(f"{described(dtype)}: the same bits on 1 and {threads} threads", torch.equal(whole, one_thread))
+    claims.holds(f"{described(dtype)}: the same bits row by row", torch.equal(whole, alone))
 
 
 def described(dtype: torch.dtype) -> str:
@@ -112,22 +107,22 @@ def described(dtype: torch.dtype) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer runs")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer runs: a smoke test")
     quick = parser.parse_args().quick
     if not plugins().manager.has_plugin(PLUGIN):
         raise SystemExit(
             "xent-metrics-native is not installed or was set aside: pip install ./plugins/xent-metrics-native"
         )
     repeats, scale = (3, 8) if quick else (9, 1)
-    table = Table("what", "measured", "claim", "held", title=f"xent-metrics-native, {torch.get_num_threads()} threads")
+    claims = Claims(f"xent-metrics-native, {torch.get_num_threads()} threads", quick=quick)
     for rows, vocab_size in ((2048 // scale, 50_304), (1024 // scale, 151_936)):
-        speed_case(table, rows, vocab_size, torch.float32, 5.0, repeats)
-        speed_case(table, rows, vocab_size, torch.bfloat16, 3.5, repeats)
-    hidden_case_speed(table, 2048 // scale, repeats)
+        speed_case(claims, rows, vocab_size, torch.float32, 5.0, repeats)
+        speed_case(claims, rows, vocab_size, torch.bfloat16, 3.5, repeats)
+    hidden_case_speed(claims, 2048 // scale, repeats)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        accuracy_case(table, 50_304, dtype)
-        same_bits_case(table, 50_304, dtype)
-    Console().print(table)
+        accuracy_case(claims, 50_304, dtype)
+        same_bits_case(claims, 50_304, dtype)
+    claims.report()
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
     python benchmarks/sync.py
 
 Each group of processes computes a TokenMetricCollection of five metrics, then a torchmetrics MetricCollection of five
-metrics with as many states, in alternation; collectives are counted, answers are checked.
+metrics with as many states, in alternation; collectives are counted, answers are checked. Claims: a compute is at least
+10 times as fast as torchmetrics', by one collective, also where the members compute one by one; `update` of a metric
+with the scores of 32,768 tokens takes at most 1 % of scoring them at a vocabulary of 50,304.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import statistics
 import tempfile
@@ -21,6 +24,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torchmetrics
+from claims import Claims
+from scoring import backend
 from torch import Tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
@@ -107,7 +112,7 @@ def process(rank: int, size: int, file: str) -> None:
     alone.update(logits, target)
     for metric in alone.members().values():
         metric._to_sync = metric.sync_on_compute = False
-    assert ours.compute() == alone.compute(), "the ranks' sum is not the whole"
+    same = ours.compute() == alone.compute()
     counts = {"ours": counted(ours.compute), "theirs": counted(theirs.compute)}
 
     def one_by_one() -> None:
@@ -118,16 +123,28 @@ def process(rank: int, size: int, file: str) -> None:
     times = median_ms({"ours": ours.compute, "theirs": theirs.compute, "one by one": one_by_one}, before=dist.barrier)
     if rank == 0:
         states = sum(len(metric.metric_state) for metric in theirs.values())
-        print(
-            f"{size} processes: compute of 5 metrics {times['ours']:.2f} ms with {counts['ours']} collective, one by one "
-            f"{times['one by one']:.2f} ms with {counts['one by one']}; torchmetrics, {states} states, "
-            f"{times['theirs']:.2f} ms with {counts['theirs']}: {times['theirs'] / times['ours']:.1f} times ours"
-        )
-        assert counts["ours"] == counts["one by one"] == 1
+        found = {"same": same, "states": states, "counts": counts, "times": times}
+        Path(f"{file}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
-def update_against_scoring() -> None:
+def group_case(claims: Claims, size: int, file: Path) -> None:
+    mp.spawn(process, args=(size, str(file)), nprocs=size)
+    found = json.loads(Path(f"{file}.json").read_text())
+    counts, times = found["counts"], found["times"]
+    name = f"{size} processes, compute of 5 metrics"
+    claims.ratio(
+        f"{name}: torchmetrics' {found['states']} states / ours", times["theirs"] / times["ours"], at_least=10,
+        seen=f"{times['theirs']:.2f} / {times['ours']:.2f} ms",
+    )  # fmt: skip
+    claims.holds("  1 collective", counts["ours"] == 1)
+    claims.holds("  1 collective where the members compute one by one", counts["one by one"] == 1)
+    claims.note("  collectives of torchmetrics'", str(counts["theirs"]))
+    claims.note("  ms, the members one by one", f"{times['one by one']:.2f}")
+    claims.holds("  the processes together have what one has alone", found["same"])
+
+
+def update_case(claims: Claims) -> None:
     """`update` with scores of 32,768 tokens, against scoring them at V = 50,304 in parts that fit the memory."""
     part = 2_048
     logits, target = torch.randn(part, VOCAB), torch.randint(VOCAB, (part,))
@@ -141,19 +158,21 @@ def update_against_scoring() -> None:
     calls |= {name: lambda metric=metric: metric.update(fresh()) for name, metric in metrics.clone().members().items()}
     times = median_ms(calls, rounds=5)
     scoring = times.pop("scoring") * (TOKENS // part)
+    together = times.pop("collection")
+    claims.note(f"update with the scores of {TOKENS:,} tokens / scoring them", f"{scoring:,.0f} ms, by {backend()}")
     for name, taken in times.items():
-        print(
-            f"update of {name} with the scores of {TOKENS:,} tokens: {taken:.2f} ms, {taken / scoring:.2%} of scoring them"
-        )
-    assert metrics["cross_entropy"].counts()["counted"] == 7 * TOKENS
+        claims.ratio(f"  {name}, %", 100 * taken / scoring, at_most=1, seen=f"{taken:.2f} ms")
+    claims.ratio("  all five in a collection, %", 100 * together / scoring, seen=f"{together:.2f} ms")
+    claims.holds("  every token counted", metrics["cross_entropy"].counts()["counted"] == 7 * TOKENS)
 
 
 def main() -> None:
-    print(f"torch {torch.__version__}, torchmetrics {torchmetrics.__version__}, {os.cpu_count()} CPUs, gloo")
+    claims = Claims(f"torch {torch.__version__}, torchmetrics {torchmetrics.__version__}, {os.cpu_count()} CPUs, gloo")
     with tempfile.TemporaryDirectory() as folder:
         for size in (2, 4):
-            mp.spawn(process, args=(size, str(Path(folder, f"group{size}"))), nprocs=size)
-    update_against_scoring()
+            group_case(claims, size, Path(folder, f"group{size}"))
+    update_case(claims)
+    claims.report()
 
 
 if __name__ == "__main__":

@@ -179,6 +179,11 @@ class MasksByBoolean(Broken):
         return values
 
 
+class CountsNan(Broken):
+    def sums(self, scores):
+        return {**super().sums(scores), self.sum_names()[1]: scores.counted * 4.0}
+
+
 class CopiesToTheHost(Broken):
     def per_token(self, scores):
         return scores.nll.cpu().to(scores.device)
@@ -213,6 +218,7 @@ BROKEN = {
         CountsUpdates,
     ),
     "ignored rows don't matter. the sums with junk": NanWhereIgnored,
+    "a row of nan makes the value nan, counts once, and finite_only leaves it out of every sum. the value of finite": CountsNan,
     "equal sum names are the same sum. option power changes": OptionNotInName,
     "equal sum names are the same sum. option shift changes": OneOptionNotInName,
     "equal sum names are the same sum. the sum name": AddressInName,

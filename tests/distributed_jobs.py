@@ -145,6 +145,8 @@ def play(rank: int, size: int, moves: list[tuple[Any, ...]]) -> dict[str, Any]:
         elif kind == "save and load" and by_rank[rank]:
             metrics[key].persistent(True)
             metrics[key].load_state_dict(metrics[key].state_dict())
+        elif kind == "reset all":
+            metrics.reset()
         elif kind in ("compute", "compute all", "sync"):
             with counting() as calls:
                 result = _computed(metrics, kind, key)
@@ -162,6 +164,20 @@ def _computed(metrics: TokenMetricCollection, kind: str, key: str) -> Any:
             return metrics[key].value_of(metrics[key].state).item()
     except SyncError as error:
         return str(error)
+
+
+def another_first(rank: int, size: int) -> list[tuple[bool, int]]:
+    """An epoch in which one member alone is computed, a reset of all, and an epoch in which another comes first."""
+    metrics, found = TokenMetricCollection(NAMES), list[tuple[bool, int]]()
+    for order in (NAMES[:1], NAMES[::-1]):
+        metrics.update(batch(rank + len(found)))
+        with counting() as calls:
+            values = [metrics[name].compute().item() for name in order]
+        found.append((values == [metrics.compute()[name].item() for name in order], len(calls)))
+        metrics.update(batch(rank))
+        metrics[NAMES[0]].compute()
+        metrics.reset()
+    return found
 
 
 def copies(rank: int, size: int) -> dict[str, int]:

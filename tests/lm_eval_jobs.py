@@ -114,11 +114,7 @@ def evaluated(rank, size, folder):
         try:
             for model in MODELS:
                 found[model] = evaluate(model, folder)
-                found[model, 1] = evaluate(model, folder, 1, tasks=["texts" if model == "hf" else "tokens"])
-            try:
-                evaluate("xent-torch", folder, 1, tasks=["choices"])
-            except Exception as error:
-                found["error"] = f"{type(error).__name__}: {error}"
+                found[model, 1] = evaluate(model, folder, 1)
         finally:
             torch.cuda.device_count = counted
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -95,10 +95,12 @@ def hidden(rank: int, size: int) -> int:
             same(got, score_hidden_states(states, head, target, bias=bias, **more))
             assert got.replicas == tuple(range(size))
             compared += 1
-    half = score_hidden_states(
-        distribute_tensor(states.bfloat16(), mesh, [Replicate()]), heads[0].to(torch.bfloat16), target
-    )
-    torch.testing.assert_close(half.nll, score_hidden_states(states, head, target).nll, rtol=0.02, atol=0.02)
+    halves = states.bfloat16(), head.bfloat16()
+    two = [
+        distribute_tensor(whole, mesh, [placement])
+        for whole, placement in zip(halves, (Replicate(), Shard(0)), strict=True)
+    ]
+    same(score_hidden_states(*two, target), score_hidden_states(*halves, target))
     own_rows = score_hidden_states(distribute_tensor(states, mesh, [Shard(1)]), head, target.chunk(size, 1)[rank])
     same(own_rows, score_hidden_states(states, head, target)[:, _chunk(ROWS[1], size, rank)])
     assert own_rows.replicas == ()
@@ -194,6 +196,7 @@ def cost(rank: int, size: int) -> dict[str, Any]:
 def errors(rank: int, size: int) -> dict[str, str]:
     mesh = init_device_mesh("cpu", (size,))
     other = init_device_mesh("cpu", (1, size))
+    named = init_device_mesh("cpu", (size,), mesh_dim_names=("data",))
     logits, head, states = torch.randn(4, 8), torch.randn(8, 3), torch.randn(4, 3)
     target = torch.randint(8, (4,))
     spread = distribute_tensor(logits, mesh, [Shard(1)])
@@ -205,6 +208,11 @@ def errors(rank: int, size: int) -> dict[str, str]:
         "plain logits": lambda: score_tokens(logits, distribute_tensor(target, mesh, [Replicate()])),
         "extra": lambda: score_tokens(spread, target, extra=extra),
         "all targets": lambda: score_tokens(by_rows, target),
+        "gathered rows": lambda: score_hidden_states(
+            distribute_tensor(states, named, [Shard(0)]),
+            distribute_tensor(head, named, [Shard(0)]),
+            target.chunk(size)[rank],
+        ),
         "two meshes": lambda: score_tokens(spread, distribute_tensor(target, other, [Replicate(), Replicate()])),
     }.items():
         try:

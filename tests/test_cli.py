@@ -267,6 +267,10 @@ def test_metrics_are_listed():
     assert found["perplexity"]["options"] == {"ignore_index": -100}
     assert found["expected_calibration_error"]["options"]["num_bins"] == 15
     assert found["bits_per_byte"]["requires"] == ["nll", "num_bytes"]
+    assert found["brier_score"]["requires"] == ["logits"]
+    assert found["full_calibration_error"]["requires"] == ["target", "logits"]
+    assert found["kl_divergence"]["requires"] == ["logits of two models"]
+    assert all(fact["requires"] for fact in found.values())
     assert found["bits_per_byte"]["formula"] == xent_metrics.BitsPerByte.formula
     table = xent("metrics")
     assert all(name in table for name in list_metrics())
@@ -281,6 +285,8 @@ def test_a_plugin_that_is_set_aside_is_listed_with_its_error(monkeypatch):
     assert found["built-in"]["error"] is None
     assert found["built-in"]["version"] == xent_metrics.__version__
     assert "cross_entropy" in found["built-in"]["metrics"]
+    assert found["built-in"]["hooks"] == ["register_metrics"]
+    assert found["built-in"]["task_configs"] == [str(task_configs_folder())]
     assert found["broken"]["error"] == "ModuleNotFoundError: No module named 'no_such_module_anywhere'"
     assert "set aside: ModuleNotFoundError" in xent("plugins")
 
@@ -296,6 +302,31 @@ def test_tasks_are_listed(folder, monkeypatch):
     monkeypatch.setattr("xent_metrics.task_folders.task_configs_folder", lambda: folder)
     assert "Questions with choices." in xent("tasks")
     assert [task["name"] for task in json.loads(xent("tasks", "--json"))][:2] == ["choice", "hub"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: [unclosed\n", "can't be read: while parsing"),
+        ("task: {a: b}: c\n", "can't be read"),
+        ("- one\n- two\n", "expected keys with values; got list"),
+        ("include: missing.yaml\ntask: t\n", "missing.yaml can't be read: .*No such file"),
+        ("task: t\nmetric_list: [acc]\n", r"metric_list is a list of entries, `- metric: name`; got \['acc'\]"),
+        (b"task: \xff\n", "can't be read: 'utf-8' codec"),
+    ],
+)
+def test_a_yaml_that_cannot_be_read_is_listed_with_its_error(text, message, tmp_path, monkeypatch):
+    (tmp_path / "fine.yaml").write_text("# All right.\ntask: fine\n")
+    (tmp_path / "broken.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    broken, fine = list_tasks(tmp_path)
+    assert (broken.name, fine.name, fine.error) == ("broken", "fine", None)
+    assert re.search(message, broken.error)
+    assert str(tmp_path) in broken.error
+    monkeypatch.setattr("xent_metrics.task_folders.task_configs_folder", lambda: tmp_path)
+    table = xent("tasks")
+    assert "set aside: " in table
+    assert "All right." in table
+    assert [task["error"] is None for task in json.loads(xent("tasks", "--json"))][:2] == [False, True]
 
 
 def test_the_folder_of_tasks_is_printed_alone():

@@ -251,6 +251,21 @@ def test_targets_out_of_range_are_named_in_compute_and_nothing_is_lost(targets):
     assert_equal(collection.compute(finite_only=True), want)
 
 
+def test_a_metric_under_two_keys_is_updated_once(batch):
+    metric, alone = CrossEntropy(), CrossEntropy()
+    collection = TokenMetricCollection({"one": metric, "other": metric, "third": "perplexity"})
+    alone.update(*batch)
+    collection.update(*batch)
+    assert torch.equal(metric.state, alone.state)
+    alone.update(*batch)
+    batch_values = collection(*batch)
+    assert torch.equal(metric.state, alone.state)
+    values = collection.compute()
+    assert batch_values["one"] == batch_values["other"] == values["one"] == values["other"] == alone.compute()
+    with collection.sync_context():
+        assert torch.equal(metric.state, alone.state)
+
+
 def test_members_can_be_added_later(passes, batch):
     collection = TokenMetricCollection(["cross_entropy"])
     collection.add_metrics(["token_accuracy"])
@@ -270,6 +285,10 @@ def test_members_can_be_added_later(passes, batch):
             MetricOptionError,
             "perplexity stands twice in the list; give a dict with a key for",
         ),
+        ({"a.b": "perplexity"}, MetricOptionError, r"a key is a string without a dot .* got 'a\.b'"),
+        ({"": "perplexity"}, MetricOptionError, "a key is a string without a dot"),
+        ({3: "perplexity"}, MetricOptionError, "a key is a string without a dot .* got 3"),
+        ({"update": "perplexity"}, MetricOptionError, "no method of the collection; got 'update'"),
         (["ppl"], UnknownMetricError, r"unknown metric 'ppl'\. Did you mean 'perplexity'"),
         ([CrossEntropy], InvalidInputError, "expected registered names or TokenMetric objects; got _LaidOut"),
         (

@@ -62,7 +62,12 @@ def test_a_metric_of_documents_alone_keeps_it():
 
 
 def test_the_sound_one_passes():
-    check_metric(Broken())
+    assert check_metric(Broken()) == ()
+
+
+def test_what_is_not_checked_without_lm_eval_is_said(monkeypatch):
+    monkeypatch.setattr("xent_metrics.testing.find_spec", lambda name: None)
+    assert check_metric(Broken()) == ("lm-eval is not installed: the value by its gather and aggregation",)
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,8 @@ def test_a_failed_command_shows_why(tmp_path):
 def test_the_command_is_what_one_would_type(tmp_path):
     typed = command(tmp_path / "x.ckpt", tmp_path / "out")
     assert typed[:3] == ["xent", "lm-eval", "run"]
-    assert typed[typed.index("--tasks") + 1] == TASK
+    assert typed[typed.index("--tasks") + 1] == TASK == "xent_python_docs"
+    assert typed[typed.index("--xent_metrics") + 1].split(",") == list(METRICS)
     arguments = typed[typed.index("--model_args") + 1].split(",")
     assert "in_order=true" in arguments  # the batches of Lightning's validation
     assert typed[typed.index("--batch_size") + 1] == str(BATCH_SIZE)

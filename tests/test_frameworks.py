@@ -5,7 +5,6 @@ Their means are over one batch, so that is what ours is given.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 
 import numpy as np
@@ -124,19 +123,32 @@ class TestKeras:
             assert our.compute().item() == close(their.result())
 
 
-# TensorFlow is no dependency: where it isn't installed these tests aren't collected, and Keras' own loss stands for it.
-if importlib.util.find_spec("tensorflow"):
+@pytest.fixture
+def tensorflow():
+    return pytest.importorskip(
+        "tensorflow", reason="TensorFlow is no dependency; Keras' loss and DLPack arrays (test_scoring.py) stand for it"
+    )
 
-    class TestTensorFlow:
-        def test_sparse_categorical_cross_entropy(self, rows):
-            import tensorflow as tf
 
-            logits, target = (tensor.numpy() for tensor in rows)
-            theirs = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=target, logits=logits)
-            assert value(CrossEntropy(), *rows) == close(np.mean(theirs.numpy()))
+class TestTensorFlow:
+    def test_sparse_categorical_cross_entropy(self, tensorflow, rows):
+        logits, target = (tensor.numpy() for tensor in rows)
+        theirs = tensorflow.nn.sparse_softmax_cross_entropy_with_logits(labels=target, logits=logits)
+        assert value(CrossEntropy(), *rows) == close(np.mean(theirs.numpy()))
 
-        def test_its_tensors_are_taken_as_they_are(self, rows):
-            import tensorflow as tf
+    def test_its_tensors_are_taken_as_they_are(self, tensorflow, rows):
+        logits, target = (tensorflow.constant(tensor.numpy()) for tensor in rows)
+        assert value(CrossEntropy(), logits, target) == value(CrossEntropy(), *rows)
 
-            logits, target = (tf.constant(tensor.numpy()) for tensor in rows)
-            assert value(CrossEntropy(), logits, target) == value(CrossEntropy(), *rows)
+
+@pytest.fixture
+def jax():
+    return pytest.importorskip("jax", reason="JAX is no dependency; DLPack arrays (test_scoring.py) stand for it")
+
+
+class TestJAX:
+    def test_its_arrays_are_taken_as_they_are(self, jax, rows):
+        logits, target = (jax.numpy.asarray(tensor.numpy()) for tensor in rows)
+        assert value(CrossEntropy(), logits, target) == value(CrossEntropy(), *rows)
+        half = logits.astype(jax.numpy.bfloat16)
+        assert value(CrossEntropy(), half, target) == value(CrossEntropy(), rows[0].bfloat16(), rows[1])

@@ -14,13 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from hf_model_support import TEXT, VOCAB, multiple_choice, requests, stock, tiny_model, tiny_tokenizer
+from hf_model_support import CONFIGS, TEXT, VOCAB, multiple_choice, requests, stock, tiny_model, tiny_tokenizer
 from lm_eval.api.model import CachingLM
+from lm_eval.evaluator import simple_evaluate
 from torch.nn import functional as F
 
 from xent_metrics import TokenScores
-from xent_metrics.errors import InvalidInputError
+from xent_metrics.errors import InvalidInputError, MissingScoreError
 from xent_metrics.hosts.lm_eval import XentHFLM, freed_memory, hf_model, runner
+from xent_metrics.hosts.lm_eval.command import XentTaskManager
+from xent_metrics.hosts.lm_eval.forward import Forward
 from xent_metrics.hosts.lm_eval.results import ScoredLoglikelihood, ScoredRolling
 
 PAIRS = multiple_choice()
@@ -147,7 +150,7 @@ def test_contexts_run_once(lm, monkeypatch):
         return states(rows, stem)
 
     monkeypatch.setattr(lm.forward, "states", watch)
-    lm._runner.checked = 10**6  # nothing runs to be compared
+    lm._runner.longest = lm._runner.deepest = 10**6  # nothing runs to be compared
     choices(lm)
     shared = sum(run)
     monkeypatch.setattr(lm, "logits_cache", False)
@@ -181,6 +184,39 @@ def test_auto_lowers_the_batch_until_it_fits(build, monkeypatch):
     monkeypatch.setattr(lm.forward, "states", small_memory)
     assert lm._largest_batch(40) == 5
     assert tried == [7, 6, 5]
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError("MPS backend out of memory")]
+)
+def test_a_batch_that_does_not_fit_runs_in_halves(build, lm, monkeypatch, caplog, error):
+    other = build(batch_size=64)
+    states, run = other.forward.states, []
+
+    def small_memory(rows, stem=None):
+        run.append(len(rows) * max(map(len, rows)))
+        if run[-1] > 150:
+            raise error
+        return states(rows, stem)
+
+    monkeypatch.setattr(other.forward, "states", small_memory)
+    with caplog.at_level(logging.WARNING, logger="xent_metrics"):
+        found = choices(other)
+    assert max(run) > 150
+    assert "out of memory; batches have at most" in caplog.text
+    assert [one[0] for one in found] == pytest.approx([one[0] for one in choices(lm)], rel=1e-6)
+
+
+def test_a_request_that_never_fits_is_an_error(build, monkeypatch, caplog):
+    lm = build(batch_size=64)
+
+    def no_memory(rows, stem=None):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    monkeypatch.setattr(lm.forward, "states", no_memory)
+    with caplog.at_level(logging.WARNING, logger="xent_metrics"), pytest.raises(torch.OutOfMemoryError):
+        choices(lm)
+    assert "nothing is shared from here on" in caplog.text
 
 
 def test_a_batch_size_bounds_the_tokens_of_a_batch(build, monkeypatch):
@@ -293,6 +329,39 @@ def test_what_is_done_is_cached_before_all_is_done(build, tmp_path, monkeypatch)
     assert len(cached.dbdict) > 0
 
 
+@pytest.mark.parametrize("kind", ["loglikelihood", "loglikelihood_rolling"])
+@pytest.mark.parametrize("writer", ["hf", "without log_tokens"])
+def test_a_cache_without_tokens_is_refused_where_they_are_asked_for(build, model, tokenizer, tmp_path, kind, writer):
+    path = str(tmp_path / "cache.db")
+    first = CachingLM(stock(model, tokenizer) if writer == "hf" else build(), path)
+    getattr(first, kind)(requests(kind, [("A text", " and more")[: 1 + (kind == "loglikelihood")]]))
+    first.dbdict.close()
+    with pytest.raises(InvalidInputError, match=r"the cache \S+cache.db holds results without tokens.* --use_cache"):
+        CachingLM(build(log_tokens=True), path)
+    CachingLM(build(), path)  # numbers are what they are
+
+
+def test_a_cache_with_tokens_is_taken(build, tmp_path):
+    path = str(tmp_path / "cache.db")
+    pairs, texts = requests("loglikelihood", PAIRS), requests("loglikelihood_rolling", [(TEXT,)])
+    first = CachingLM(build(log_tokens=True), path)
+    found = first.loglikelihood(pairs), first.loglikelihood_rolling(texts)
+    first.dbdict.close()
+    again = CachingLM(build(log_tokens=True), path)
+    assert (again.loglikelihood(pairs), again.loglikelihood_rolling(texts)) == found
+
+
+def test_a_cache_of_another_model_is_named_where_scores_are_missing(build, model, tokenizer, tmp_path):
+    rest = {
+        "tasks": ["xent_python_docs_tokens"], "limit": 2, "bootstrap_iters": 0, "task_manager": XentTaskManager(),
+        "use_cache": str(tmp_path / "cache"),
+    }  # fmt: skip
+    with pytest.raises(MissingScoreError):
+        simple_evaluate(model=stock(model, tokenizer), **rest)
+    with pytest.raises(MissingScoreError, match="came from a cache that another one wrote: give --use_cache another"):
+        simple_evaluate(model=build(), **rest)
+
+
 def test_samples_list_tokens_when_asked(build, lm, tokenizer):
     from lm_eval.utils import sanitize_list
 
@@ -355,6 +424,24 @@ def test_sharing_that_goes_wrong_on_long_texts_is_found_and_left(build, caplog, 
     [said] = [record.getMessage() for record in caplog.records if record.name.startswith("xent_metrics")]
     assert said.startswith("xent-hf: sharing is off for LlamaForCausalLM")
     assert [one[0] for one in found] == pytest.approx([one[0] for one in expected], rel=1e-6)
+
+
+def test_deep_windows_are_checked_behind_wide_rows(tokenizer, caplog):
+    """A window that only texts of more than 60 ids feel, hidden from shared rows; long but shallow rows come first."""
+    config, options = transformers.MistralConfig, CONFIGS["mistral_window"][1] | {"max_position_embeddings": 512}
+    torch.manual_seed(0)
+    model = transformers.MistralForCausalLM(config(vocab_size=VOCAB, **options | {"sliding_window": 260})).eval()
+    lm = XentHFLM(pretrained=model, tokenizer=tokenizer)
+    assert lm.forward.packing
+    lm.forward.window = None  # and so out of the block mask
+    ids = torch.randint(1, VOCAB, (4096,), generator=torch.Generator().manual_seed(0)).tolist()
+    wide = [(None, ids[:20], ids[i : i + 12]) for i in range(20, 500, 12)]
+    deep = [(None, ids[start : start + 300], ids[i : i + 3]) for start in (600, 1200) for i in range(2000, 2012, 3)]
+    with caplog.at_level(logging.WARNING, logger="xent_metrics"):
+        found = lm._loglikelihood_tokens([*wide, *deep])
+    expected = stock(model, tokenizer)._loglikelihood_tokens([*wide, *deep], disable_tqdm=True)
+    assert [one[0] for one in found] == pytest.approx([one[0] for one in expected], rel=1e-5)
+    assert caplog.text.count("sharing is off for MistralForCausalLM") == 1
 
 
 def test_a_wrong_head_is_found(model, tokenizer, caplog):
@@ -424,19 +511,99 @@ def test_encoder_decoders_are_refused(tokenizer):
         XentHFLM(pretrained=transformers.T5ForConditionalGeneration(config), tokenizer=tokenizer)
 
 
-def test_models_that_look_ahead_are_refused(tokenizer):
-    config = transformers.BertConfig(
-        vocab_size=VOCAB, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-        initializer_range=0.3, max_position_embeddings=96, is_decoder=False,
-    )  # fmt: skip
-    with pytest.raises(InvalidInputError, match="BertLMHeadModel isn't causal"):
-        XentHFLM(pretrained=transformers.BertLMHeadModel(config).eval(), tokenizer=tokenizer)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["Bert", "Roberta", "XLNet"])
+def test_models_that_look_ahead_are_refused(tokenizer, name, dtype):
+    """However little: weights as they are drawn, in a dtype whose rounding is greater."""
+    own = (
+        {"d_inner": 48, "d_head": 12} if name == "XLNet" else {"intermediate_size": 48, "max_position_embeddings": 100}
+    )
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=VOCAB, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0, **own
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    with pytest.raises(InvalidInputError, match=rf"{name}\w+ isn't causal"):
+        XentHFLM(pretrained=model, tokenizer=tokenizer, max_length=88)
+
+
+def test_rounding_is_not_taken_for_looking_ahead(tokenizer):
+    """Where other ids go to an expert, the same ids may be rounded otherwise."""
+    half = tiny_model("mixtral").to(torch.bfloat16)
+    states = Forward.states
+
+    def rounded(self, rows, stem=None):
+        found = states(self, rows, stem)
+        return found * (1 + 1e-3 * (rows[0].tokens[-1] % 7))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Forward, "states", rounded)
+        XentHFLM(pretrained=half, tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("stride", [0, 97, "half", 2.0])
 def test_a_stride_lies_within_the_window(build, stride):
     with pytest.raises(InvalidInputError, match="stride lies between 1 and max_length=96"):
         build(stride=stride)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_length": -1}, "max_length is a whole number of at least 1; got -1"),
+        ({"max_length": "long"}, "max_length is a whole number of at least 1; got 'long'"),
+        ({"batch_size": 0}, "batch_size is a whole number of at least 1; got 0"),
+        ({"batch_size": -2}, "batch_size is a whole number of at least 1; got -2"),
+        ({"batch_size": "auto", "max_batch_size": None}, "max_batch_size is a whole number of at least 1; got None"),
+        ({"log_tokens": "no"}, "log_tokens is true or false; got 'no'"),
+        ({"backend": "seq2seq"}, "causal language models; got backend='seq2seq' for llama. Leave backend out"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(build, options, message):
+    with pytest.raises(InvalidInputError, match=re.escape(message)):
+        build(**options)
+
+
+def test_a_max_length_may_be_text(build):
+    assert build(max_length="24").max_length == 24
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_a_window_has_no_more_ids_than_positions(tokenizer, name):
+    with pytest.raises(
+        InvalidInputError, match=r"max_length=200 is more than the \d+ positions of \S*(wpe|embed_positions)"
+    ):
+        XentHFLM(pretrained=tiny_model(name), tokenizer=tokenizer, max_length=200)
+
+
+def test_models_without_a_head_for_tokens_are_refused(model, tokenizer):
+    classifier = transformers.LlamaForSequenceClassification(model.config)
+    for other in (model.model, classifier.eval()):
+        with pytest.raises(InvalidInputError, match=f"{type(other).__name__} gives no logits of every position"):
+            XentHFLM(pretrained=other, tokenizer=tokenizer)
+
+
+def test_encoder_decoders_are_refused_whatever_they_are_called(tokenizer):
+    config = transformers.T5Config(vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    with pytest.raises(InvalidInputError, match="t5 is an encoder-decoder"):
+        XentHFLM(
+            pretrained=transformers.T5ForConditionalGeneration(config), tokenizer=tokenizer, backend="causal",
+            max_length=32,
+        )  # fmt: skip
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_found_before_it_runs(tokenizer, monkeypatch):
+    config = transformers.LlamaConfig(**CONFIGS["llama_tied"][1], vocab_size=260)
+    lm = XentHFLM(pretrained=transformers.LlamaForCausalLM(config).eval(), tokenizer=tokenizer)
+    monkeypatch.setattr(lm.forward, "states", lambda *args: pytest.fail("the model ran"))
+    with pytest.raises(InvalidInputError, match=r"gives the id \d+, and the model has 260 ids; pass the tokenizer"):
+        rolling(lm, TEXT)
+
+
+def test_ids_without_a_context_are_refused(lm, monkeypatch):
+    monkeypatch.setattr(lm.forward, "states", lambda *args: pytest.fail("the model ran"))
+    with pytest.raises(InvalidInputError, match="needs a context of at least one id"):
+        lm._loglikelihood_tokens([(None, [], [1, 2])])
 
 
 # Progress.

@@ -7,7 +7,7 @@ import logging
 import peft
 import pytest
 import torch
-from hf_model_support import CONFIGS, TEXT, multiple_choice, requests, stock, tiny_model, tiny_tokenizer
+from hf_model_support import CONFIGS, TEXT, VOCAB, multiple_choice, requests, stock, tiny_model, tiny_tokenizer
 
 from xent_metrics.hosts.lm_eval import XentHFLM
 
@@ -43,6 +43,17 @@ def adapted(name):
     return model
 
 
+@torch.no_grad()
+def greedily(model, context):
+    """One id and four that the model itself would write, and the four with another last one."""
+    ids = list(context)
+    for _ in range(4):
+        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    written = ids[len(context) :]
+    other = [*written[:-1], (written[-1] + 1) % VOCAB]
+    return [(None, context, continuation) for continuation in (written[:1], written, other)]
+
+
 @pytest.mark.parametrize("name", [*CONFIGS, "lora", "lora_head", "prompt_tuning"])
 def test_it_answers_as_hf_does(name, tokenizer, caplog):
     model = tiny_model(name) if name in CONFIGS else adapted(name)
@@ -61,21 +72,13 @@ def test_it_answers_as_hf_does(name, tokenizer, caplog):
         assert (found.scores.nll > 0).all()
     assert {shortcut for shortcut in SHORTCUTS if not getattr(ours.forward, shortcut)} == off  # on real requests, too
 
+    written = greedily(model, tokenizer.encode(TEXT[:60]))
+    for answers in (lm._loglikelihood_tokens(written, disable_tqdm=True) for lm in (theirs, ours)):
+        assert [greedy for _, greedy in answers] == [True, True, False]
+
     texts = requests("loglikelihood_rolling", [(TEXT,), (TEXT[:50],), (TEXT[7:200],)])
     expected = theirs.loglikelihood_rolling(texts, disable_tqdm=True)
     assert ours.loglikelihood_rolling(texts) == pytest.approx(expected, rel=1e-5)
-
-
-def test_greedy_continuations_are_greedy(tokenizer):
-    model = tiny_model("llama_untied")
-    ids = tokenizer.encode("The loss")
-    for _ in range(3):
-        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-    context, continuation = ids[:-3], ids[-3:]
-    other = [*continuation[:-1], (continuation[-1] + 1) % 256]
-    lm = XentHFLM(pretrained=model, tokenizer=tokenizer)
-    both = [(None, context, continuation), (None, context, other)]
-    assert [greedy for _, greedy in lm._loglikelihood_tokens(both)] == [True, False]
 
 
 def test_bf16_is_nearer_to_the_truth_than_stock(tokenizer):

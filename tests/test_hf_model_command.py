@@ -11,33 +11,37 @@ import sys
 import pytest
 from hf_model_support import tiny_model, tiny_tokenizer
 from lm_eval.evaluator import simple_evaluate
+from sqlitedict import SqliteDict
 
 from xent_metrics.hosts.lm_eval import XentHFLM
 from xent_metrics.hosts.lm_eval.command import XentTaskManager
 
 TASKS = ["xent_python_docs_tokens", "xent_python_docs_cloze"]
-SCRIPT = "from xent_metrics.cli import main\nmain()\n"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model and its tokenizer, and the command as a script."""
+    """A model and its tokenizer."""
     path = tmp_path_factory.mktemp("hf")
     tiny_model("llama_tied").save_pretrained(path / "model")
     tiny_tokenizer().save_pretrained(path / "model")
-    (path / "xent.py").write_text(SCRIPT)
     return path
 
 
-def run(folder, name, launcher, *options):
+def run(folder, name, launcher, *options, **variables):
     """The results and samples of a run."""
     command = [
-        *launcher, str(folder / "xent.py"), "lm-eval", "run", "--model", "xent-hf", "--tasks", ",".join(TASKS),
+        *launcher, "-m", "xent_metrics.cli", "lm-eval", "run", "--model", "xent-hf", "--tasks", ",".join(TASKS),
         "--model_args", f"pretrained={folder / 'model'},dtype=float32,log_tokens=true", "--device", "cpu",
         "--batch_size", "auto", "--limit", "3", "--log_samples", "--output_path", str(folder / name),
         "--xent_metrics", "mean_reciprocal_rank,z_loss", *options,
     ]  # fmt: skip
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "home")}
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "HF_HOME": str(folder / "home"),
+    } | variables
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     found = folder / name
@@ -64,23 +68,50 @@ def numbers(results):
 
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(folder):
+    """Two indeed: `accelerate launch --cpu` would start one, however many it is asked for."""
+    one, samples, done = run(folder, "one", [sys.executable], "--use_cache", str(folder / "cache_one"))
+    assert "tok/s" not in done.stderr  # no terminal, no bar
+    assert "cross_entropy" in done.stdout  # the table
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    one, samples, done = run(folder, "one", [sys.executable], "--use_cache", str(folder / "cache"))
-    assert "tok/s" not in done.stderr  # no terminal, no bar
-    assert "cross_entropy" in done.stdout  # the table
-    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", str(port)]
-    two, more, _ = run(folder, "two", [sys.executable, "-m", *launch])
-    assert numbers(one) == pytest.approx(numbers(two), rel=1e-5)
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", str(port)]
+    cache = ["--use_cache", str(folder / "cache_two")]
+    two, more, _ = run(folder, "two", [sys.executable, "-m", *launch], *cache, ACCELERATE_USE_CPU="true")
+
+    shares = [kept(folder / f"cache_two_rank{rank}.db") for rank in (0, 1)]
+    assert all(shares)  # each process ran some requests,
+    assert not shares[0] & shares[1]  # none of them ran one that the other ran,
+    assert shares[0] | shares[1] == kept(folder / "cache_one_rank0.db")  # and between them they ran all
+    assert numbers(one) == pytest.approx(numbers(two), rel=1e-6)
     assert numbers(one)[TASKS[0], "cross_entropy,none"] > 0
     assert all(0 < numbers(one)[task, "mean_reciprocal_rank,none"] < 1 for task in TASKS)
     assert numbers(one)[TASKS[0], "z_loss,none"] > 0
     for task in TASKS:
-        assert [sample["doc_id"] for sample in samples[task]] == [0, 1, 2]
-        assert sorted(sample["doc_id"] for sample in more[task]) == [0, 1, 2]
+        alone, together = (sorted(found[task], key=lambda sample: sample["doc_id"]) for found in (samples, more))
+        assert [sample["doc_id"] for sample in alone] == [0, 1, 2]
+        for first, second in zip(alone, together, strict=True):
+            check_sample_equal(first, second)
     check_samples(samples)
     check_samples(more)
+
+
+def kept(path):
+    """The keys of a cache."""
+    with SqliteDict(str(path)) as found:
+        return set(found)
+
+
+def check_sample_equal(one, two):
+    """The same requests and tokens; numbers within what another batch rounds otherwise."""
+    assert one["arguments"] == two["arguments"]
+    for first, second in zip(one["resps"], two["resps"], strict=True):
+        (first, *greedy), (second, *also) = ([x] if isinstance(x, str) else x for x in (first[0], second[0]))
+        assert greedy == also
+        pairs = zip(json.loads(first)["tokens"], json.loads(second)["tokens"], strict=True)
+        for token, other in pairs:
+            assert (token["text"], token["id"]) == (other["text"], other["id"])
+            assert token["nll"] == pytest.approx(other["nll"], rel=1e-5)
 
 
 def check_samples(samples):

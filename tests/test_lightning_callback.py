@@ -303,6 +303,7 @@ def adapt_inner(module, output, batch):
         ({"metrics": []}, MetricOptionError, "metrics is a list"),
         ({"metrics": "cross_entropy"}, MetricOptionError, "metrics is a list"),
         ({"metrics": [{"unit": "bits"}]}, MetricOptionError, "expected a metric's name"),
+        ({"metrics": [get_metric("perplexity")]}, MetricOptionError, "Give {'metric': 'perplexity', …} instead"),
         ({"metrics": ["perplexity", "perplexity"]}, MetricOptionError, "stands twice"),
         ({"metrics": ["perplexity"], "stages": ["validation"]}, MetricOptionError, "train, val, test"),
         ({"metrics": ["perplexity"], "adapter": "no.such:thing"}, MetricOptionError, "names no object"),

@@ -344,6 +344,18 @@ def test_results_need_their_requests():
         task.process_results(ROLLING[0], [-1.0])
 
 
+def test_lm_evals_perplexity_goes_on_working_beside_ours():
+    theirs = {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}
+    listed = [theirs, {"metric": "acc"}, {"metric": "perplexity", "name": "per_token"}]
+    found = values(evaluate(XentTask(config("loglikelihood", PAIRS, listed)), ScoredBigramLM()))
+    alone = values(evaluate(ConfigurableTask(config=config("loglikelihood", PAIRS, [theirs])), ScoredBigramLM()))
+    assert found["perplexity"] == alone["perplexity"]
+    per_token = values(evaluate(XentTask(config("loglikelihood", PAIRS, entries("perplexity"))), ScoredBigramLM()))
+    assert found["per_token"] == per_token["perplexity"] != alone["perplexity"]
+    with pytest.raises(MetricOptionError, match="perplexity stands twice"):
+        XentTask(config("loglikelihood", PAIRS, [theirs, {"metric": "perplexity"}]))
+
+
 # Errors, before the model runs.
 
 
@@ -364,14 +376,12 @@ def test_results_need_their_requests():
         ("generate_until", {"metric": "cross_entropy"}, MissingScoreError, "gives text, not loglikelihoods"),
         ("loglikelihood", {"metric": "cross_entropy", "unti": "bits"}, MetricOptionError, "Did you mean 'unit'"),
         ("loglikelihood", {"metric": "cross_entropy", "unit": "bites"}, MetricOptionError, '"nats" or "bits"'),
+        ("loglikelihood", {"metric": "cross_entropy", "ignore_index": 104}, MetricOptionError, "remove ignore_index"),
         ("loglikelihood", {"metric": "cross_entropy", "over": "gold"}, MetricOptionError, "over belongs to"),
         ("multiple_choice", {"metric": "cross_entropy", "over": "golds"}, MetricOptionError, "got 'golds'"),
-        (
-            "loglikelihood",
-            {"metric": "perplexity", "aggregation": "perplexity"},
-            MetricOptionError,
-            "remove aggregation",
-        ),
+        ("loglikelihood", {"metric": "cross_entropy", "aggregation": "mean"}, MetricOptionError, "remove aggregation"),
+        ("loglikelihood", {"metric": "perplexity", "aggregation": "perplexty"}, MetricOptionError, "'perplexity'"),
+        ("loglikelihood", {"metric": "perplexity", "higher_is_better": False}, MetricOptionError, "remove higher_is"),
         ("multiple_choice", {"metric": "acc", "aggregation": "maen"}, MetricOptionError, "Did you mean 'mean'"),
         ("multiple_choice", {"metric": "acc", "agregation": "mean"}, MetricOptionError, "remove agregation. Did you"),
         ("multiple_choice", {"metric": "bits_per_byte", "over": "choices"}, MissingScoreError, "over: gold does"),
@@ -454,7 +464,7 @@ def test_a_model_without_token_scores_before_it_runs(monkeypatch):
 
 def test_a_model_without_token_scores_where_another_has_them():
     task = XentTask(config("loglikelihood_rolling", ROLLING, entries("cross_entropy")))
-    with pytest.raises(MissingScoreError, match="--model xent-torch"):
+    with pytest.raises(MissingScoreError, match=r"^task t, metric cross_entropy: .*--model xent-torch"):
         evaluate(task, BigramLM())
 
 

@@ -41,6 +41,7 @@ def test_every_metric_says_what_it_is(name):
     metric = METRICS[name]
     assert metric.formula
     assert metric.value_unit
+    assert metric.reference or not metric.__module__.startswith("xent_metrics."), f"{name} names no reference"
     assert ">>> " in (metric.__doc__ or ""), f"{metric.__name__} has no example"
     assert len(metric.__doc__.splitlines()) <= 25
     assert re.search(rf"^\| `{name}`[^|]* \| .+ \| .+ \|$", README, re.MULTILINE), f"README.md has no row for {name}"

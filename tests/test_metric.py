@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -16,6 +18,7 @@ from xent_metrics import (
     RatioMetric,
     TokenAccuracy,
     TokenMetric,
+    TokenMetricCollection,
     get_metric,
     score_tokens,
 )
@@ -77,6 +80,36 @@ def test_counts_stand_beside_the_value(batch):
     spread = get_metric("calibration_weighted_cross_entropy")
     spread.update(torch.randn(6, 4), torch.tensor([0, 1, 9, 9, 9, 9]))  # in several bins
     assert (spread.counts()["nan"], spread.counts()["invalid_targets"]) == (4, 4)
+
+
+@pytest.mark.parametrize("name", ["optimal_temperature", "full_calibration_error", "classwise_calibration_error"])
+def test_a_row_of_several_terms_is_one_row_of_nan(name):
+    metric = get_metric(name)
+    logits = torch.randn(10, 2)
+    logits[3], logits[4, 1] = float("nan"), float("nan")
+    metric.update(logits, torch.randint(2, (10,)))
+    assert metric.counts()["nan"] == 2
+    with pytest.warns(UserWarning, match="2 of 10 rows gave nan"):
+        metric.compute()
+
+
+def test_finite_only_is_the_value_without_the_rows_of_nan_and_keeps_those_of_inf():
+    logits, target = torch.zeros(10, 8), torch.arange(10) % 8
+    logits[9] = float("nan")
+    metrics = TokenMetricCollection(["cross_entropy", "perplexity", "token_accuracy"])
+    metrics.update(logits, target)
+    uniform = {"cross_entropy": math.log(8), "perplexity": 8.0, "token_accuracy": 2 / 9}
+    assert {k: float(v) for k, v in metrics.compute(finite_only=True).items()} == pytest.approx(uniform, rel=1e-7)
+    with pytest.warns(UserWarning, match="1 of 10 rows gave nan"):
+        assert metrics["token_accuracy"].compute().isnan()
+    metrics.reset()
+    logits[9], target[9] = torch.tensor([-torch.inf, *[0.0] * 7]), 0
+    metrics.update(logits, target)
+    found = metrics.compute(finite_only=True)
+    assert float(found["token_accuracy"]) == pytest.approx(2 / 10), "the impossible token is a wrong prediction"
+    assert float(found["cross_entropy"]) == pytest.approx(9 / 10 * math.log(8)), (
+        "of its infinite term the sum is without"
+    )
 
 
 def test_nothing_counted_is_nan_with_its_counts(metric, batch):

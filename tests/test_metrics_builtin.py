@@ -240,21 +240,40 @@ class TestCalibrationWeightedLoss:
         assert metric.loss(batch[0], torch.full_like(batch[1], -100)).isnan()
 
     def test_shapes_that_do_not_match_are_named(self):
-        with pytest.raises(InvalidInputError, match=r"one target a row of logits, \(2, 3\); got \(3,\)"):
+        with pytest.raises(InvalidInputError, match=r"one target a row of logits, shape \(2, 3\); got \(3,\)"):
             CalibrationWeightedCrossEntropy().loss(torch.zeros(2, 3, 4), torch.zeros(3).long())
+        with pytest.raises(InvalidInputError, match=r"loss needs integer targets; got torch\.float32"):
+            CalibrationWeightedCrossEntropy().loss(torch.zeros(2, 3, 4), torch.full((2, 3, 4), 0.25))
+
+    @pytest.mark.parametrize("wrong", [4, -1, 10**9])
+    def test_a_target_out_of_range_is_nan_with_the_other_rows_gradients(self, wrong):
+        logits = torch.randn(3, 4, requires_grad=True)
+        loss = CalibrationWeightedCrossEntropy().loss(logits, torch.tensor([0, wrong, 2]))
+        assert loss.isnan()
+        loss.backward()
+        assert not logits.grad[1].any()
+
+    @pytest.mark.parametrize("ignore_index", [-100, 2])
+    def test_numpy_is_taken_and_any_class_may_be_ignored(self, ignore_index):
+        metric = CalibrationWeightedCrossEntropy(ignore_index=ignore_index)
+        logits, target = torch.randn(5, 4), torch.tensor([0, ignore_index, 3, 1, ignore_index])
+        want = F.cross_entropy(logits, target, ignore_index=ignore_index)
+        torch.testing.assert_close(metric.loss(logits.numpy(), target.numpy()), want)
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("cross_entropy", {"unit": "bit"}, r'unit is "nats" or "bits"; got \'bit\''),
-        ("cross_entropy", {"label_smoothing": -0.1}, r"label_smoothing lies in \[0, 1\]; got -0\.1"),
+        ("cross_entropy", {"label_smoothing": -0.1}, r"label_smoothing is a number in \[0, 1\]; got -0\.1"),
         (
             "cross_entropy",
             {"units": "bits"},
             r"has no option 'units'\. Did you mean 'unit'\? Its options: unit, label_sm",
         ),
-        ("cross_entropy", {"label_smoothing": "a lot"}, "cross_entropy.*label_smoothing='a lot'"),
+        ("cross_entropy", {"label_smoothing": "a lot"}, "label_smoothing is a number in .* got 'a lot'"),
+        ("bits_per_byte", {"token_bytes": torch.tensor([1, -1])}, "whole numbers from 0; got tensor"),
+        ("byte_perplexity", {"token_bytes": torch.ones(3)}, "whole numbers from 0; got tensor"),
         ("perplexity", {"ignore_index": None}, "ignore_index is an int; got None"),
         ("expected_calibration_error", {"num_bins": 0}, "num_bins is a whole number of at least 1; got 0"),
         ("expected_calibration_error", {"num_bins": 2.0}, r"num_bins is a whole number of at least 1; got 2\.0"),

@@ -397,3 +397,38 @@ def test_a_compiler_without_openmp_makes_a_kernel_with_one_thread_and_the_same_b
     expected = kernel(logits, target)
     monkeypatch.setattr(native, "_kernel", native._load(library))
     assert same(kernel(logits, target), expected)
+
+
+@pytest.mark.parametrize(
+    ("logits", "target"),
+    [
+        (torch.zeros(3, 0), torch.zeros(3, dtype=torch.long)),
+        (torch._efficientzerotensor((3, 5)), torch.zeros(3, dtype=torch.long)),
+        (torch.zeros(3, 5), torch._efficientzerotensor((3,), dtype=torch.long)),
+        (torch.zeros(3, 5), torch.zeros(2, dtype=torch.long)),
+        (torch.zeros(3, 5), torch.zeros(3, dtype=torch.int32)),
+        (torch.zeros(3, 5), torch.zeros(3, 1, dtype=torch.long)),
+        (torch.zeros(3, 5), torch.zeros(3, dtype=torch.long, device="meta")),
+        (torch.zeros(3), torch.zeros(3, dtype=torch.long)),
+    ],
+)
+def test_what_the_kernel_may_not_read_is_left_to_torch(logits, target):
+    assert native.score_backend(logits, target) is None
+
+
+def test_zeros_without_memory_are_scored():
+    scores = score_tokens(torch._efficientzerotensor((3, 5)), torch.tensor([0, 1, 4]))
+    torch.testing.assert_close(scores.nll, torch.full((3,), 5.0).log())
+
+
+def test_transformed_functions_are_scored_by_torch(plugins):
+    """torch.func's tensors have no data of their own."""
+    logits, target = torch.randn(2, 4, 7), torch.randint(7, (2, 4))
+    expected = torch.stack([truth(rows, ids) for rows, ids in zip(logits, target, strict=True)]).float()
+
+    def nll(logits, target):
+        return score_tokens(logits, target).nll
+
+    torch.testing.assert_close(torch.vmap(nll)(logits, target), expected)
+    torch.testing.assert_close(torch.vmap(nll, in_dims=(None, 0))(logits[0], target[:1]), expected[:1])
+    assert torch.func.grad(lambda rows: nll(rows, target[0]).sum())(logits[0]).shape == (4, 7)

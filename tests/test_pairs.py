@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -154,12 +155,17 @@ def test_a_quantile_has_no_standard_error_by_the_delta_method(batch):
 
 
 def test_nan_is_counted_and_not_hidden(batch):
-    base, other, _ = batch
-    other[0, 0, 0] = torch.nan
-    for name in [*MEANS, "kl_divergence_quantile"]:
-        metric = get_metric(name)
-        metric.update(base, other)
-        with pytest.warns(UserWarning, match="1 of 150 rows gave nan"):
+    base, other, target = batch
+    whole = other.clone()
+    other[0, 9, 0] = torch.nan
+    without = target.clone()
+    without[0, 9] = -100
+    for name, swapped in itertools.product([*MEANS, "kl_divergence_quantile"], (False, True)):
+        metric, rest = get_metric(name), get_metric(name)
+        metric.update((other, base) if swapped else (base, other), target)
+        rest.update((whole, base) if swapped else (base, whole), without)
+        assert metric.value_of(metric.state, finite_only=True) == rest.compute()
+        with pytest.warns(UserWarning, match="1 of 143 rows gave nan"):
             assert math.isnan(metric.compute())
         assert metric.counts()["nan"] == 1
 

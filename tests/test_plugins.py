@@ -25,7 +25,7 @@ class Point:
         self.dist = SimpleNamespace(name=distribution, version=version)
 
     def load(self):
-        if isinstance(self.module, Exception):
+        if isinstance(self.module, BaseException):
             raise self.module
         return self.module
 
@@ -98,12 +98,33 @@ def test_a_plugin_that_fails_to_import_is_set_aside_and_the_others_work():
 
 
 @pytest.mark.parametrize(
-    "error", [SyntaxError("bad"), ZeroDivisionError("module level"), AttributeError("no such thing")]
+    "error", [SyntaxError("bad"), ZeroDivisionError("module level"), AttributeError("no such thing"), SystemExit(3)]
 )
 def test_whatever_an_import_raises(error):
     loaded, _ = load(Point("broken", error))
     assert loaded.plugins[-1].error is error
     assert "cross_entropy" in loaded.metrics
+
+
+def test_a_plugin_that_exits_in_a_hook_is_set_aside_and_an_interrupt_is_not_caught():
+    loaded, warnings = load(Point("mine", module_with(register_metrics=lambda register: sys.exit("no licence"))))
+    assert warnings[0].endswith("is set aside: SystemExit: no licence")
+    assert "cross_entropy" in loaded.metrics
+    with pytest.raises(KeyboardInterrupt):
+        Plugins([Point("mine", KeyboardInterrupt())])
+
+
+def test_the_hooks_that_a_plugin_implements_are_known():
+    def score_backend(logits, target):
+        return None
+
+    module = module_with(score_backend=score_backend)
+    loaded = Plugins([Point("native", module), Point("mine", registering(metric_named("one")))])
+    assert [plugin.hooks for plugin in loaded.plugins] == [
+        ["register_metrics"],
+        ["register_metrics"],
+        ["score_backend"],
+    ]
 
 
 def test_a_duplicate_name_names_both_distributions():
@@ -114,6 +135,8 @@ def test_a_duplicate_name_names_both_distributions():
     with pytest.raises(PluginError, match=message):
         loaded.metric_class("same")
     assert loaded.metric_class("other").name == "other"
+    assert "same" not in loaded.metrics
+    assert not any("same" in plugin.metrics for plugin in loaded.plugins)
     with pytest.raises(UnknownMetricError, match=r"Set aside: b \(dist-b 2\): PluginError: two plugins"):
         loaded.metric_class("only_b")
 
@@ -197,6 +220,12 @@ def test_an_unknown_metric_suggests_the_nearest_and_lists_what_loaded(name, mess
     with pytest.raises(UnknownMetricError, match=message):
         Plugins().metric_class(name)
     with pytest.raises(UnknownMetricError, match=message):
+        get_metric(name)
+
+
+@pytest.mark.parametrize("name", [None, CrossEntropy, 3])
+def test_a_name_is_a_string(name):
+    with pytest.raises(UnknownMetricError, match="expected a registered name, such as 'cross_entropy'; got "):
         get_metric(name)
 
 

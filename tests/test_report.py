@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import time
@@ -13,13 +14,15 @@ from lm_eval_support import TABLE, ScoredBigramLM, config, evaluate
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
 from test_runs import saved
 from typer.testing import CliRunner
 
 from xent_metrics import TokenScores, score_tokens
+from xent_metrics.analysis.logged import choices_in
 from xent_metrics.analysis.report import write_report
 from xent_metrics.analysis.runs import Run, Sample, TaskRun, read_run
-from xent_metrics.analysis.token_view import by_domain, by_frequency, by_position, tokens_of
+from xent_metrics.analysis.token_view import by_domain, by_frequency, by_position
 from xent_metrics.cli import app
 from xent_metrics.errors import ComparisonError
 from xent_metrics.hosts.lm_eval import XentTask
@@ -109,21 +112,22 @@ def page(runs, tmp_path_factory):
 def test_tokens_are_read_back(runs):
     task = read_run(runs[0]).tasks["t"]
     for sample in task.samples:
-        tokens = tokens_of(sample)
-        assert "".join(token.text for token in tokens) == sample.raw["doc"]["text"]
-        assert math.fsum(token.nll for token in tokens) == pytest.approx(sample.raw["cross_entropy_stderr"]["nats"])
+        assert sample.tokens.text == sample.raw["doc"]["text"]
+        assert sample.tokens.alternatives == [[("e", 0.5), ("</script>", 0.25)]] * len(sample.tokens)
+        assert math.fsum(sample.tokens.nll) == pytest.approx(sample.raw["cross_entropy_stderr"]["nats"])
 
 
 def test_loss_by_position_frequency_and_domain_adds_up(runs):
     task = read_run(runs[0]).tasks["t"]
-    documents = [tokens_of(sample) for sample in task.samples]
+    documents = [sample.tokens for sample in task.samples]
     labels, intervals = by_position(task)
     assert labels[:3] == ["0", "1–3", "4–15"]
-    firsts = [document[0].nll for document in documents]
+    firsts = [document.nll[0] for document in documents]
     assert intervals[0].value == pytest.approx(sum(firsts) / len(firsts), rel=1e-12)
     labels, intervals = by_frequency(task)
-    every = [token for document in documents for token in document]
-    once = [token.nll for token in every if sum(other.id == token.id for other in every) in range(1, 4)]
+    ids = [i for document in documents for i in document.ids]
+    every = zip(ids, [nll for document in documents for nll in document.nll], strict=True)
+    once = [nll for i, nll in every if ids.count(i) in range(1, 4)]
     assert labels[0] == "1–3"
     assert intervals[0].value == pytest.approx(sum(once) / len(once), rel=1e-12)
     labels, intervals = by_domain(task, "bits_per_byte", "kind")
@@ -137,11 +141,13 @@ def test_loss_by_position_frequency_and_domain_adds_up(runs):
 def test_hostile_text_is_text(page, browser):
     opened(browser, page)
     assert browser.title == "A & <b>B</b>"
-    assert not browser.find_elements(By.CSS_SELECTOR, "main img, main b, #text svg, #text script, #list script")
+    assert not browser.find_elements(
+        By.CSS_SELECTOR, "main img, td b b, #browse ~ * b, #text svg, #text script, #list script"
+    )
     shown = browser.find_element(By.ID, "list")
     texts = set()
-    for option in shown.find_elements(By.TAG_NAME, "option"):
-        option.click()
+    for place, _ in enumerate(shown.find_elements(By.TAG_NAME, "option")):
+        Select(shown).select_by_index(place)
         texts.add(browser.execute_script("return document.getElementById('text').textContent"))
     assert texts >= set(HOSTILE)
     assert browser.title == "A & <b>B</b>"
@@ -159,25 +165,79 @@ def test_values_differences_and_pictures_are_there(page, browser, runs):
     opened(browser, page)
     body = browser.find_element(By.TAG_NAME, "main").text
     value = read_run(runs[0]).tasks["t"].values["cross_entropy"]
-    assert f"cross_entropy {value:.5g}" in body
+    assert f"cross_entropy\nnats per token {value:.5g} ±" in body
     assert "B − A" in body
     labels = {picture.get_attribute("aria-label") for picture in browser.find_elements(By.TAG_NAME, "figure")}
-    assert labels == {"Reliability diagram", "Loss by position", "Loss by token frequency", "cross_entropy by kind"}
+    assert labels == {
+        "Reliability of A",
+        "Reliability of B",
+        "Loss by position",
+        "Loss by token frequency",
+        "cross_entropy by kind",
+    }
 
 
 def test_tokens_can_be_read_by_keyboard(page, browser):
     opened(browser, page)
     find = browser.find_element(By.ID, "find")
     find.send_keys("text 0")
-    find.send_keys(Keys.TAB)
-    assert browser.switch_to.active_element.get_attribute("id") == "list"
-    browser.switch_to.active_element.send_keys(Keys.TAB)
+    for control in ("task", "order", "by", "list", "text"):
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        assert browser.switch_to.active_element.get_attribute("id") == control
     tokens = browser.switch_to.active_element
-    assert tokens.get_attribute("id") == "text"
     tokens.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_LEFT, Keys.ARROW_RIGHT)
     detail = browser.find_element(By.ID, "detail").text
-    lines = r'"e": \d+\.\d{3} nats, probability \d+\.\d\d %\nlikely: "e" 50\.0 % +"</script>" 25\.0 %'
-    assert re.fullmatch(lines, detail)
+    one = r'\d+\.\d\d nats, probability \d+\.\d\d %\n +likely: "e" 50\.0 % +"</script>" 25\.0 %'
+    assert re.fullmatch(rf'"e"\nA: {one}\nB: {one}', detail)
+
+
+def test_documents_are_found_ordered_and_coloured_by_the_difference(page, browser, runs):
+    opened(browser, page)
+    losses = [
+        {sample.raw["doc"]["text"]: sample.tokens.mean_nll for sample in read_run(run).tasks["t"].samples}
+        for run in runs
+    ]
+    apart = {text: losses[1][text] - loss for text, loss in losses[0].items()}
+    chosen = Select(browser.find_element(By.ID, "list"))
+
+    def first_text():
+        chosen.select_by_index(0)
+        return browser.execute_script("return document.getElementById('text').textContent")
+
+    for order, text in (
+        ("highest loss first", max(losses[0], key=losses[0].get)),
+        ("B worse than A", max(apart, key=apart.get)),
+        ("B better than A", min(apart, key=apart.get)),
+    ):
+        Select(browser.find_element(By.ID, "order")).select_by_visible_text(order)
+        assert first_text() == text
+    Select(browser.find_element(By.ID, "by")).select_by_visible_text("loss of B minus that of A")
+    assert first_text() == min(apart, key=apart.get)
+    colours = {
+        span.get_attribute("style").partition("--")[2][:4]
+        for span in browser.find_elements(By.CSS_SELECTOR, "#text span")
+    }
+    assert colours == {"cool", "heat"}
+    assert browser.find_element(By.ID, "least").text == "−4 nats"
+
+
+def test_a_question_shows_its_context_its_choices_and_the_right_one(browser, tmp_path):
+    question = {"question": "Which?", "choices": ["no <b>one</b>", "this", "that"], "gold": 1}
+    task = XentTask(config("multiple_choice", [question, question], [{"metric": "cross_entropy", "over": "choices"}]))
+    saved(evaluate(task, ScoredBigramLM()), tmp_path)
+    write_report([read_run(tmp_path)], tmp_path / "page.html")
+    opened(browser, tmp_path / "page.html")
+    assert browser.find_element(By.ID, "context").text == "Which?"
+    assert browser.find_element(By.ID, "text").get_property("textContent") == " this"
+    head, *rows = browser.find_elements(By.CSS_SELECTOR, "#choices tr")
+    assert head.text == "choice ln p in A"
+    [sample, _] = read_run(tmp_path).tasks["t"].samples
+    shown = [
+        f"{'✓ ' if choice.is_gold else ''}{choice.text.strip()} {choice.loglikelihood:.2f}"
+        for choice in choices_in(sample.raw)
+    ]
+    assert [row.text for row in rows] == shown
+    assert [choice.is_gold for choice in choices_in(sample.raw)] == [False, True, False]
 
 
 def test_light_and_dark_have_contrast(page, browser):
@@ -225,7 +285,35 @@ def test_ten_thousand_documents_open(browser, tmp_path):
     write_report([run], path)
     assert path.stat().st_size < 20e6
     opened(browser, path)
-    assert len(browser.find_elements(By.CSS_SELECTOR, "#list option")) == 10_000
+    assert browser.execute_script("return document.getElementById('list').options.length") == 10_000
+    note = browser.find_element(By.CSS_SELECTOR, "#browse + p").text
+    assert re.search(r"for the documents of the highest loss, and not for [\d,]+ others", note)
+
+
+def test_bad_places_and_fields_are_told_and_the_rest_is_written(runs, tmp_path):
+    result = CliRunner().invoke(app, ["report", str(runs[0]), "-o", str(tmp_path / "missing" / "x.html")])
+    assert "there is no folder" in str(result.exception)
+    result = CliRunner().invoke(app, ["plot", "curve", "-o", str(tmp_path / "a.foo")])
+    assert "expected a file that ends in" in str(result.exception)
+    assert "got '.foo'" in str(result.exception)
+    path = tmp_path / "page.html"
+    assert CliRunner().invoke(app, ["report", str(runs[0]), "-o", str(path), "--domain", "topic"]).exit_code == 0
+    assert "Not drawn by topic: task t: not every document has &#39;topic&#39;" in path.read_text(encoding="utf-8")
+
+
+def test_a_dollar_sign_in_a_domain_is_no_formula(runs, tmp_path):
+    run = read_run(runs[0])
+    for number, sample in enumerate(run.tasks["t"].samples):
+        sample.raw["doc"]["kind"] = "$\\foo{$" if number % 2 else "plain"
+    write_report([run], tmp_path / "page.html", domain="kind")
+    assert "cross_entropy by kind" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_tokens_of_another_schema_are_none(runs):
+    sample = read_run(runs[0]).tasks["t"].samples[0]
+    other = json.loads(json.dumps(sample.raw).replace('\\"nll\\"', '\\"loss\\"'))
+    assert Sample("x", other).tokens is None
+    assert len(sample.tokens) > 0
 
 
 def test_pictures_by_the_command(runs, tmp_path):

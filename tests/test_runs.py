@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.loggers import EvaluationTracker
 from lm_eval_support import TABLE, ScoredBigramLM, config, evaluate, values
 from typer.testing import CliRunner
@@ -135,6 +136,126 @@ def test_another_tokenizer_leaves_what_is_per_byte(damaged, runs):
     assert rows["bits_per_byte"].result is not None
 
 
+def test_another_tokenizer_shows_in_documents_though_not_in_the_total(damaged, runs):
+    base, _ = runs
+    folder, samples, _ = damaged
+    documents = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+    documents[0]["bits_per_token_stderr"]["tokens"] -= 1
+    documents[1]["bits_per_token_stderr"]["tokens"] += 1
+    samples.write_text("".join(json.dumps(d) + "\n" for d in documents))
+    rows = {row.metric: row for row in compare_runs(read_run(base / "a"), read_run(folder), num_resamples=99)}
+    assert "2 of 24 documents are of another number of tokens in B" in rows["bits_per_token"].reason
+    assert rows["bits_per_token"].value_a == read_run(base / "a").tasks["t"].values["bits_per_token"]
+
+
+def test_documents_that_both_have_are_compared_on_request(damaged, runs):
+    base, _ = runs
+    folder, samples, _ = damaged
+    lines = samples.read_bytes().splitlines(keepends=True)
+    samples.write_bytes(b"".join(lines[:-1]) + lines[-1][:-2].rstrip(b"}") + "é".encode()[:1])  # within a character
+    a, b = read_run(base / "a"), read_run(folder)
+    assert "is cut off or not JSON" in b.problems[0]
+    assert "or compare on those that both have (--shared-documents)" in compare_runs(a, b)[0].reason
+    rows = compare_runs(a, b, num_resamples=99, shared_documents=True)
+    assert [(row.result.documents, row.result.difference) for row in rows] == [(len(TEXTS) - 1, 0.0)] * len(rows)
+    result = CliRunner().invoke(app, ["compare", str(base / "b"), str(folder), "--shared-documents", "--json"])
+    [compared] = json.loads(result.stdout)
+    assert {row["documents"] for row in compared["comparisons"]} == {len(TEXTS) - 1}
+
+
+@pytest.mark.parametrize("spoilt", [None, "many", [1, None]])
+def test_sums_that_are_no_numbers_are_none(damaged, runs, spoilt):
+    base, _ = runs
+    folder, samples, _ = damaged
+    documents = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+    documents[3]["bits_per_byte_stderr"]["num_bytes"] = spoilt
+    samples.write_text("".join(json.dumps(d) + "\n" for d in documents))
+    rows = {row.metric: row for row in compare_runs(read_run(base / "a"), read_run(folder), num_resamples=99)}
+    assert (
+        "the sums of B's documents are not in its samples: some of its samples lack them"
+        in rows["bits_per_byte"].reason
+    )
+    assert rows["bits_per_token"].result is not None
+
+
+def test_results_of_another_shape_and_lines_that_are_no_documents(damaged, runs):
+    base, _ = runs
+    folder, samples, results = damaged
+    found = json.loads(results.read_text())
+    results.write_text(json.dumps({**found, "versions": None, "higher_is_better": None}))
+    samples.write_text('[1]\n{"doc_hash": "x"}\n' + samples.read_text(encoding="utf-8"), encoding="utf-8")
+    read = read_run(folder)
+    assert "line 1 of" in read.problems[0]
+    assert "is no document" in read.problems[0]
+    assert "is without 'target_hash'" in read.problems[1]
+    assert "the task's versions differ: " in compare_runs(read_run(base / "a"), read)[0].reason
+
+
+def test_lm_evals_own_metrics_are_compared_where_the_samples_hold_them(tmp_path):
+    """acc is a mean, the weighted perplexities are ratios; what is neither is refused with the reason."""
+    questions = [{"question": f"q{n}", "choices": [" a", " bb", f" {n}"], "gold": 0} for n in range(12)]
+    metric_list = [{"metric": "acc"}, {"metric": "mcc"}]
+    for name, temperature in (("a", 1.0), ("b", 3.0)):
+        task = XentTask(config("multiple_choice", questions, copy.deepcopy(metric_list)))
+        saved(evaluate(task, ScoredBigramLM() if name == "a" else BackwardsLM()), tmp_path / name)
+        stock = [
+            {"metric": metric, "aggregation": how, "higher_is_better": False}
+            for metric, how in (("bits_per_byte", "bits_per_byte"), ("word_perplexity", "weighted_perplexity"))
+        ]
+        texts = ConfigurableTask(config=config("loglikelihood_rolling", [{"text": t} for t in TEXTS], stock))
+        saved(evaluate(texts, WarmerLM(temperature)), tmp_path / f"rolling {name}")
+    rows = {row.metric: row for row in compare_runs(read_run(tmp_path / "a"), read_run(tmp_path / "b"))}
+    assert rows["acc"].result.difference == rows["acc"].value_b - rows["acc"].value_a != 0
+    assert rows["mcc"].reason == "it is lm-eval's own, and not the mean of what the samples hold"
+    runs = [read_run(tmp_path / f"rolling {name}") for name in "ab"]
+    rows = {row.metric: row for row in compare_runs(*runs, num_resamples=99)}
+    for name, row in rows.items():
+        assert row.result.value_b == pytest.approx(runs[1].tasks["t"].values[name], rel=1e-12)
+        assert row.result.better == "B"
+
+
+class BackwardsLM(ScoredBigramLM):
+    """Likes best what the other one likes least."""
+
+    def _continuation(self, context, continuation):
+        loglikelihood, _ = super()._continuation(context, continuation)
+        return (-100 - loglikelihood, False)
+
+
+def test_filters_are_kept_apart(damaged):
+    folder, samples, results = damaged
+    found = json.loads(results.read_text())
+    found["results"]["t"] |= {
+        "exact_match,strict": 0.25, "exact_match_stderr,strict": 0.1, "exact_match,loose": 0.5,
+    }  # fmt: skip
+    results.write_text(json.dumps(found))
+    documents = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+    more = [
+        {**d, "filter": name, "exact_match": float(i % step == 0)}
+        for name, step in (("strict", 4), ("loose", 2)) for i, d in enumerate(documents)
+    ]  # fmt: skip
+    samples.write_text("".join(json.dumps(d) + "\n" for d in documents + more))
+    task = read_run(folder).tasks["t"]
+    assert (task.values["exact_match,strict"], task.standard_errors["exact_match,strict"]) == (0.25, 0.1)
+    assert "exact_match,loose" not in task.standard_errors
+    assert len(task.samples) == len(TEXTS)
+    assert {name: float(task.states(name).sum(0)[-1, 2]) for name in ("exact_match,strict", "exact_match,loose")} == {
+        "exact_match,strict": 6.0, "exact_match,loose": 12.0,
+    }  # fmt: skip
+
+
+def test_intervals_by_the_command(runs):
+    base, found = runs
+    for options in ([], ["--bootstrap", "--num-resamples", "199"]):
+        result = CliRunner().invoke(app, ["intervals", str(base / "a"), "--json", *options])
+        rows = {row["metric"]: row for row in json.loads(result.stdout)}
+        for name, row in rows.items():
+            assert row["value"] == pytest.approx(found["a"][name], rel=1e-12)
+            assert row["low"] < row["value"] < row["high"]
+        shown = CliRunner().invoke(app, ["intervals", str(base / "a"), *options], env={"COLUMNS": "100"})
+        assert "bits per byte" in shown.stdout
+
+
 def test_a_line_that_is_cut_off_is_named_and_the_rest_read(damaged, runs):
     base, _ = runs
     folder, samples, _ = damaged
@@ -186,7 +307,7 @@ def test_the_command_prints_a_table_and_json(runs):
     arguments = ["compare", str(base / "a"), str(base / "b"), "--num-resamples", "99"]
     printed = CliRunner().invoke(app, arguments, env={"COLUMNS": "220"})
     assert printed.exit_code == 0, printed.output
-    assert "bits_per_byte" in printed.output
+    assert "bits per byte" in printed.output
     [pair] = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).output)
     first = next(row for row in pair["comparisons"] if row["metric"] == "bits_per_byte")
     assert first["value_a"] == pytest.approx(found["a"]["bits_per_byte"], rel=1e-14)

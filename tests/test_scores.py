@@ -65,6 +65,35 @@ def test_scores_of_different_kinds_cannot_be_joined():
         TokenScores.cat([])
 
 
+def test_scores_know_what_they_ignored(batch):
+    logits, target = batch
+    scores = score_tokens(logits, target, ignore_index=3)
+    assert (scores.ignore_index, scores[:2].flatten().ignore_index) == (3, 3)
+    assert pickle.loads(pickle.dumps(scores)).ignore_index == 3
+    assert score_tokens(logits, logits.softmax(-1)).ignore_index is None, "no distribution is ignored"
+    assert from_loglikelihoods([-1.0]).ignore_index is None
+    assert TokenScores.cat([scores[0], from_loglikelihoods([-1.0], unit="token")]).ignore_index == 3
+    with pytest.raises(InvalidInputError, match=r"one ignore_index; got \[-100, 3\]"):
+        TokenScores.cat([scores, score_tokens(logits, target)])
+
+
+def test_a_metric_refuses_scores_that_ignored_another_target(batch):
+    logits, target = batch
+    message = (
+        r"cross_entropy has ignore_index=3; got scores made with ignore_index=-100\. Pass ignore_index=3 to score_t"
+    )
+    for call in ("update", "forward", "exact_sums"):
+        metric = CrossEntropy(ignore_index=3)
+        with pytest.raises(InvalidInputError, match=message):
+            getattr(metric, call)(score_tokens(logits, target))
+        assert not metric.state.any()
+    own, from_logits = CrossEntropy(ignore_index=3), CrossEntropy(ignore_index=3)
+    own.update(score_tokens(logits, target, ignore_index=3))
+    from_logits.update(logits, target)
+    assert torch.equal(own.state, from_logits.state)
+    own.update(from_loglikelihoods([-1.0], unit="token"))  # no target could be ignored
+
+
 def test_loglikelihoods_keep_their_float64():
     scores = from_loglikelihoods([-0.1, -700.0], num_bytes=[3, 4], num_words=[1, 0])
     assert scores.nll.tolist() == [0.1, 700.0]
@@ -86,7 +115,7 @@ def test_fields_of_another_shape_are_named():
     [
         (
             "token_accuracy",
-            r"token_accuracy needs `correct`, which these token scores don't have: score logits .*xent-hf",
+            r"token_accuracy needs `correct`, which these token scores don't have: .*`xent lm-eval run --model xent-hf",
         ),
         ("expected_calibration_error", r"needs `confidence`.*--model xent-torch"),
         ("bits_per_byte", r"needs `num_bytes`.*pass `token_bytes=token_bytes\(tokenizer\)`"),
@@ -99,7 +128,7 @@ def test_a_missing_score_says_how_to_get_it(metric, message):
 
 
 def test_document_scores_are_no_token_scores():
-    message = r"defined over choice or token scores; got document scores.*stock lm-eval model.*xent-hf.*bits_per_byte"
+    message = r"over choice or token scores; got document scores.*stock lm-eval model.*`xent lm-eval run --model xent-hf.*bits_"
     for name in ("cross_entropy", "perplexity", "token_accuracy"):
         with pytest.raises(MissingScoreError, match=message):
             get_metric(name).update(from_loglikelihoods([-1.0]))
@@ -112,6 +141,10 @@ def test_weights_apply_and_rows_that_do_not_count_are_zero():
         invalid=torch.tensor([False, False, False, True]),
         weight=torch.tensor([0.1, 5.0, 2.0, 3.0]),
     )
-    assert scores.weighted(torch.ones(4)).tolist() == [torch.tensor(0.1).double().item(), 0, 2, 0]
+    for weighted, scores_weight in ((scores, 0.1), (dataclasses.replace(scores, weight=None), 1.0)):
+        first = torch.tensor(scores_weight).double().item()
+        for ones in (torch.ones(4), torch.ones(4, dtype=torch.int64), torch.ones(4, dtype=torch.bool)):
+            assert weighted.weighted(ones)[:2].tolist() == [first, 0]
+            assert weighted.weighted(ones)[3].isnan(), "an invalid row is nan in every sum"
     assert scores.weighted(scores.nll)[:3].tolist() == [torch.tensor(0.1).double().item(), 0, 6]
-    assert scores.weighted(scores.nll)[3].isnan()
+    assert scores.weighted(torch.ones(4, 2))[2:].tolist()[0] == [2, 2]

@@ -10,7 +10,7 @@ import reference
 import torch
 from torch.nn import functional as F
 
-from xent_metrics import score_hidden_states, score_tokens
+from xent_metrics import CrossEntropy, score_hidden_states, score_tokens
 from xent_metrics.errors import InvalidInputError
 from xent_metrics.row_scores import Rows
 from xent_metrics.scoring import as_tensor
@@ -289,6 +289,28 @@ def test_other_frameworks_arrays_are_taken_as_they_are(kind, batch):
     assert torch.equal(got.nll, score_hidden_states(hidden, head, target, bias=head[:, 0]).nll)
 
 
+class OldDLPack(DLPackOnly):
+    """As the protocol was before it had versions and copies."""
+
+    def __dlpack__(self, stream=None):
+        return self.tensor.__dlpack__(stream=stream)
+
+
+@pytest.mark.parametrize("kind", [DLPackOnly, OldDLPack])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_dlpack_brings_every_dtype_and_any_strides(dtype, kind, batch):
+    logits, target = batch[0].to(dtype), batch[1].to(torch.int32)
+    for given in (logits, logits.mT.contiguous().mT, logits[:, ::2]):
+        of = target[:, ::2] if given.shape != logits.shape else target
+        got, want = score_tokens(kind(given), kind(of)), score_tokens(given, of)
+        assert got.nll.dtype == want.nll.dtype
+        assert torch.equal(got.nll, want.nll)
+    metric, own = CrossEntropy(), CrossEntropy()
+    metric.update(kind(logits), kind(target))
+    own.update(logits, target)
+    assert torch.equal(metric.state, own.state)
+
+
 def test_arrays_share_their_memory():
     array = np.zeros(3, dtype=np.float32)
     as_tensor(array)[0] = 1
@@ -372,8 +394,20 @@ L, T = torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.long)
             {"class_weight": torch.ones(3)},
             r"a weight a class, shape \(4,\); got \(3,\)\. A weight a token is `weight=`",
         ),
-        ((L, T), {"token_bytes": torch.ones(3)}, r"an entry a class, shape \(4,\); got \(3,\).* vocab_size=4\) pads"),
-        ((L, T), {"label_smoothing": 1.5}, r"label_smoothing lies in \[0, 1\]; got 1\.5"),
+        (
+            (L, T),
+            {"token_bytes": torch.ones(3).int()},
+            r"an entry a class, shape \(4,\); got \(3,\).* vocab_size=4\) pads",
+        ),
+        ((L, T), {"label_smoothing": 1.5}, r"label_smoothing is a number in \[0, 1\]; got 1\.5"),
+        ((L, T), {"label_smoothing": "x"}, r"label_smoothing is a number in \[0, 1\]; got 'x'"),
+        ((L, T), {"token_bytes": torch.ones(4)}, r"token_bytes holds whole numbers of bytes; got torch\.float32"),
+        (
+            (torch.zeros(2, 7, 3), T),
+            {},
+            r"got \(2, 3\)\. The classes come last: logits\.movedim\(1, -1\) has \(2, 3\) rows of 7",
+        ),
+        ((torch.zeros(2, 7, 3, 5), torch.zeros(2, 3, 5).long()), {}, r"The classes come last: .* rows of 7"),
         ((L, T), {"ignore_index": None}, r"ignore_index is an int; got None"),
     ],
 )
@@ -389,9 +423,20 @@ def test_what_cannot_be_scored_says_why(arguments, options, message):
             torch.zeros(2, 3),
             torch.zeros(5, 4),
             {},
-            r"hidden_states \(…, H\) and lm_head_weight \(V, H\); got \(2, 3\) and \(5, 4\)",
+            r"hidden_states \(…, H\) and lm_head_weight \(V, H\) with V ≥ 1; got \(2, 3\) and \(5, 4\)",
         ),
         (torch.zeros(2, 3), torch.zeros(3), {}, r"got \(2, 3\) and \(3,\)"),
+        (torch.zeros(2, 3), torch.zeros(0, 3), {}, r"with V ≥ 1; got \(2, 3\) and \(0, 3\)"),
+        (torch.zeros(2, 3).long(), torch.zeros(5, 3), {}, r"expected hidden_states of dtype .* got torch\.int64"),
+        (torch.zeros(2, 3), torch.zeros(5, 3).to(torch.float8_e4m3fn), {}, r"lm_head_weight of dtype .*float8_e4m3fn"),
+        (torch.zeros(2, 3), torch.zeros(5, 3), {"logit_softcap": 0.0}, r"positive and finite; got 0\.0\. None is no"),
+        (torch.zeros(2, 3), torch.zeros(5, 3), {"logit_softcap": float("inf")}, "positive and finite; got inf"),
+        (
+            torch.zeros(2, 3),
+            torch.zeros(5, 3),
+            {"logit_scale": float("nan")},
+            "logit_scale is a finite number; got nan",
+        ),
         (torch.zeros(2, 3), torch.zeros(5, 3), {"bias": torch.zeros(4)}, r"expected bias \(V,\) = \(5,\); got \(4,\)"),
     ],
 )

@@ -133,6 +133,27 @@ def test_duplicates_of_weight_zero_are_no_samples():
     assert masked.compute() == without.compute()
 
 
+@pytest.mark.parametrize("name", ["cross_entropy", "token_accuracy", "expected_calibration_error"])
+def test_finite_only_is_the_error_without_the_rows_of_nan(name):
+    logits, target = torch.randn(9, 5, 7), torch.randint(7, (9, 5))
+    spoilt, without = logits.clone(), target.clone()
+    spoilt[0, 1], without[0, 1] = torch.nan, -100  # a row of a sequence
+    spoilt[3], without[3] = torch.nan, -100  # a whole one
+    found, want = StandardError(get_metric(name)), StandardError(get_metric(name))
+    found.update(spoilt, target)
+    want.update(logits, without)
+    assert found.counts()["nan"] == 6
+    assert found.compute(finite_only=True) == want.compute() > 0
+    with pytest.warns(UserWarning, match="6 of 45 rows gave nan"):
+        assert found.compute().isnan()
+    spoilt[0, 1], spoilt[3] = -torch.inf, logits[3]
+    spoilt[0, 1, 0] = 0.0
+    target[0, 1] = 1
+    infinite = StandardError(get_metric("cross_entropy"))
+    infinite.update(spoilt, target)
+    assert infinite.compute().isnan()
+
+
 def test_one_sample_has_no_error_and_equal_samples_have_none_to_speak_of():
     error = StandardError(Perplexity())
     assert error.compute().isnan()

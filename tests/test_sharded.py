@@ -67,6 +67,11 @@ def test_what_cannot_be_told_is_asked():
         assert "entropy look at whole rows of logits, and these are sharded" in found["extra"]
         assert "expected one target a row of logits, shape (2,); got (4,)" in found["all targets"]
         assert "expected all DTensors on one mesh" in found["two meshes"]
+        assert "is on the smaller mesh after model.unshard()" in found["two meshes"]
+        gathered = found["gathered rows"]
+        assert "sharded over rows on mesh dimension 'data', which shards the head's vocabulary" in gathered
+        assert "to rows of shape (4,); got targets or weights of shape (2,)" in gathered
+        assert "call model.unshard() first" in gathered
 
 
 def test_scoring_a_shard_never_waits_for_the_device(monkeypatch):

@@ -36,12 +36,68 @@ def test_any_number_of_ranks_gives_the_bits_of_one(kind, package):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_nothing_but_one_all_reduce_a_stage_is_added(kind):
+    """By the callback, and by `log_dict` of a module's own collection: 2 epochs of 2 stages."""
+    for plain, callback, own in run(2, jobs.all_collectives, kind, 11):
+        more = {"c10d::allreduce_": 4}
+        assert callback - plain == more
+        assert own - plain == more
+        assert not (plain - callback) + (plain - own)
+
+
+def test_callbacks_watch_its_values_on_all_ranks(tmp_path):
+    best = expected(Sequences(11, 1), "val")["val/cross_entropy"]
+    kept = str(tmp_path / "epoch=0.ckpt")
+    assert run(2, jobs.watched, 11, str(tmp_path)) == [{"epochs": 2, "best": best, "kept": kept}] * 2
+
+
+def cross_entropy(data, indices, clamped=False):
+    target = data.target[indices].clamp(0) if clamped else data.target[indices]
+    metric = get_metric("cross_entropy")
+    metric.update(table()[data.ids[indices, :-1]], target)
+    return metric.compute().item()
+
+
+def test_repeated_samples_are_masked_or_refused_whatever_deals_them_out():
+    data = Sequences(11)
+    want = cross_entropy(data, range(11))
+    reasons = {
+        "backwards": "the loader's batch sampler, Backwards, may batch in an order of its own",
+        "of nobody's class": "the loader's batch sampler, Batched, may batch in an order of its own",
+        "in parallel": "the step draws from 2 loaders in parallel",
+        "rows": "the step gave 27 sequences for a batch of 3 samples",
+    }
+    for found in run(2, jobs.repeated, 11):
+        assert found["usual"] == found["batch_size=None"] == want
+        assert found["soft targets"] == pytest.approx(cross_entropy(data, range(11), clamped=True), rel=1e-7)
+        for name, reason in reasons.items():
+            assert found[name].startswith("the sampler repeats samples to deal 11 out evenly")
+            assert f"but {reason}, so which they are is unknown" in found[name]
+    for found in run(2, jobs.repeated, 10):  # nothing is repeated, and nothing refused
+        assert {value for name, value in found.items() if name != "soft targets"} == {
+            cross_entropy(Sequences(10), range(10))
+        }
+
+
+def test_repeated_samples_count_twice_on_request():
+    twice = cross_entropy(Sequences(11), [*range(11), 0])
+    for found in run(2, jobs.repeated, 11, False):
+        assert {value for name, value in found.items() if name != "soft targets"} == {twice}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_rank_without_data_syncs_with_the_others(kind):
     want = {}
     for loader in (0, 1):
         want |= expected(Sequences(7, loader), "val", f"/dataloader_idx_{loader}")
     for answer in run(2, jobs.uneven, kind, 7):
         assert answer == {"values": want, "collectives": 1}
+
+
+def test_a_sync_that_fails_loses_nothing():
+    for found in run(2, jobs.failing_sync, 11):
+        assert "failed: timed out" in found["error"]
+        assert found["later"] == cross_entropy(Sequences(11), range(11))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -57,6 +113,32 @@ def test_an_epoch_is_resumed_on_any_number_of_ranks(kind, tmp_path):
     run(1, jobs.resumed, kind, f"{here}/one", count)
     one = str(tmp_path / "one" / Path(one).name)
     assert run(2, jobs.resumed, kind, f"{here}/from_one", count, one, drawn, 2) == [want] * 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_modules_own_metrics_are_resumed_on_any_number_of_ranks(kind, tmp_path):
+    count, here = 20, str(tmp_path)
+    want = {name: value for name, value in expected(Sequences(count), "train").items() if "stderr" not in name}
+    saves = {1: 0, 2: 2}  # an all_reduce a checkpoint, of all members
+    for found in run(2, jobs.own_metrics_resumed, kind, here, count):
+        assert found == {"values": want, "collectives": saves[2] + 1}
+    two = str(tmp_path / f"{kind}2-step=2.ckpt")
+    start = 2 * 2 * jobs.BATCH  # drawn by two ranks in two steps
+    for size in (1, 2):
+        for found in run(size, jobs.own_metrics_resumed, kind, f"{here}/{size}", count, two, start, 2):
+            assert found["values"] == want
+
+
+def test_a_modules_own_metrics_that_were_not_synced_say_how_to(tmp_path):
+    run(2, jobs.own_metrics_resumed, "ddp", str(tmp_path), 20, None, 0, 0, False)
+    two = str(tmp_path / "ddp2-step=2.ckpt")
+    (error,) = run(1, jobs.own_metrics_resumed, "ddp", str(tmp_path), 20, two, 12, 2, False)
+    assert "holds the sums of rank 0 of 2 alone; this is rank 0 of 1. To load it anywhere" in error
+    assert "persistent(True, synced=True)" in error
+
+
+def test_a_sharded_modules_state_dict_has_its_metrics():
+    assert run(2, jobs.own_metrics_in_a_sharded_state_dict) == [True, True]
 
 
 def test_a_checkpoint_of_two_ranks_is_resumed_without_any_group(tmp_path):

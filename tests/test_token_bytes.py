@@ -31,6 +31,7 @@ from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from xent_metrics import errors
 from xent_metrics.errors import TokenBytesError
+from xent_metrics.hosts.lm_eval.encoding import ByteTokenizer
 from xent_metrics.token_bytes import BYTE_ALPHABET, token_bytes
 
 SAMPLES = [
@@ -435,6 +436,11 @@ BAD_ARGUMENTS = [
     ),
     ([b"", 7].__getitem__, 2, "list.__getitem__ gave 7 (int) for id 1: expected the token's bytes, a str that UTF-8"),
     (["\ud800"].__getitem__, 1, "list.__getitem__ gave '\\ud800' (str) for id 0: expected the token's bytes"),
+    (
+        {0: b"a"}.__getitem__,
+        2,
+        "dict.__getitem__ raised KeyError for id 1: 1. Expected the token's bytes, or None for an",
+    ),
     (byte_level, 0, "vocab_size=0: expected a positive int (the size V of the logits) or None."),
     (byte_level, 5.0, "vocab_size=5.0: expected a positive int"),
 ]
@@ -444,6 +450,14 @@ BAD_ARGUMENTS = [
 def test_a_bad_callable_or_size_says_what_to_pass(tokenizer, vocab_size, message):
     with pytest.raises(TokenBytesError, match=re.escape(message)):
         token_bytes(tokenizer, vocab_size=vocab_size)
+
+
+def test_anything_that_knows_its_ids_bytes_is_counted():
+    table = token_bytes(ByteTokenizer(), vocab_size=300)
+    assert table.tolist() == [1] * 256 + [0] * 44
+    assert len(token_bytes(ByteTokenizer())) == 257
+    with pytest.raises(TokenBytesError, match="has ids up to 256"):
+        token_bytes(ByteTokenizer(), vocab_size=256)
 
 
 def test_a_vocab_size_below_the_ids_is_no_padding():

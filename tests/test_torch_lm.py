@@ -456,6 +456,22 @@ def test_what_cannot_be_a_model_is_said_at_once(make, message):
         make()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "additional", "message"),
+    [
+        ("module=torch.nn:Linear,max_lenght=5", {}, r"xent-torch takes no 'max_lenght'\. Did you mean 'max_length'\?"),
+        ("pretrained=gpt2", {"device": None}, r"takes no 'pretrained'\..* It takes: module, tokenizer, "),
+        ("module=torch.nn:Linear", {"max_batch_size": 8}, "takes no 'max_batch_size'"),
+        ("batch_size=4", {"batch_size": 1}, "batch_size stands in --model_args, and the command gives it too: use --b"),
+    ],
+)
+def test_arguments_that_it_does_not_take_are_named(arguments, additional, message):
+    with pytest.raises(InvalidInputError, match=message):
+        TorchLM.create_from_arg_string(arguments, additional)
+    with pytest.raises(InvalidInputError, match=message):
+        TorchLM.create_from_arg_obj(dict(pair.split("=") for pair in arguments.split(",")), additional)
+
+
 def test_a_checkpoint_of_something_else(tmp_path):
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "linear.pt")
     torch.save([1, 2], tmp_path / "list.pt")

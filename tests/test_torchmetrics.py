@@ -20,6 +20,7 @@ from xent_metrics import (
     Perplexity,
     exact_sum,
 )
+from xent_metrics.errors import MissingExtraError
 
 matplotlib.use("Agg")
 
@@ -178,3 +179,11 @@ def test_plot_shows_the_unit(values, metric, batch):
         assert axes.get_ylabel() == metric.value_unit
         assert axes.get_title() == metric.name.replace("_", " ")
     matplotlib.pyplot.close(figure)
+
+
+def test_a_plot_without_matplotlib_names_the_extra(monkeypatch, batch):
+    monkeypatch.setattr("torchmetrics.utilities.plot._MATPLOTLIB_AVAILABLE", False)
+    metric = CrossEntropy()
+    metric.update(*batch)
+    with pytest.raises(MissingExtraError, match=r"pip install 'xent-metrics\[plots\]'"):
+        metric.plot()

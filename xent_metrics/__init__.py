@@ -13,7 +13,7 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
 from .collection import TokenMetricCollection
-from .grouped import Frequency, Grouped, Position
+from .grouped import Document, Frequency, Grouped, Position, in_groups
 from .hookspecs import hookimpl
 from .metric import Binned, RatioMetric, TokenMetric
 from .metrics import (
@@ -59,6 +59,7 @@ __all__ = [
     "ClasswiseCalibrationError",
     "CrossEntropy",
     "CrossEntropyAtOptimalTemperature",
+    "Document",
     "ExpectedCalibrationError",
     "Frequency",
     "FullCalibrationError",
@@ -86,6 +87,7 @@ __all__ = [
     "from_loglikelihoods",
     "get_metric",
     "hookimpl",
+    "in_groups",
     "list_metrics",
     "score_hidden_states",
     "score_pair",

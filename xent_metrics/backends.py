@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor  # torch.func has no public name for it
 
 from .errors import PluginError
 
@@ -26,6 +27,10 @@ def has_backend() -> bool:
 def score_by_backend(logits: Tensor, target: Tensor) -> dict[str, Tensor] | None:
     """The first backend's scores of the rows ``(N, V)``, by name, or None where no backend takes them."""
     if torch.compiler.is_compiling() or type(logits) is not Tensor or not len(logits):
+        return None
+    if is_functorch_wrapped_tensor(logits) or is_functorch_wrapped_tensor(
+        target
+    ):  # in vmap or grad: no data of its own
         return None
     from .plugins import plugins  # which loads the metrics, which score through here
 

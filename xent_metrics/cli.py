@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import cli_plot
-from .cli_analysis import compare, compare_models, report
+from .cli_analysis import compare, compare_models, intervals, report
 from .errors import XentMetricsError
 
 if TYPE_CHECKING:
@@ -96,7 +96,10 @@ def metrics(as_json: _AsJson = False) -> None:
 @app.command()
 def plugins(as_json: _AsJson = False) -> None:
     """List the installed plugins: what each brings, or the error that set it aside."""
+    from .task_folders import task_configs_folder
+
     found = [_plugin_facts(plugin) for plugin in _plugins().plugins]
+    found[0]["task_configs"] = [str(task_configs_folder())]  # the built-ins come first
     if as_json:
         _print_json(found)
         return
@@ -104,12 +107,13 @@ def plugins(as_json: _AsJson = False) -> None:
         [
             f"[bold]{escape(fact['name'])}[/]",
             escape(f"{fact['distribution']} {fact['version']}"),
-            f"[red]set aside: {escape(fact['error'])}[/]" if fact["error"] else escape("\n".join(fact["metrics"])),
+            f"[red]set aside: {escape(fact['error'])}[/]" if fact["error"] else escape("\n".join(fact["hooks"])),
+            escape("\n".join(fact["metrics"])),
             escape("\n".join(fact["task_configs"])),
         ]
         for fact in found
     ]
-    _print_table(["plugin", "distribution", "metrics", "task folders"], rows)
+    _print_table(["plugin", "distribution", "hooks", "metrics", "task folders"], rows)
 
 
 @app.command()
@@ -130,9 +134,9 @@ def tasks(
     rows = [
         [
             f"[bold]{escape(task.name)}[/]",
-            escape(task.description),
-            escape(f"{task.output_type}: {', '.join(task.metrics)}"),
-            "network" if task.needs_network else "offline",
+            f"[red]set aside: {escape(task.error)}[/]" if task.error else escape(task.description),
+            "" if task.error else escape(f"{task.output_type}: {', '.join(task.metrics)}"),
+            "" if task.error else "network" if task.needs_network else "offline",
         ]
         for task in found
     ]
@@ -163,6 +167,7 @@ def lm_eval(
 
 app.command()(compare)
 app.command()(compare_models)
+app.command()(intervals)
 app.command()(report)
 app.add_typer(cli_plot.app, name="plot")
 
@@ -183,11 +188,21 @@ def _metric_facts(metric: type[TokenMetric]) -> dict[str, Any]:
         "formula": metric.formula,
         "value_unit": metric.value_unit,
         "options": {name: _default(option) for name, option in metric.options().items()},
-        "requires": sorted(metric.requires),
+        "requires": _needs(metric),
         "row_units": sorted(metric.row_units),
         "higher_is_better": metric.higher_is_better,
         "reference": metric.reference,
     }
+
+
+def _needs(metric: type[TokenMetric]) -> list[str]:
+    """The scores that the metric requires, and the logits where they are not enough."""
+    from .metric import TokenMetric
+    from .pairs import PairMetric
+
+    if issubclass(metric, PairMetric):
+        return ["logits of two models"]
+    return sorted(metric.requires) + ["logits"] * (metric.extra_scores is not TokenMetric.extra_scores)
 
 
 def _default(option: inspect.Parameter) -> Any:
@@ -199,6 +214,7 @@ def _plugin_facts(plugin: Plugin) -> dict[str, Any]:
         "name": plugin.name,
         "distribution": plugin.distribution,
         "version": plugin.version,
+        "hooks": plugin.hooks,
         "metrics": sorted(plugin.metrics),
         "task_configs": [str(folder) for folder in plugin.task_configs],
         "error": f"{type(plugin.error).__name__}: {plugin.error}" if plugin.error else None,

@@ -1,4 +1,4 @@
-"""Runs and models against each other, with the uncertainty beside each number: `xent compare`, `compare-models`, `report`."""
+"""Runs and models against each other, with the uncertainty beside each number: `xent compare`, `intervals` …."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     from .analysis.runs import Run
     from .hosts.model_pair import Finding
 
-__all__ = ["compare", "compare_models", "report"]
+__all__ = ["compare", "compare_models", "intervals", "report"]
 
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="lm-eval output folders; each is compared with the first.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
     num_resamples: Annotated[int, typer.Option(help="Of the permutation test.", min=99)] = 9999,
+    shared_documents: Annotated[
+        bool, typer.Option("--shared-documents", help="Compare on the documents that both runs have, if they differ.")
+    ] = False,
 ) -> None:
     """Compare runs on the same documents: difference, 95 % interval, p value, documents that would show it."""
     from .analysis.run_comparison import compare_runs
@@ -34,7 +37,10 @@ def compare(
     if len(runs) < 2:
         raise ComparisonError(f"xent compare takes two or more runs; got {len(runs)}")
     first, *others = [read_run(path) for path in runs]
-    found = [(other, compare_runs(first, other, num_resamples=num_resamples)) for other in others]
+    found = [
+        (other, compare_runs(first, other, num_resamples=num_resamples, shared_documents=shared_documents))
+        for other in others
+    ]
     if as_json:
         print(json.dumps(_as_json(first, found), indent=2, ensure_ascii=False))
         return
@@ -63,6 +69,52 @@ def compare_models(
         print(json.dumps([_finite(asdict(finding)) for finding in found], indent=2, ensure_ascii=False))
     else:
         _print_findings(base, other, found)
+
+
+def intervals(
+    runs: Annotated[list[Path], typer.Argument(help="lm-eval output folders, written with --log_samples.")],
+    bootstrap: Annotated[
+        bool, typer.Option("--bootstrap", help="By the cluster bootstrap, not the delta method.")
+    ] = False,
+    num_resamples: Annotated[int, typer.Option(help="Of the bootstrap.", min=99)] = 2000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Give each value of a run its standard error and 95 % interval over documents."""
+    from .analysis.intervals import bootstrap as resampled
+    from .analysis.intervals import delta_interval
+    from .analysis.runs import read_run
+
+    found = []
+    for run in map(read_run, runs):
+        for task in run.tasks.values():
+            for name, metric in task.metrics.items():
+                states = task.states(name)
+                if states is not None:
+                    interval = (
+                        resampled(metric, states, num_resamples=num_resamples)
+                        if bootstrap
+                        else delta_interval(metric, states)
+                    )
+                    where = {"run": str(run.path.parent), "task": task.name, "metric": name, "unit": metric.value_unit}
+                    found.append(where | asdict(interval) | {"documents": len(states)})
+        for problem in run.problems:
+            Console(stderr=True).print(escape(f"{run.path.parent}: {problem}"), highlight=False)
+    if as_json:
+        print(json.dumps([_finite(row) for row in found], indent=2, ensure_ascii=False))
+        return
+    table = Table("task", "metric", "value", "± s.e.", "95 % interval", "documents", show_lines=True)
+    for row in found:
+        name = _named(row["metric"], row["unit"])
+        bounds = f"{row['low']:.4g} … {row['high']:.4g}"
+        table.add_row(
+            escape(row["task"]),
+            name,
+            f"{row['value']:.5g}",
+            f"{row['standard_error']:.2g}",
+            bounds,
+            f"{row['documents']:,}",
+        )
+    Console().print(table)
 
 
 def report(
@@ -102,7 +154,14 @@ def _as_json(first: Run, found: list[tuple[Run, list[RunComparison]]]) -> list[d
             "b": str(other.path),
             "problems": [*first.problems, *other.problems],
             "comparisons": [
-                {"task": row.task, "metric": row.metric, "unit": row.unit, "reason": row.reason}
+                {
+                    "task": row.task,
+                    "metric": row.metric,
+                    "unit": row.unit,
+                    "reason": row.reason,
+                    "value_a": row.value_a,
+                    "value_b": row.value_b,
+                }
                 | (row.result.to_json() if row.result else {})
                 for row in rows
             ],
@@ -113,22 +172,41 @@ def _as_json(first: Run, found: list[tuple[Run, list[RunComparison]]]) -> list[d
 
 def _print(first: Run, other: Run, rows: list[RunComparison]) -> None:
     console = Console()
-    table = Table(
-        "task", "metric", "A", "B", "B − A", "95 % interval", "p", "documents", "needed", "better",
-        title=escape(f"A: {first.model} ({first.path.parent})\nB: {other.model} ({other.path.parent})"),
+    console.print(f"A: {escape(first.model)} ({escape(str(first.path.parent))})", highlight=False, soft_wrap=True)
+    console.print(f"B: {escape(other.model)} ({escape(str(other.path.parent))})", highlight=False, soft_wrap=True)
+    for task in dict.fromkeys(row.task for row in rows):
+        table = Table("metric", title=escape(task), title_justify="left", title_style="bold", show_lines=True)
+        for header in ("A", "B", "B − A", "p", "documents"):
+            table.add_column(header, justify="right")
+        table.add_column("better")
+        for row in rows:
+            if row.task == task:
+                table.add_row(*_cells(row))
+        console.print(table)
+    console.print(
+        "B − A: with its 95 % interval over documents. p: of a permutation test. documents: compared, and how many would "
+        "show a difference of this size (80 % power at 5 %). better: whose interval leaves 0 out.",
+        highlight=False, style="dim",
     )  # fmt: skip
-    for row in rows:
-        name = escape(f"{row.metric}\n{row.unit}".strip())
-        result = row.result
-        if result is None:
-            table.add_row(escape(row.task), name, *[""] * 7, escape(f"not compared: {row.reason}"))
-            continue
-        values = [f"{value:.4g}" for value in (result.value_a, result.value_b, result.difference)]
-        interval = f"{result.low:.3g} … {result.high:.3g}"
-        verdict = f"[bold]{result.better}[/]" if result.better else "not shown"
-        counts = f"{result.documents:,}", f"{result.documents_needed:,.0f}"
-        table.add_row(escape(row.task), name, *values, interval, f"{result.p_value:.3g}", *counts, verdict)
-    console.print(table)
     for run in (first, other):
         for problem in run.problems:
             Console(stderr=True).print(escape(f"{run.path.parent}: {problem}"), highlight=False)
+
+
+def _named(metric: str, unit: str) -> str:
+    """In words, which fold where a name would be cut off."""
+    return f"[bold]{escape(metric.replace('_', ' '))}[/]\n{escape(unit)}".strip()
+
+
+def _cells(row: RunComparison) -> list[str]:
+    name = _named(row.metric, row.unit)
+    values = [f"{row.value_a:.4g}", "" if row.value_b is None else f"{row.value_b:.4g}"]
+    result = row.result
+    if result is None:
+        return [name, *values, "", "", "", escape(f"not compared: {row.reason}")]
+    difference = f"{result.difference:+.3g}\n{result.low:+.3g} … {result.high:+.3g}"
+    needed = f"{result.documents:,}\n" + (
+        f"{result.documents_needed:,.0f}" if math.isfinite(result.documents_needed) else "∞"
+    )
+    verdict = f"[bold]{result.better}[/]" if result.better else "not shown"
+    return [name, *values, difference, f"{result.p_value:.3g}", needed, verdict]

@@ -50,6 +50,10 @@ class TokenMetricCollection(MetricCollection):
         """The metrics by their own keys, without prefix and postfix."""
         return {str(key): metric for key, metric in self.items(keep_base=True, copy_state=False)}  # type: ignore[misc]
 
+    def _distinct(self) -> list[TokenMetric]:
+        """The metrics, each once, though it may stand under several keys."""
+        return list({id(metric): metric for metric in self.members().values()}.values())
+
     def update(self, logits: Any, target: Any = None, *, weight: Any = None) -> None:
         """Add a batch to every member: logits and targets, or a `TokenScores`."""
         for metric, scores in self._scored(logits, target, weight):
@@ -74,7 +78,7 @@ class TokenMetricCollection(MetricCollection):
     def _passes(self) -> list[list[TokenMetric]]:
         """Members that one pass over the logits serves; a pass with more scoring options serves those without, too."""
         passes: dict[int, dict[str, list[TokenMetric]]] = {}
-        for metric in self.members().values():
+        for metric in self._distinct():
             passes.setdefault(metric.ignore_index, {}).setdefault(metric._scoring_name, []).append(metric)
         for by_options in passes.values():
             plain = by_options.pop("", [])
@@ -85,14 +89,23 @@ class TokenMetricCollection(MetricCollection):
         """Every member's value, over all processes, after one all_reduce (one for each process group among the members).
 
         Computed one by one, members share one all_reduce as well: the first one's serves each other once. One that was
-        updated or reset in between raises `SyncError`: compute the same members in the same order each time.
+        updated, or reset by itself, in between raises `SyncError` on the processes where it was: reset the collection.
         `finite_only` is that of `TokenMetric.compute`.
         """
         members = self.members()
         self._together.forget()
-        with synced([m for m in members.values() if m._to_sync and m.dist_sync_fn is None]):
+        with synced([m for m in self._distinct() if m._to_sync and m.dist_sync_fn is None]):
             values = _values(list(members.values()), finite_only)
         return {self._set_name(key): value for key, value in zip(members, values, strict=True)}
+
+    def reset(self) -> None:
+        """Every member back to no data; a call for all processes, as `compute` is.
+
+        Totals that a member's own compute left for the others are dropped with the sums. A member's own `reset` drops none:
+        it may be a call of one process.
+        """
+        super().reset()
+        self._together.forget()
 
     @contextmanager
     def sync_context(self) -> Iterator[None]:
@@ -104,8 +117,22 @@ class TokenMetricCollection(MetricCollection):
         ...     checkpoint = metrics.state_dict()     # counts once, loaded by any number of processes
         """
         self._together.forget()
-        with synced(list(self.members().values())):
+        with synced(self._distinct()):
             yield
+
+    def persistent(self, mode: bool = True, *, synced: bool = False) -> None:
+        """Whether `state_dict` holds the members' sums, and whether it syncs them first: every process must call it then.
+
+        self.metrics.persistent(True, synced=True)      # in a LightningModule: checkpoints resume on any number of ranks
+        """
+        for metric in self.members().values():
+            metric.persistent(mode, synced=synced)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # of three overloads
+        """The members' entries, of which those that sync do so by one all_reduce."""
+        with synced([metric for metric in self.members().values() if metric._syncs_to_save()]):
+            entries: dict[str, Any] = super().state_dict(*args, **kwargs)
+        return entries
 
     def add_metrics(self, metrics: Any, *additional_metrics: Any) -> None:
         """Add members later; a dict gives keys of your own."""
@@ -114,7 +141,7 @@ class TokenMetricCollection(MetricCollection):
         self._link()
 
     def _link(self) -> None:
-        self._together = Together(self.members().values())
+        self._together = Together(self._distinct())
         for metric in self._together.metrics:
             metric._together = self._together
 
@@ -152,6 +179,11 @@ def _by_key(metrics: Any) -> dict[str, TokenMetric]:
     if not metrics:
         raise MetricOptionError("a TokenMetricCollection needs at least one metric; got none")
     if isinstance(metrics, Mapping):
+        for key in metrics:
+            if not isinstance(key, str) or not key or "." in key or hasattr(TokenMetricCollection, key):
+                raise MetricOptionError(
+                    f"a key is a string without a dot that is no method of the collection; got {key!r}"
+                )
         return {key: _built(metric) for key, metric in metrics.items()}
     built = [_built(metric) for metric in metrics]
     keys = [metric.name for metric in built]

@@ -2,8 +2,9 @@
 
 Who syncs: torchmetrics' `compute`, `sync` and `sync_context`, through `PackedMetric`, and `TokenMetricCollection`.
 
-How many all_reduces a process makes depends on the sequence of its compute and sync calls alone: never on updates,
-resets, loads, caches or errors, which differ between processes. Nothing local changes before an all_reduce succeeded.
+How many all_reduces a process makes depends on the sequence of its compute and sync calls and of a whole collection's
+resets alone: never on updates, a metric's own resets, loads, caches or errors, which differ between processes. Nothing
+local changes before an all_reduce succeeded.
 
 Shown with gloo in real processes and with a fake process group of 1,024 ranks; NCCL was not run.
 """
@@ -114,8 +115,9 @@ class Together:
     A member that has no unread total adds up all members and leaves each of the others its total; a member that has
     one takes it, without a collective. Which of the two it is follows from the order of the computes alone. A total that
     no longer belongs to what this process holds is taken too, but raises: other processes, which can't know, don't wait,
-    and have the total of that time. So compute all members, or the same ones in the same order each time; a member
-    that was left out of an epoch may be reset and updated, and is served again once the first of the others is computed.
+    and have the total of that time. So compute members with nothing in between, and reset the collection, which drops
+    unread totals; or compute the same ones in the same order each time: a member that was left out of an epoch may be
+    reset and updated, and is served again once the first of the others is computed.
     """
 
     def __init__(self, metrics: Iterable[PackedMetric]) -> None:
@@ -123,7 +125,7 @@ class Together:
         self._unread: dict[int, _Unread] = {}
 
     def forget(self) -> None:
-        """Drop unread totals: all members are being synced afresh."""
+        """Drop unread totals, on all processes."""
         self._unread.clear()
 
     def total(self, metric: PackedMetric) -> Tensor:
@@ -137,7 +139,8 @@ class Together:
             raise SyncError(
                 f"{metric.name} was updated, reset or loaded after {unread.synced_by}.compute() had synced the collection "
                 "they are in, so the total of that time is not what it holds now. Compute the collection, or its members "
-                f"with nothing in between; the next compute of {metric.name}, on all processes, syncs afresh"
+                "with nothing in between, and reset the collection rather than members; "
+                f"the next compute of {metric.name}, on all processes, syncs afresh"
             )
         return unread.total
 

@@ -31,6 +31,7 @@ class Layout:
         self.placements = [
             p if _shards_rows(p, class_dim) or p.is_replicate() else Shard(class_dim) for p in tensor.placements
         ]
+        self.gathered: list[int] = []  # mesh dimensions over which `keep_rows` gathers
         self.class_mesh_dims = [dim for dim, p in enumerate(self.placements) if p.is_shard(class_dim)]
         self.classes = self._slice()
 
@@ -49,6 +50,7 @@ class Layout:
     def keep_rows(self, hidden_states: DTensor) -> None:
         """Leave the rows of `hidden_states` where they are, but for those on a mesh dimension that shards the classes."""
         row_dims = hidden_states.ndim - 1
+        self.gathered = [dim for dim in self.class_mesh_dims if _shards_rows(hidden_states.placements[dim], row_dims)]
         self.rows = [
             p if _shards_rows(p, row_dims) and dim not in self.class_mesh_dims else Replicate()
             for dim, p in enumerate(hidden_states.placements)
@@ -59,8 +61,24 @@ class Layout:
         if not isinstance(rows, DTensor):
             return as_tensor(rows)
         if rows.device_mesh != self.mesh:
-            raise InvalidInputError(f"expected all DTensors on one mesh; got {self.mesh} and {rows.device_mesh}")
+            raise InvalidInputError(
+                f"expected all DTensors on one mesh; got {self.mesh} and {rows.device_mesh}. A weight that FSDP shards on "
+                "top of tensor parallelism is on the smaller mesh after model.unshard()"
+            )
         return rows.redistribute(placements=self.rows).to_local().detach()
+
+    def check_rows(self, rows: torch.Size, given: Tensor) -> None:
+        """Whether targets or weights are of all rows where `keep_rows` gathers them."""
+        if not self.gathered or given.shape[: len(rows)] == rows:
+            return
+        names = self.mesh.mesh_dim_names
+        dims = ", ".join(repr(names[dim]) if names else str(dim) for dim in self.gathered)
+        raise InvalidInputError(
+            f"hidden states are sharded over rows on mesh dimension {dims}, which shards the head's vocabulary: they are "
+            f"gathered over it, to rows of shape {tuple(rows)}; got targets or weights of shape {tuple(given.shape)}. Pass "
+            "those of all these rows, or as DTensors placed like the hidden states. Is it FSDP that shards the head there? "
+            "Then call model.unshard() first, and score with hidden states and head on the tensor parallel mesh"
+        )
 
     def replicas(self) -> tuple[int, ...]:
         """The global ranks that hold the same rows."""

@@ -1,9 +1,13 @@
-"""Grouped: where the loss sits, any metric by label, by position, by frequency of the target; exact and mergeable.
+"""Grouped: where the loss sits, any metric by label, position, document or frequency of the target; exact and mergeable.
 
 by_domain = Grouped(CrossEntropy(), by="group", labels=["code", "prose"])
 by_domain.update(logits, target, group=domain_ids)          # ids (…) or one a sequence
 by_domain.by_group()                                        # {"code": 1.9, "prose": 2.4}
 by_position = Grouped(CrossEntropy(), by=Position([0, 64, 256, 1024]))
+by_document = Grouped(CrossEntropy(), by=Document(1000))    # updated with each row's or sequence's document
+
+The ids travel in the scores: `in_groups(scores, ids)` serves a collection, `StandardError(Grouped(…))` and every host that
+takes scores, and ``group=`` is short for it.
 """
 
 from __future__ import annotations
@@ -19,12 +23,30 @@ from torch import Tensor, nn
 
 from . import exact_sum
 from .errors import InvalidInputError, MetricOptionError
-from .metric import Binned, TokenMetric, _readable
+from .metric import _COUNTS, Binned, TokenMetric, _counts, _no_rows, _readable
 from .row_scores import RowScore
 from .scores import TokenScores
 from .scoring import as_tensor
 
-__all__ = ["Frequency", "Grouped", "Grouping", "Label", "Position"]
+__all__ = ["Document", "Frequency", "Grouped", "Grouping", "Label", "Position", "in_groups"]
+
+
+def in_groups(scores: TokenScores, ids: Any) -> TokenScores:
+    """The scores with the group of each row in them, as ``extra["group"]``: `ids` of their shape, or of its first dimensions.
+
+    >>> from xent_metrics import score_tokens
+    >>> scores = score_tokens(torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.long))
+    >>> in_groups(scores, [0, 1]).extra["group"]
+    tensor([[0, 0, 0],
+            [1, 1, 1]])
+    """
+    ids = as_tensor(ids).to(scores.device).long()
+    if ids.shape != scores.nll.shape[: ids.ndim]:
+        raise InvalidInputError(
+            f"group has an id a row or a sequence, {tuple(scores.nll.shape)} or its first dimensions; got {tuple(ids.shape)}"
+        )
+    ids = ids.reshape(*ids.shape, *[1] * (scores.nll.ndim - ids.ndim)).expand(scores.nll.shape)
+    return dataclasses.replace(scores, extra={**scores.extra, "group": ids})
 
 
 class Grouping(nn.Module):
@@ -57,8 +79,25 @@ class Label(Grouping):
         return scores.extra["group"]
 
 
+class Document(Label):
+    """By document, of which there are `count`, ids from 0: ``update(…, group=ids)`` with that of each row or sequence.
+
+    A document's parts may come in any batch and on any process. Its packed sums, from `Grouped.group_states`, are what
+    `delta_interval`, `bootstrap` and `compare` take. The state grows with `count`, 64 bytes a sum: some 300 for a ratio.
+    """
+
+    def __init__(self, count: int) -> None:
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise MetricOptionError(f"Document takes the number of documents, at least 1; got {count!r}")
+        Grouping.__init__(self, [str(i) for i in range(count)], f"document of {count}")
+
+
 class Position(Grouping):
-    """By the token's position in its sequence (the last dimension of the scores), from 0, in ranges between `edges`."""
+    """By the token's position in its sequence, the last dimension of the scores, from 0, in ranges between `edges`.
+
+    Scores of one dimension, ``(N,)``, are one sequence, as hosts give a document's: a batch that was flattened has lost its
+    positions. Pass it as ``(B, T)``, or the positions' groups as ids to a `Label`.
+    """
 
     def __init__(self, edges: Sequence[int]) -> None:
         super().__init__(_ranges(edges), f"position {list(edges)}")
@@ -106,12 +145,14 @@ class Grouped(TokenMetric):
     ``value = micro: the metric over the rows of all groups;  macro: the mean of the groups' values`` (of those with rows)
 
     Args:
-        metric: what is taken; its own state is not used.
-        by: `Position`, `Frequency`, `Label`, or "group" for a `Label` of `labels`.
+        metric: what is taken; its own state is not used. Any whose sums are over rows: a `StandardError`'s are over
+            sequences, and go around a Grouped, not into it.
+        by: `Position`, `Frequency`, `Document`, `Label`, or "group" for a `Label` of `labels`.
         labels: the groups' names, by id, for ``by="group"``.
         average: "micro" or "macro".
 
-    Rows of no group (ids outside, a position before the first edge) are left out. In the metric's own unit.
+    Rows of no group (ids outside, a position before the first edge) are left out, and counted in `counts`. In the metric's
+    own unit. Errors by group: ``StandardError(Grouped(…)).by_group()``, or `group_states` of documents.
 
     >>> from xent_metrics import CrossEntropy
     >>> metric = Grouped(CrossEntropy(), by="group", labels=["a", "b"])
@@ -143,9 +184,20 @@ class Grouped(TokenMetric):
         self.average = average
         self.name = f"{metric.name}_by_group"  # type: ignore[misc]
         self.value_unit = metric.value_unit
+        self.interval_scale = metric.interval_scale  # type: ignore[misc]
         self.requires = metric.requires | self.grouping.requires
         self.row_units = metric.row_units  # type: ignore[misc]
         self.metric = copy.deepcopy(metric)
+        self._check_rows()
+
+    @property
+    def higher_is_better(self) -> bool | None:  # type: ignore[override]  # torchmetrics lets no instance set its own
+        return self.metric.higher_is_better
+
+    def _check_rows(self) -> None:
+        """Raise now, not in the first update, unless the metric's sums are over rows."""
+        empty = _no_rows(self.metric.requires, self.metric.extra_scores())
+        self._by_row(empty.map(lambda tensor: tensor.reshape(0, 1, *tensor.shape[1:])))
 
     def scoring_options(self) -> dict[str, Any]:
         return self.metric.scoring_options()
@@ -157,6 +209,10 @@ class Grouped(TokenMetric):
         """Add a batch, as the metric does; `group` holds ids, of the targets' shape or one a sequence."""
         super().update(self.score(logits, target, weight=weight, group=group))
 
+    def forward(self, logits: Any, target: Any = None, *, weight: Any = None, group: Any = None) -> Any:
+        """Add a batch, as `update` does, and return its own value."""
+        return super().forward(self.score(logits, target, weight=weight, group=group))
+
     def score(
         self,
         logits: Any,
@@ -166,67 +222,124 @@ class Grouped(TokenMetric):
         extra: Mapping[str, RowScore] | None = None,
         group: Any = None,
     ) -> TokenScores:
-        """The metric's scores, with the group beside them."""
+        """The metric's scores, with the group in them where it is given."""
         scores = self.metric.score(logits, target, weight=weight, **({"extra": extra} if extra else {}))
-        if group is None:
-            return scores
-        ids = as_tensor(group).to(scores.device).long()
-        if ids.shape != scores.nll.shape[: ids.ndim]:
-            raise InvalidInputError(
-                f"group has an id a row or a sequence, {tuple(scores.nll.shape)} or its first dimensions; got {tuple(ids.shape)}"
-            )
-        ids = ids.reshape(*ids.shape, *[1] * (scores.nll.ndim - ids.ndim)).expand(scores.nll.shape)
-        return dataclasses.replace(scores, extra={**scores.extra, "group": ids})
+        return scores if group is None else in_groups(scores, group)
 
     def sums(self, scores: TokenScores) -> Mapping[str, Tensor | Binned]:
         groups = len(self.grouping.labels)
         ids = self.grouping(scores).long()
         inside = (ids >= 0) & (ids < groups)
         ids = torch.where(inside, ids, 0)
-        named = {}
-        for name, value in self.metric.sums(scores).items():
-            values, bins, size = (
-                (value.values, value.bins, value.num_bins) if isinstance(value, Binned) else (value, 0, 1)
-            )
-            if values.shape != ids.shape:
-                raise MetricOptionError(f"{self.metric.name} sums more than a number a row and can't be grouped")
-            kept = torch.where(inside, values, torch.zeros_like(values))
-            named[f"{name} by {self.grouping.described}"] = Binned(kept, ids * size + bins, groups * size)
+        by = self.grouping.described
+        named: dict[str, Tensor | Binned] = {f"in no group by {by}": scores.counted & ~inside}
+        for name, (values, bins, size) in self._by_row(scores).items():
+            rows = (*ids.shape, *[1] * (values.ndim - ids.ndim))  # a row may have several values
+            kept = torch.where(inside.reshape(rows), values, torch.zeros_like(values))
+            named[f"{name} by {by}"] = Binned(kept, (ids.reshape(rows) * size + bins).expand(kept.shape), groups * size)
         return named
 
+    def _by_row(self, scores: TokenScores) -> dict[str, tuple[Tensor, Tensor | int, int]]:
+        """The metric's sums and counts: values ``(…)`` or ``(…, K)``, their bins, and how many bins there are."""
+        found: dict[str, tuple[Tensor, Tensor | int, int]] = {}
+        for name, value in (_counts(scores) | dict(self.metric.sums(scores))).items():
+            binned = (value.values, value.bins, value.num_bins) if isinstance(value, Binned) else (value, 0, 1)
+            if binned[0].shape[: scores.nll.ndim] != scores.nll.shape:
+                raise MetricOptionError(
+                    f"{self.metric.name} sums over sequences, not over rows, and can't be grouped ({name!r} is "
+                    f"{tuple(binned[0].shape)} for scores of {tuple(scores.nll.shape)}). The errors of groups are those of "
+                    "StandardError(Grouped(metric, …)).by_group()"
+                )
+            found[name] = binned
+        return found
+
+    def counts(self) -> dict[str, int]:
+        """As every metric's, and how many rows that count fell `in_no_group`."""
+        outside = self.unpack(exact_sum.to_float(self.state))[f"in no group by {self.grouping.described}"]
+        return super().counts() | {"in_no_group": int(outside)}
+
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
+        named = self._by_name(sums)
         if self.average == "micro":
-            return self.metric.value({name: self._of_all(name, rows) for name, rows in self._by_name(sums).items()})
-        values = self._values(sums)
-        known = ~values.isnan()
-        return torch.where(known, values, 0.0).sum() / known.sum()
+            return self.metric.value({name: self._of_all(name, rows) for name, rows in named.items()})
+        empty = torch.stack([(rows == 0).all(dim=-1) for rows in named.values()]).all(dim=0)  # (groups,)
+        # An empty group's 0/0 would be nan in the gradient, too. What is nan for another reason makes the mean nan.
+        filled = {name: torch.where(empty[:, None], 1.0, rows) for name, rows in named.items()}
+        return torch.where(empty, 0.0, self._values(filled)).sum() / (~empty).sum()
 
     def by_group(self) -> dict[str, Tensor]:
-        """The metric's value of each group over all that was added on this process, by label; nan where there is nothing."""
-        values = self._values(self.unpack(exact_sum.to_float(self.state)))
+        """The metric's value of each group over all that was added, by label; nan where there is nothing.
+
+        On this process: `compute` gives its sums back when it has synced them, so that ranks differ here. The groups over all
+        processes are those inside ``with metric.sync_context():``, on every rank.
+        """
+        values = self._values(self._by_name(self.unpack(exact_sum.to_float(self.state))))
         return dict(zip(self.grouping.labels, values.unbind(), strict=True))
 
-    def group_states(self) -> dict[str, Tensor]:
-        """Each group's packed sums, as the metric's own state ``(rows, 8)``, for standard errors and further merges."""
-        sums = self._by_name(self.unpack(exact_sum.to_float(self.state)))
-        labels = self.grouping.labels
-        return {
-            label: self.metric.pack({n: self._of_group(n, rows, i) for n, rows in sums.items()})
-            for i, label in enumerate(labels)
-        }
+    def group_states(self, states: Tensor | None = None) -> dict[str, Tensor]:
+        """Each group's packed sums by label, exactly what the metric itself would hold: to merge, or for intervals.
 
-    def _values(self, sums: Mapping[str, Tensor]) -> Tensor:
-        named = self._by_name(sums)
-        groups = range(len(self.grouping.labels))
-        return torch.stack([self.metric.value({n: self._of_group(n, r, i) for n, r in named.items()}) for i in groups])
+        Args:
+            states: of this metric, int64 ``(…, rows, 8)``, as ``exact_sums(scores)`` gives a document's; its own by default.
+
+        >>> from xent_metrics import CrossEntropy, from_loglikelihoods
+        >>> from xent_metrics.analysis import delta_interval
+        >>> metric = Grouped(CrossEntropy(), by=Position([0, 1]))
+        >>> texts = [from_loglikelihoods(ll, unit="token") for ll in ([-5, -1], [-6, -2, -2], [-7, -1.5])]
+        >>> documents = torch.stack([metric.exact_sums(text) for text in texts])
+        >>> errors = {k: delta_interval(metric.metric, s) for k, s in metric.group_states(documents).items()}
+        >>> {label: round(interval.value, 3) for label, interval in errors.items()}
+        {'0': 6.0, '1+': 1.625}
+        """
+        states = self.state if states is None else states
+        places = self._places().to(states.device)
+        return {label: states[..., rows, :] for label, rows in zip(self.grouping.labels, places, strict=True)}
+
+    def _places(self) -> Tensor:
+        """Which rows of this metric's state are those of the metric's own state of each group, ``(groups, rows)``."""
+        groups, starts, start = len(self.grouping.labels), {}, len(_COUNTS)
+        for name, size in self._rows().items():
+            starts[name], start = start, start + size
+        wanted = {**dict.fromkeys(_COUNTS, 1), **self.metric._rows()}
+        columns = [
+            starts[f"{name} by {self.grouping.described}"] + torch.arange(groups * size).reshape(groups, size)
+            for name, size in wanted.items()
+        ]
+        return torch.cat(columns, dim=1)
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw the value of each group over all processes; or, as every metric, `val`: values of `compute` over steps."""
+        if val is not None:
+            return super().plot(val, ax)
+        from matplotlib import pyplot
+
+        from .analysis.plots import draw_by_group
+
+        figure, axes = pyplot.subplots() if ax is None else (ax.get_figure(), ax)
+        with self.sync_context(self.dist_sync_fn, should_sync=self._to_sync and not self._is_synced):
+            values = self.by_group()
+        title = self.metric.name.replace("_", " ")
+        draw_by_group(
+            axes, list(values), [float(value) for value in values.values()], title=title, unit=self.value_unit
+        )
+        return figure, axes
+
+    def value_of_group(self, sums: Mapping[str, Tensor], group: int) -> Tensor:
+        """The metric's value of one group, a 0-d float64, from this metric's sums by name."""
+        return self._value(self._by_name(sums), group)
+
+    def _value(self, named: Mapping[str, Tensor], group: int) -> Tensor:
+        return self.metric.value(
+            {name: rows[group] if self.metric._layout[name] else rows[group, 0] for name, rows in named.items()}
+        )
+
+    def _values(self, named: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([self._value(named, group) for group in range(len(self.grouping.labels))])
 
     def _by_name(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The metric's own sums' names, each ``(groups, bins)``."""
-        tail = f" by {self.grouping.described}"
-        return {name.removesuffix(tail): rows.reshape(len(self.grouping.labels), -1) for name, rows in sums.items()}
-
-    def _of_group(self, name: str, rows: Tensor, group: int) -> Tensor:
-        return rows[group] if self.metric._layout[name] else rows[group, 0]
+        """The metric's own sums by their names, each ``(groups, bins)``."""
+        by, groups = self.grouping.described, len(self.grouping.labels)
+        return {name: sums[f"{name} by {by}"].reshape(groups, -1) for name in self.metric._layout}
 
     def _of_all(self, name: str, rows: Tensor) -> Tensor:
         total = rows.sum(dim=0)

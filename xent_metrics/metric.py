@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import warnings
 from abc import ABCMeta, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -28,7 +29,14 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from . import exact_sum
-from .errors import CapacityError, InvalidInputError, InvalidTargetError, MetricOptionError, SyncError
+from .errors import (
+    CapacityError,
+    InvalidInputError,
+    InvalidTargetError,
+    MetricOptionError,
+    MissingExtraError,
+    SyncError,
+)
 from .packed_metric import PackedMetric
 from .row_scores import RowScore
 from .scores import TokenScores, Unit
@@ -79,6 +87,8 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
     reference: ClassVar[str] = ""
     requires: frozenset[str] = frozenset({"nll"})
     row_units: ClassVar[frozenset[Unit]] = frozenset({"token", "choice"})
+    #: Where its sampling error is symmetric: "log" for what is positive and exponential, such as a perplexity.
+    interval_scale: ClassVar[Literal["linear", "log"]] = "linear"
     has_standard_error: ClassVar[bool] = True  # False where the value has no slope in the sums
 
     is_differentiable = False
@@ -153,6 +163,8 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
         self._scoring_name = ", ".join(f"{k}={_readable(v)}" for k, v in self.scoring_options().items())
         sums = self.sums(_no_rows(self.requires, self.extra_scores()))
         self._layout = {name: value.num_bins if isinstance(value, Binned) else None for name, value in sums.items()}
+        values = {name: value.values if isinstance(value, Binned) else value for name, value in sums.items()}
+        self._values_per_row = {name: value.shape[1:].numel() for name, value in values.items()}
         if reserved := sorted(self._layout.keys() & set(_COUNTS)):
             raise MetricOptionError(f"{self.name}: the sum name {reserved[0]!r} is taken by the base; choose another")
         # torchmetrics' compute groups merge metrics whose state names and first values agree: the name says what is in it.
@@ -172,6 +184,11 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
     def exact_sums(self, scores: TokenScores) -> Tensor:
         """The exact sums of `scores` in this metric's layout, ``(rows, 8)``; its state is not touched."""
         scores.require({*self.requires, *self.extra_scores()}, units=self.row_units, metric=self.name)
+        if scores.ignore_index not in (None, self.ignore_index):
+            raise InvalidInputError(
+                f"{self.name} has ignore_index={self.ignore_index}; got scores made with ignore_index={scores.ignore_index}. "
+                f"Pass ignore_index={self.ignore_index} to score_tokens, or {scores.ignore_index} to the metric"
+            )
         named = _counts(scores) | dict(self.sums(scores))
         return torch.cat([_exact(scores, name, named[name]) for name in (*_COUNTS, *self._rows())])
 
@@ -196,13 +213,14 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
         return exact_sum.exact(torch.cat([counts, values], dim=-1))
 
     def counts(self) -> dict[str, int]:
-        """How many rows counted, were ignored, had invalid targets, and how many nan and infinite terms the sums hold."""
+        """How many rows counted, were ignored, had invalid targets, gave nan, and gave infinite terms."""
         rows = self.state.cpu()
         numbers = {name: int(rows[i, 2] + (rows[i, 3] << 32)) for i, name in enumerate(_COUNTS)}
-        sums = torch.split(rows[len(_COUNTS) :], list(self._rows().values()))
+        sums = dict(zip(self._rows(), torch.split(rows[len(_COUNTS) :], list(self._rows().values())), strict=True))
+        terms = {"nan": slice(4, 5), "infinite": slice(5, 7)}
         return numbers | {
-            "nan": max(int(rows[:, 4].sum()) for rows in sums),
-            "infinite": max(int(rows[:, 5:7].sum()) for rows in sums),
+            kind: max(math.ceil(int(rows[:, at].sum()) / self._values_per_row[name]) for name, rows in sums.items())
+            for kind, at in terms.items()
         }
 
     # torchmetrics' contract.
@@ -242,8 +260,10 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
         """The value over all that was added, on all processes: a 0-d float64; nan where nothing counted.
 
         Args:
-            finite_only: leave the terms that are nan or infinite out of each sum (and the rows with invalid targets out of
-                all), on all processes alike. How many they are: `counts`, inside `sync_context` over all processes.
+            finite_only: leave the rows whose nll is nan or whose target is invalid out of all sums: the value is that of the
+                other rows. A row whose nll is infinite stays one (it is a wrong prediction, to an accuracy): of it, only
+                the terms that are infinite are left out. On all processes alike; how many: `counts`, inside `sync_context`
+                over all processes.
 
         Raises:
             InvalidTargetError: targets were out of range. CapacityError: a sum left the range in which it is exact.
@@ -304,7 +324,10 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot one value or a sequence of them over steps, labelled with the unit (needs the `plots` extra)."""
-        figure, axes = self._plot(val, ax)
+        try:
+            figure, axes = self._plot(val, ax)
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("plot needs matplotlib: pip install 'xent-metrics[plots]'") from error
         assert not isinstance(axes, np.ndarray)  # one value, one axes
         axes.set_title(self.name.replace("_", " "))
         axes.set_ylabel(self.value_unit)

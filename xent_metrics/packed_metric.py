@@ -32,6 +32,9 @@ class PackedMetric(Metric):
     by a single process, they are loaded by any number of processes, each giving it to `load_state_dict`, and count once:
     rank 0 of the metric's process group takes them, the others start from zero. Written by one of many without a sync,
     they load on that rank of as many. The process group must be there before the load.
+
+    `persistent(True, synced=True)` syncs in every `state_dict`: for checkpoints that all processes make together, as
+    Lightning's are (DDP, FSDP2). A `state_dict` on rank 0 alone would wait for the others then.
     """
 
     name: ClassVar[str]
@@ -40,6 +43,8 @@ class PackedMetric(Metric):
     _in_compute = False
     _in_forward = False
     _restored_alone = False
+    _saves_synced = False
+    sums_origin: ClassVar[None] = None  # torch.distributed.checkpoint looks for an attribute of each entry's name
 
     @property
     def state(self) -> Tensor:
@@ -131,10 +136,23 @@ class PackedMetric(Metric):
 
     # Checkpoints.
 
+    def persistent(self, mode: bool = False, *, synced: bool = False) -> None:
+        """Whether `state_dict` holds the sums, and whether it syncs them first: every process must call it then."""
+        super().persistent(mode)
+        self._saves_synced = synced
+
+    def _syncs_to_save(self) -> bool:
+        """The same on all processes: it asks for nothing but what they do together."""
+        return self._saves_synced and self._persistent[self._state_name] and not self._is_synced
+
     def state_dict(  # type: ignore[override]  # torchmetrics' signature
         self, destination: dict[str, Any] | None = None, prefix: str = "", keep_vars: bool = False
     ) -> dict[str, Any]:
         """The sums, where `persistent`, and beside them whether they are synced and whose they are."""
+        with self.sync_context(should_sync=self._syncs_to_save()):
+            return self._entries(destination, prefix, keep_vars)
+
+    def _entries(self, destination: dict[str, Any] | None, prefix: str, keep_vars: bool) -> dict[str, Any]:
         entries = super().state_dict(destination, prefix, keep_vars)
         if self._persistent[self._state_name]:
             rank, size = rank_in(self.process_group)
@@ -167,7 +185,8 @@ class PackedMetric(Metric):
         if not for_all and (of_rank, of_size) != (rank, size):
             return [
                 f"{self.name}: the checkpoint holds the sums of rank {of_rank} of {of_size} alone; this is rank {rank} of "
-                f"{size}. Write it inside `with metric.sync_context():` (or the collection's) to load it anywhere"
+                f"{size}. To load it anywhere, write it on all processes after persistent(True, synced=True), or inside "
+                "`with metric.sync_context():` (or the collection's)"
             ]
         takes = rank == 0 or not for_all
         self._set_state((saved.detach().clone() if takes else torch.zeros_like(saved)).to(self.state.device))

@@ -49,7 +49,8 @@ def score_pair(
 ) -> TokenScores:
     """Score the distribution Q of `other_logits` against the P of `logits`, row by row, both ``(…, V)``.
 
-    The scores are the other model's own of `target` (without targets: of the base's top-1), and in `extra`
+    The scores are the other model's own of `target` (without targets: of the base's top-1), nan where either model's are,
+    and in `extra`
 
         kl_divergence = Σ_v p_v (ln p_v − ln q_v)            soft_cross_entropy = −Σ_v p_v ln q_v
         jensen_shannon_divergence = ½ KL(P‖M) + ½ KL(Q‖M), M = ½ (P + Q)      all in nats
@@ -84,7 +85,9 @@ def score_pair(
     chunks = zip(*(torch.split(tensor, size) for tensor in (rows, others, index)), strict=True)
     parts = [_pair(_log_prob(p, temperature), _log_prob(q, temperature), ids) for p, q, ids in chunks]
     extra = {name: torch.cat([part[name] for part in parts]).reshape(own.nll.shape) for name in PAIR_SCORES}
-    return dataclasses.replace(own, extra={name: _where_counted(own, value) for name, value in extra.items()})
+    extra = {name: _where_counted(own, value) for name, value in extra.items()}
+    nll = torch.where(extra["base_nll"].isnan(), torch.nan, own.nll)
+    return dataclasses.replace(own, nll=nll, extra=extra)
 
 
 class PairMetric(TokenMetric):

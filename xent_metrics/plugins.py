@@ -53,7 +53,8 @@ class Plugin:
     version: str
     metrics: dict[str, type[TokenMetric]] = field(default_factory=dict)
     task_configs: list[Path] = field(default_factory=list)
-    error: Exception | None = None
+    hooks: list[str] = field(default_factory=list)
+    error: Exception | SystemExit | None = None
 
     def __str__(self) -> str:
         return f"{self.name} ({self.distribution} {self.version})"
@@ -80,7 +81,7 @@ class Plugins:
         plugin = Plugin(point.name, *distribution)
         try:
             module = point.load()
-        except Exception as error:  # whatever a third party's module raises, the others must work
+        except (Exception, SystemExit) as error:  # whatever a third party's module does, the others must work
             self._set_aside(plugin, error)
         else:
             self.add(plugin, module)
@@ -92,11 +93,12 @@ class Plugins:
             self.manager.register(module, name=name)
             self.manager.check_pending()
             self._call(plugin, module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if self.manager.get_plugin(name) is module:  # and not another plugin's, the same module registered before
                 self.manager.unregister(module)
             self._set_aside(plugin, error)
             return
+        plugin.hooks = sorted(caller.name for caller in self.manager.get_hookcallers(module) or ())
         self.plugins.append(plugin)
         self.metrics |= plugin.metrics
         self._owner |= dict.fromkeys(plugin.metrics, plugin)
@@ -124,6 +126,8 @@ class Plugins:
             )
             if first.name != _BUILT_IN:
                 self._contested[name] = error
+                self.metrics.pop(name, None)
+                first.metrics.pop(name, None)
             raise error
         plugin.metrics[name] = metric
 
@@ -133,7 +137,7 @@ class Plugins:
             raise PluginError(f"{plugin} registers the task folder {path}, which is not a folder")
         plugin.task_configs.append(path)
 
-    def _set_aside(self, plugin: Plugin, error: Exception) -> None:
+    def _set_aside(self, plugin: Plugin, error: Exception | SystemExit) -> None:
         plugin.metrics.clear()
         plugin.task_configs.clear()
         plugin.error = error
@@ -142,6 +146,8 @@ class Plugins:
 
     def metric_class(self, name: str) -> type[TokenMetric]:
         """The class registered under `name`, or the error that says why there is none."""
+        if not isinstance(name, str):
+            raise UnknownMetricError(f"expected a registered name, such as 'cross_entropy'; got {name!r}")
         if name in self._contested:
             raise self._contested[name]
         if name in self.metrics:

@@ -55,6 +55,7 @@ class Plan:
     weight: Tensor | None  # of the targets' shape
     num_bytes: Tensor | None  # (N,)
     extra: Mapping[str, RowScore]
+    ignore_index: int
     chunk_rows: int
 
     @property
@@ -166,6 +167,7 @@ class Rows:
             **fields,
             weight=plan.weight,
             vocab_size=plan.vocab_size,
+            ignore_index=plan.ignore_index if plan.soft is None else None,
             extra={name: value.reshape(*plan.shape, *value.shape[1:]) for name, value in extra.items()},
         )
 

@@ -34,6 +34,7 @@ _HOW_TO_GET = {
     "num_bytes": "pass `token_bytes=token_bytes(tokenizer)` to the metric or to score_tokens",
     "num_words": "pass `dataclasses.replace(scores, num_words=…)`, or use the metric in an lm-eval task, which knows the text",
     "target": "score integer targets rather than distributions",
+    "group": "pass update(…, group=ids), or scores from in_groups(scores, ids)",
     "loss": "pass `label_smoothing` or `class_weight` to score_tokens, or update the metric with logits",
 }
 _HOW_TO_GET_EXTRA = "update the metric with logits, or pass `extra=metric.extra_scores()` to score_tokens"
@@ -57,6 +58,7 @@ class TokenScores:
         invalid: rows whose target is out of range or not a distribution.
         unit: what a row is.
         vocab_size: V, where logits were scored.
+        ignore_index: the target that was left out; None where no target could be (distributions, loglikelihoods).
         replicas: the global ranks that hold these same rows (logits sharded over the vocabulary): a metric that is summed
             over several of them counts the rows on the first.
         extra: further scores by name, ``(…)`` or ``(…, K)``, that metrics ask for through `TokenMetric.extra_scores`.
@@ -82,6 +84,7 @@ class TokenScores:
     invalid: Tensor | None = None
     unit: Unit = "token"
     vocab_size: int | None = None
+    ignore_index: int | None = None
     replicas: tuple[int, ...] = ()
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # exact sums by name, taken once
@@ -106,6 +109,11 @@ class TokenScores:
         return torch.exp(-self.nll)
 
     @property
+    def broken(self) -> Tensor:
+        """The rows that nothing can be said of: their nll is nan, or their target invalid."""
+        return self.nll.isnan() if self.invalid is None else self.nll.isnan() | self.invalid
+
+    @property
     def device(self) -> torch.device:
         return self.nll.device
 
@@ -127,15 +135,16 @@ class TokenScores:
     def weighted(self, values: Tensor) -> Tensor:
         """`values`, ``(…)`` or ``(…, K)``, times the row weights (exact in float64), 0 where the row doesn't count.
 
-        An invalid row adds its nan and nothing else, so that the sums' finite part is what it would be without the row.
+        A `broken` row adds nan to every sum, counts of rows among them, and nothing else: the sums' finite parts are those
+        of all other rows, and a sum of one name is the same in every metric.
         """
         rows = (*self.nll.shape, *[1] * (values.ndim - self.nll.ndim))
         if self.weight is not None:
             values = values.double() * self.weight.double().reshape(rows)
-        adds = self.counted.reshape(rows)
-        if self.invalid is not None:
-            adds = adds & (~self.invalid.reshape(rows) | values.isnan())
-        return torch.where(adds, values, torch.zeros_like(values))
+        elif not values.is_floating_point():
+            values = values.double()  # whole numbers have no nan
+        values = torch.where(self.broken.reshape(rows), torch.nan, values)
+        return torch.where(self.counted.reshape(rows), values, torch.zeros_like(values))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> TokenScores:
         """A copy with `function(tensor)` in place of every tensor."""
@@ -161,6 +170,11 @@ class TokenScores:
         kinds = {(part.unit, part.replicas) for part in parts}
         if len(kinds) != 1:
             raise InvalidInputError(f"cat needs scores of one unit, on the same processes; got {sorted(kinds)}")
+        ignored = sorted({part.ignore_index for part in parts if part.ignore_index is not None})
+        if len(ignored) > 1:
+            raise InvalidInputError(
+                f"cat needs scores of one ignore_index; got {ignored}. Pass the same one to each score_tokens"
+            )
         flat = [part.flatten() for part in parts]
         rows = [part.fields() for part in flat]
         for row in rows:  # what absence means, spelt out where another part has the field
@@ -170,7 +184,14 @@ class TokenScores:
         joined: dict[str, Any] = {name: torch.cat([row[name] for row in rows]) for name in shared}
         extra = {n: torch.cat([p.extra[n] for p in flat]) for n in flat[0].extra if all(n in p.extra for p in flat)}
         first = parts[0]
-        return TokenScores(**joined, unit=first.unit, vocab_size=first.vocab_size, replicas=first.replicas, extra=extra)
+        return TokenScores(
+            **joined,
+            unit=first.unit,
+            vocab_size=first.vocab_size,
+            ignore_index=ignored[0] if ignored else None,
+            replicas=first.replicas,
+            extra=extra,
+        )
 
 
 def _wrong_unit(unit: Unit, units: list[Unit], metric: str) -> str:

@@ -6,6 +6,7 @@ gap of 1e4 is an nll of 1e4. Every row is scored by itself: its bits don't depen
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -24,7 +25,7 @@ from .scores import TokenScores
 from .two_classes import Binary, two_classes
 from .vocabulary_blocks import BLOCK_ROWS, score_blocks
 
-__all__ = ["as_tensor", "bytes_of", "score_hidden_states", "score_tokens"]
+__all__ = ["as_tensor", "bytes_of", "check_logits", "check_target", "score_hidden_states", "score_tokens"]
 
 _CPU_CHUNK = 2**19  # logits a chunk: what is computed of them stays in the processor's cache
 _DEVICE_CHUNK = 2**22  # 16 MiB of float32: few kernel launches, little memory
@@ -109,7 +110,7 @@ def score_tokens(
             class_weight=class_weight,
             extra=extra,
         )
-    logits = _as_logits(logits)
+    logits = check_logits(as_tensor(logits))
     plan = _plan(
         logits.shape,
         logits.device,
@@ -151,12 +152,18 @@ def score_hidden_states(
         hidden_states: ``(…, H)``.
         lm_head_weight: ``(V, H)``; the product is taken in the wider of the two dtypes' common dtype.
         bias: ``(V,)``.
+        logit_scale: finite.
+        logit_softcap: positive and finite.
         target and the rest: as for `score_tokens`.
+
+    Raises:
+        InvalidInputError: shapes, dtypes or options that can't be scored.
 
     >>> hidden, head = torch.ones(5, 3), torch.zeros(8, 3)
     >>> score_hidden_states(hidden, head, torch.arange(5)).nll     # uniform over 8: ln 8
     tensor([2.0794, 2.0794, 2.0794, 2.0794, 2.0794])
     """
+    _check_adjustment(logit_scale, logit_softcap)
     if _is_dtensor(hidden_states, lm_head_weight, target, weight):
         from . import sharded
 
@@ -175,11 +182,16 @@ def score_hidden_states(
             extra=extra,
         )
     hidden_states, head = as_tensor(hidden_states), as_tensor(lm_head_weight)
-    if head.ndim != 2 or hidden_states.ndim < 1 or hidden_states.shape[-1] != head.shape[1]:
+    if head.ndim != 2 or len(head) == 0 or hidden_states.ndim < 1 or hidden_states.shape[-1] != head.shape[1]:
         raise InvalidInputError(
-            f"expected hidden_states (…, H) and lm_head_weight (V, H); "
+            f"expected hidden_states (…, H) and lm_head_weight (V, H) with V ≥ 1; "
             f"got {tuple(hidden_states.shape)} and {tuple(head.shape)}"
         )
+    for name, tensor in (("hidden_states", hidden_states), ("lm_head_weight", head)):
+        if tensor.dtype not in _LOGITS_DTYPES:
+            raise InvalidInputError(
+                f"expected {name} of dtype float64, float32, float16 or bfloat16; got {tensor.dtype}. Convert it first"
+            )
     dtype = torch.promote_types(hidden_states.dtype, head.dtype)
     head = head.to(dtype)
     offset = None if bias is None else as_tensor(bias).to(dtype)
@@ -218,6 +230,13 @@ def _is_dtensor(*arrays: Any) -> bool:
     return any(isinstance(array, Tensor) and hasattr(array, "device_mesh") for array in arrays)
 
 
+def _check_adjustment(scale: float | None, softcap: float | None) -> None:
+    if scale is not None and not -math.inf < scale < math.inf:
+        raise InvalidInputError(f"logit_scale is a finite number; got {scale!r}")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise InvalidInputError(f"logit_softcap is positive and finite; got {softcap!r}. None is no softcap")
+
+
 def _adjust(logits: Tensor, scale: float | None, softcap: float | None) -> Tensor:
     if scale is None and softcap is None:
         return logits
@@ -229,8 +248,8 @@ def _adjust(logits: Tensor, scale: float | None, softcap: float | None) -> Tenso
     return logits
 
 
-def _as_logits(array: Any) -> Tensor:
-    logits = as_tensor(array)
+def check_logits(logits: Tensor) -> Tensor:
+    """The logits, if their shape and dtype can be scored."""
     if logits.dtype not in _LOGITS_DTYPES or logits.ndim < 1 or logits.shape[-1] == 0:
         raise InvalidInputError(
             "expected logits (…, V) of dtype float64, float32, float16 or bfloat16 with V ≥ 1; "
@@ -253,11 +272,11 @@ def _plan(
 ) -> Plan:
     """Check everything that can be checked without looking at a value."""
     shape, vocab_size = logits_shape[:-1], logits_shape[-1]
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise InvalidInputError(f"label_smoothing lies in [0, 1]; got {label_smoothing}")
+    if not isinstance(label_smoothing, int | float) or not 0.0 <= label_smoothing <= 1.0:
+        raise InvalidInputError(f"label_smoothing is a number in [0, 1]; got {label_smoothing!r}")
     if not isinstance(ignore_index, int):
         raise InvalidInputError(f"ignore_index is an int; got {ignore_index!r}. Leave it out where every target counts")
-    index, soft, counted, invalid = _check_target(as_tensor(target).to(device), shape, vocab_size, ignore_index)
+    index, soft, counted, invalid = check_target(as_tensor(target).to(device), shape, vocab_size, ignore_index)
     row_weight = _check_weight(weight, shape, device)
     if row_weight is not None:  # a weight of 0 is no row: padding enters no sum, and no count
         counted, invalid = (mask & (row_weight.reshape(-1) != 0) for mask in (counted, invalid))
@@ -278,6 +297,7 @@ def _plan(
         label_smoothing=label_smoothing,
         class_weight=_check_class_weight(class_weight, vocab_size, device),
         extra=extra or {},
+        ignore_index=ignore_index,
         chunk_rows=_chunk_rows(counted.numel(), vocab_size, device),
     )
 
@@ -314,7 +334,7 @@ def _check_class_weight(class_weight: Any, vocab_size: int, device: torch.device
     return weights
 
 
-def _check_target(
+def check_target(
     target: Tensor, shape: torch.Size, vocab_size: int, ignore_index: int
 ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
     """Index or distribution, which rows count, and which are invalid; no value is looked at on the host."""
@@ -333,6 +353,8 @@ def _check_target(
         raise InvalidInputError(f"expected integer targets or float distributions; got {target.dtype}")
     if target.shape != shape:
         hint = ". Nothing is shifted here: drop the last logit and the first id" if target.ndim == len(shape) else ""
+        if target.ndim > 1 and target.shape == (*shape[:1], *shape[2:], vocab_size):  # torch's own order
+            hint = f". The classes come last: logits.movedim(1, -1) has {tuple(target.shape)} rows of {shape[1]}"
         raise InvalidInputError(
             f"expected one target a row of logits, shape {tuple(shape)}; got {tuple(target.shape)}{hint}"
         )
@@ -365,6 +387,8 @@ def _has_flat_view(rows: Tensor) -> bool:
 def bytes_of(target: Tensor, token_bytes: Any, vocab_size: int | None) -> Tensor:
     """The bytes of each target, from a table with an entry for each of the `vocab_size` classes (or more)."""
     token_bytes = as_tensor(token_bytes)
+    if token_bytes.is_floating_point() or token_bytes.is_complex() or token_bytes.dtype == torch.bool:
+        raise InvalidInputError(f"token_bytes holds whole numbers of bytes; got {token_bytes.dtype}")
     if token_bytes.ndim != 1 or (vocab_size is not None and len(token_bytes) < vocab_size):
         raise InvalidInputError(
             f"token_bytes has an entry a class, shape ({vocab_size},); got {tuple(token_bytes.shape)}. "

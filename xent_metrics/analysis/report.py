@@ -1,4 +1,4 @@
-"""One self-contained HTML page of runs: values with intervals, pictures, paired differences, and the documents to browse.
+"""One self-contained HTML page of runs: values with intervals, paired differences, pictures, and the documents to browse.
 
 No network, no library in the page. Text of documents is data: it is compressed into a block that can't hold markup, and
 the page's script only ever makes text of it; a content security policy lets nothing else run.
@@ -6,29 +6,29 @@ the page's script only ever makes text of it; a content security policy lets not
 
 from __future__ import annotations
 
-import base64
-import gzip
 import io
-import json
 import math
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .. import exact_sum
-from ..errors import ComparisonError, MissingExtraError
+from ..errors import ComparisonError, InvalidInputError, MissingExtraError
 from ..metrics import CrossEntropy, ExpectedCalibrationError
 from . import plots
 from .intervals import Interval, delta_interval
-from .run_comparison import compare_runs
-from .runs import Run, Sample, TaskRun
-from .token_view import by_domain, by_frequency, by_position, tokens_of
+from .report_documents import pack_documents
+from .run_comparison import RunComparison, compare_runs
+from .runs import Run, TaskRun
+from .token_view import by_domain, by_frequency, by_position
 
 __all__ = ["write_report"]
 
-_LONGEST = 20_000  # characters of a document that are shown
+#: The task of one name in each run that has it, by the run's letter.
+_Tasks = dict[str, TaskRun]
 
 
 def write_report(
@@ -43,24 +43,40 @@ def write_report(
 
     Raises:
         MissingExtraError: jinja2, scipy or matplotlib is not installed.
+        InvalidInputError: the file's folder isn't there.
     """
     from .. import __version__
 
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InvalidInputError(f"{path}: there is no folder {path.parent}; make it first")
+    template = _template()
     letters = [chr(ord("A") + i) for i in range(len(runs))]
-    documents = _documents(runs, letters)
-    page = _template().render(
+    notes: list[str] = []
+    tasks = [_task(name, found, notes, domain) for name, found in _by_task(runs, letters).items()]
+    compared = dict(_compared(runs, letters, notes))
+    documents = pack_documents(runs, letters)
+    page = template.render(
         title=title,
         version=__version__,
         nonce=secrets.token_urlsafe(16),
-        runs=[_run(run, letter, domain) for run, letter in zip(runs, letters, strict=True)],
-        comparisons=[
-            row for run, letter in zip(runs[1:], letters[1:], strict=True) for row in _compared(runs[0], run, letter)
+        runs=[
+            {
+                "letter": letter,
+                "color": _color(letter),
+                "model": run.model,
+                "path": run.path.parent,
+                "problems": run.problems,
+            }
+            for run, letter in zip(runs, letters, strict=True)
         ],
-        num_documents=len(documents),
-        has_alternatives=any("alternatives" in document for document in documents),
-        data=_packed(documents),
+        letters=letters,
+        tasks=tasks,
+        compared=compared,
+        notes=notes,
+        documents=documents,
     )
-    Path(path).write_text(page, encoding="utf-8")
+    path.write_text(page, encoding="utf-8")
 
 
 def _template() -> Any:
@@ -69,48 +85,84 @@ def _template() -> Any:
     except ImportError as error:
         raise MissingExtraError("the report needs jinja2: pip install 'xent-metrics[analysis,plots]'") from error
     loader = jinja2.PackageLoader("xent_metrics.analysis")
-    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
-        "report.html.j2"
-    )
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template("report.html.j2")
 
 
-def _packed(documents: list[dict[str, Any]]) -> str:
-    """JSON in gzip in base64: letters, digits, + and / alone."""
-    plain = json.dumps(documents, ensure_ascii=False, separators=(",", ":")).encode("utf-8", errors="replace")
-    return base64.b64encode(gzip.compress(plain, mtime=0)).decode("ascii")
+def _color(letter: str) -> str:
+    return plots.SERIES[(ord(letter) - ord("A")) % len(plots.SERIES)]
 
 
-def _run(run: Run, letter: str, domain: str | None) -> dict[str, Any]:
-    tasks = [
-        {"name": task.name, "rows": list(_rows(task)), "pictures": list(_pictures(task, domain))}
-        for task in run.tasks.values()
-    ]
-    return {
-        "letter": letter,
-        "model": run.model,
-        "path": str(run.path.parent),
-        "problems": run.problems,
-        "tasks": tasks,
-    }
+def _by_task(runs: Sequence[Run], letters: Sequence[str]) -> dict[str, _Tasks]:
+    found: dict[str, _Tasks] = {}
+    for run, letter in zip(runs, letters, strict=True):
+        for task in run.tasks.values():
+            found.setdefault(task.name, {})[letter] = task
+    return found
 
 
-def _rows(task: TaskRun) -> Iterator[dict[str, str]]:
-    for name, value in task.values.items():
-        metric = task.metrics.get(name)
-        states = task.states(name) if metric is not None else None
-        interval = delta_interval(metric, states) if metric is not None and states is not None else None
-        error = task.standard_errors.get(name, math.nan)
-        yield {
-            "name": name,
-            "value": _number(value),
-            "error": _number(error),
-            "interval": f"{_number(interval.low)} … {_number(interval.high)}" if interval else "",
-            "unit": metric.value_unit if metric is not None else "lm-eval's own",
-        }
+# Numbers.
+
+
+def _task(name: str, runs: _Tasks, notes: list[str], domain: str | None) -> dict[str, Any]:
+    metrics = list(dict.fromkeys(metric for task in runs.values() for metric in task.values))
+    rows = []
+    for metric in metrics:
+        made = next((task.metrics[metric] for task in runs.values() if metric in task.metrics), None)
+        unit = made.value_unit if made is not None else "lm-eval's own"
+        cells = {letter: _cell(task, metric) for letter, task in runs.items() if metric in task.values}
+        rows.append({"name": metric, "unit": unit, "cells": cells})
+    documents = {letter: len(task.samples) for letter, task in runs.items()}
+    return {"name": name, "rows": rows, "documents": documents, "pictures": list(_pictures(name, runs, notes, domain))}
+
+
+def _cell(task: TaskRun, name: str) -> dict[str, str]:
+    """A value with its interval, or else with lm-eval's standard error."""
+    metric, error = task.metrics.get(name), task.standard_errors.get(name, math.nan)
+    states = task.states(name) if metric is not None else None
+    cell = {"value": _number(task.values[name]), "error": "" if math.isnan(error) else f"± {error:.2g}", "interval": ""}
+    if metric is not None and states is not None:
+        interval = delta_interval(metric, states)
+        if not math.isnan(interval.low):
+            cell["interval"] = f"{_number(interval.low)} … {_number(interval.high)}"
+    return cell
 
 
 def _number(value: float) -> str:
     return "—" if math.isnan(value) else f"{value:.5g}"
+
+
+def _compared(
+    runs: Sequence[Run], letters: Sequence[str], notes: list[str]
+) -> Iterator[tuple[tuple[str, str, str], dict[str, Any]]]:
+    """What a run's difference from the first is, by task, metric and letter."""
+    for run, letter in zip(runs[1:], letters[1:], strict=True):
+        try:
+            rows = compare_runs(runs[0], run, num_resamples=1999)
+        except ComparisonError as error:
+            notes.append(f"{letter} is not compared with A: {error}.")
+            continue
+        for row in rows:
+            yield (row.task, row.metric, letter), _difference(row, letter)
+
+
+def _difference(row: RunComparison, letter: str) -> dict[str, Any]:
+    if row.result is None:
+        return {"reason": row.reason}
+    result = row.result
+    needed = f"{result.documents_needed:,.0f}" if math.isfinite(result.documents_needed) else "∞"
+    return {
+        "reason": None,
+        "difference": f"{result.difference:+.4g}",
+        "interval": f"{result.low:+.3g} … {result.high:+.3g}",
+        "p": f"{result.p_value:.3g}",
+        "documents": f"{result.documents:,}",
+        "needed": needed,
+        "better": {"A": "A", "B": letter}.get(result.better or "", "—"),
+    }
+
+
+# Pictures.
 
 
 @dataclass(frozen=True)
@@ -119,45 +171,77 @@ class _Picture:
     svg: Any
 
 
-def _pictures(task: TaskRun, domain: str | None) -> Iterator[_Picture]:
-    for name, metric in task.metrics.items():
-        states = (
-            task.states(name) if isinstance(metric, ExpectedCalibrationError) and metric.binning == "width" else None
-        )
-        if states is not None:
-            assert isinstance(metric, ExpectedCalibrationError)
-            bins = metric.bins(metric.unpack(exact_sum.to_float(exact_sum.merge(states))))
-            yield _drawn("Reliability diagram", lambda f, b=bins: plots.draw_reliability(*plots.reliability_axes(f), b))
-            break
-    if any(tokens_of(sample) for sample in task.samples):
-        place = "the token's place in its document"
-        yield _of_groups("Loss by position", place, *by_position(task))
-        yield _of_groups("Loss by token frequency", "occurrences of the token in these documents", *by_frequency(task))
+def _pictures(name: str, runs: _Tasks, notes: list[str], domain: str | None) -> Iterator[_Picture]:
+    yield from _reliability(runs)
+    if all(any(sample.tokens for sample in task.samples) for task in runs.values()):
+        place = "the token's place in its document, or in its answer"
+        yield _of_groups("Loss by position", place, {letter: by_position(task) for letter, task in runs.items()})
+        frequency = "occurrences of the token in these documents"
+        found = {letter: by_frequency(task) for letter, task in runs.items()}
+        yield _of_groups("Loss by token frequency", frequency, found)
     if domain is not None:
-        measured = next((name for name in task.metrics if task.states(name) is not None), None)
-        if measured is not None:
-            labels, intervals = by_domain(task, measured, domain)
-            unit = task.metrics[measured].value_unit
-            yield _of_groups(f"{measured} by {domain}", domain, labels, intervals, unit=unit)
+        try:
+            yield _by_domain(runs, domain)
+        except ComparisonError as error:
+            notes.append(f"Not drawn by {domain}: {error}.")
+
+
+def _reliability(runs: _Tasks) -> Iterator[_Picture]:
+    """A diagram of each run: two of them on one pair of axes hide each other."""
+    for letter, task in runs.items():
+        for name, metric in task.metrics.items():
+            states = task.states(name) if isinstance(metric, ExpectedCalibrationError) else None
+            if states is None or not isinstance(metric, ExpectedCalibrationError) or metric.binning != "width":
+                continue
+            bins = metric.bins(metric.unpack(exact_sum.to_float(exact_sum.merge(states))))
+            called = "Reliability" if len(runs) == 1 else f"Reliability of {letter}"
+            yield _drawn(called, partial(_draw_reliability, bins=bins, called=called))
+            break
+
+
+def _draw_reliability(drawn: Any, bins: Any, called: str) -> None:
+    axes, share = plots.reliability_axes(drawn)
+    plots.draw_reliability(axes, share, bins)
+    axes.set_title(axes.get_title(loc="left").replace("Reliability", called), loc="left")
+
+
+def _by_domain(runs: _Tasks, domain: str) -> _Picture:
+    first = next(iter(runs.values()))
+    measured = next((name for name in first.metrics if first.states(name) is not None), None)
+    if measured is None:
+        raise ComparisonError(f"task {first.name}: the documents' sums were not logged")
+    found = {letter: by_domain(task, measured, domain) for letter, task in runs.items() if measured in task.metrics}
+    return _of_groups(f"{measured} by {domain}", domain, found, unit=first.metrics[measured].value_unit)
 
 
 def _of_groups(
-    title: str, xlabel: str, labels: list[str], intervals: list[Interval], unit: str = CrossEntropy.value_unit
+    title: str, xlabel: str, runs: dict[str, tuple[list[str], list[Interval]]], unit: str = CrossEntropy.value_unit
 ) -> _Picture:
-    values, halves = [i.value for i in intervals], [i.high - i.value for i in intervals]
-    halves = [half if math.isfinite(half) else 0.0 for half in halves]
-    return _drawn(
-        title,
-        lambda f: plots.draw_by_group(f.add_subplot(), labels, values, halves, title=title, unit=unit, xlabel=xlabel),
-    )
+    """All runs on the same axes."""
+    order = list(dict.fromkeys(label for labels, _ in runs.values() for label in labels))
+
+    def draw(drawn: Any) -> None:
+        axes = drawn.add_subplot()
+        for letter, (labels, intervals) in runs.items():
+            sides = [
+                [i.value - i.low for i in intervals],
+                [i.high - i.value for i in intervals],
+            ]  # unlike for perplexities
+            halves = [[half if math.isfinite(half) else 0.0 for half in side] for side in sides]
+            plots.draw_by_group(
+                axes, labels, [i.value for i in intervals], halves, title=title, unit=unit, xlabel=xlabel,
+                called="" if len(runs) == 1 else letter, color=_color(letter), order=order,
+            )  # fmt: skip
+
+    return _drawn(title, draw)
 
 
-def _drawn(label: str, draw: Any) -> _Picture:
+def _drawn(label: str, draw: Callable[[Any], None]) -> _Picture:
     """A picture as SVG that takes the page's own ink, in light and dark."""
     from markupsafe import Markup
 
     buffer = io.StringIO()
-    with plots.figure(buffer, format="svg") as drawn:
+    with plots.figure(buffer, size=(5.6, 4.2), format="svg") as drawn:
         drawn.patch.set_alpha(0)
         draw(drawn)
         for axes in drawn.axes:
@@ -165,75 +249,3 @@ def _drawn(label: str, draw: Any) -> _Picture:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(plots.INK, "currentColor")
     return _Picture(label, Markup(svg))
-
-
-def _compared(first: Run, other: Run, letter: str) -> Iterator[dict[str, Any]]:
-    try:
-        rows = compare_runs(first, other, num_resamples=1999)
-    except ComparisonError as error:
-        yield {"task": "all", "metric": "all", "letter": letter, "reason": str(error)}
-        return
-    for row in rows:
-        shown: dict[str, Any] = {"task": row.task, "metric": row.metric, "letter": letter, "reason": row.reason}
-        if row.result is not None:
-            result = row.result
-            better = {"A": "A", "B": letter}.get(result.better or "", "not shown")
-            shown |= {
-                "difference": _number(result.difference),
-                "interval": f"{_number(result.low)} … {_number(result.high)}",
-                "p": f"{result.p_value:.3g}",
-                "documents": result.documents,
-                "needed": f"{result.documents_needed:,.0f}",
-                "better": better,
-            }
-        yield shown
-
-
-def _documents(runs: Sequence[Run], letters: Sequence[str]) -> list[dict[str, Any]]:
-    """What the page shows of each document, the highest loss first."""
-    found = [
-        (*_document(sample, f"{letter} {task.name}"), index)
-        for run, letter in zip(runs, letters, strict=True)
-        for task in run.tasks.values()
-        for index, sample in enumerate(task.samples)
-    ]
-    found.sort(key=lambda entry: -entry[0])
-    return [{**document, "name": f"{document['name']} #{index}"} for _, document, index in found]
-
-
-def _document(sample: Sample, run: str) -> tuple[float, dict[str, Any]]:
-    tokens = tokens_of(sample)
-    if not tokens:
-        values = [v for k, v in sample.raw.items() if f"{k}_stderr" in sample.raw and isinstance(v, int | float)]
-        loss = float(values[0]) if values and math.isfinite(values[0]) else 0.0
-        text = _text(sample)[:_LONGEST]
-        return loss, {"run": run, "loss": f"{loss:.3f}", "name": text[:60].strip(), "text": text}
-    loss = math.fsum(token.nll for token in tokens) / len(tokens)
-    ends, texts, length = [], [], 0
-    for token in tokens:
-        length += _utf16_length(token.text)
-        ends.append(length)
-        texts.append(token.text)
-        if length > _LONGEST:
-            break
-    text = "".join(texts)
-    shown: dict[str, Any] = {"run": run, "loss": f"{loss:.3f}", "name": text[:60].strip(), "text": text}
-    shown |= {"ends": ends, "nll": [round(min(token.nll, 1e9), 3) for token in tokens[: len(ends)]]}
-    if any(token.alternatives for token in tokens):
-        shown["alternatives"] = [
-            [[text, round(prob, 4)] for text, prob in token.alternatives] for token in tokens[: len(ends)]
-        ]
-    return loss, shown
-
-
-def _utf16_length(text: str) -> int:
-    """A string's length as JavaScript counts it."""
-    return len(text.encode("utf-16-le", errors="replace")) // 2
-
-
-def _text(sample: Sample) -> str:
-    arguments = sample.raw.get("arguments")
-    if isinstance(arguments, dict):
-        first: Any = next(iter(arguments.values()), {})
-        return " ".join(str(value) for value in first.values()) if isinstance(first, dict) else str(first)
-    return str(sample.raw.get("doc", ""))

@@ -6,7 +6,7 @@ A pair that can't be compared says why, and all others still are.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,17 +22,22 @@ __all__ = ["RunComparison", "compare_runs"]
 
 @dataclass(frozen=True)
 class RunComparison:
-    """One metric of one task in two runs: the comparison, or the reason why there is none."""
+    """One metric of one task in two runs: its values, and the comparison or the reason why there is none."""
 
     task: str
     metric: str
     unit: str
+    value_a: float
+    value_b: float | None  # None where B doesn't have it
     result: Comparison | None
     reason: str | None = None
 
 
-def compare_runs(a: Run, b: Run, *, num_resamples: int = 9999) -> list[RunComparison]:
+def compare_runs(a: Run, b: Run, *, num_resamples: int = 9999, shared_documents: bool = False) -> list[RunComparison]:
     """Compare B with A, task by task and metric by metric.
+
+    Args:
+        shared_documents: compare on the documents that both runs have, where one has more; otherwise that is a reason not to.
 
     Raises:
         ComparisonError: the runs share no task.
@@ -42,53 +47,73 @@ def compare_runs(a: Run, b: Run, *, num_resamples: int = 9999) -> list[RunCompar
         raise ComparisonError(
             f"the runs share no task: {a.path.parent} has {', '.join(a.tasks)}; {b.path.parent} has {', '.join(b.tasks)}"
         )
-    return [row for name in shared for row in _compare_task(a.tasks[name], b.tasks[name], num_resamples)]
+    pairs = [(a.tasks[name], b.tasks[name]) for name in shared]
+    return [row for pair in pairs for row in _compare_task(*pair, num_resamples, shared_documents)]
 
 
-def _compare_task(a: TaskRun, b: TaskRun, num_resamples: int) -> Iterator[RunComparison]:
-    for name in a.values:
+def _compare_task(a: TaskRun, b: TaskRun, num_resamples: int, shared_documents: bool) -> Iterator[RunComparison]:
+    for name, value in a.values.items():
         metric = a.metrics.get(name)
-        unit = metric.value_unit if metric is not None else ""
+        shown = RunComparison(a.name, name, metric.value_unit if metric else "", value, b.values.get(name), None)
         try:
             if metric is None:
-                raise ComparisonError("not one of xent-metrics': its documents' sums are not in the samples")
-            result = compare(metric, *_paired(a, b, name), num_resamples=num_resamples)
+                raise ComparisonError(_no_sums(a))
+            result = compare(metric, *_paired(a, b, name, shared_documents), num_resamples=num_resamples)
         except ComparisonError as error:
-            yield RunComparison(a.name, name, unit, None, str(error))
+            yield replace(shown, reason=str(error))
         else:
-            yield RunComparison(a.name, name, unit, result)
+            yield replace(shown, result=result)
 
 
-def _paired(a: TaskRun, b: TaskRun, name: str) -> tuple[Tensor, Tensor]:
+def _no_sums(task: TaskRun) -> str:
+    if not task.samples:
+        return "there are no samples of it; evaluate with --log_samples"
+    return "it is lm-eval's own, and not the mean of what the samples hold"
+
+
+def _paired(a: TaskRun, b: TaskRun, name: str, shared_documents: bool) -> tuple[Tensor, Tensor]:
     """Both runs' states of the same documents in the same order, or the reason why not."""
-    if name not in b.metrics:
+    if name not in b.values:
         raise ComparisonError("B doesn't have it")
     if a.version != b.version:
         raise ComparisonError(f"the task's versions differ: {a.version} and {b.version}")
+    states = [_states(task, name, called) for task, called in ((a, "A"), (b, "B"))]
     if repr(a.metrics[name]) != repr(b.metrics[name]):
         raise ComparisonError(f"its options differ: {a.metrics[name]!r} and {b.metrics[name]!r}")
-    same_documents([sample.key for sample in a.samples], [sample.key for sample in b.samples])
-    states = a.states(name), b.states(name)
-    if states[0] is None or states[1] is None:
-        raise ComparisonError("the documents' sums are not in the samples; evaluate with --log_samples")
-    place = {sample.key: i for i, sample in enumerate(b.samples)}
-    ordered = states[1][torch.tensor([place[sample.key] for sample in a.samples])]
-    _same_tokens(a.metrics[name], states[0], ordered)
-    return states[0], ordered
+    keys = [[sample.key for sample in task.samples] for task in (a, b)]
+    if not shared_documents:
+        same_documents(*keys)
+    places = [{key: place for place, key in enumerate(own)} for own in keys]
+    common = [key for key in keys[0] if key in places[1]]
+    first, second = (
+        own[torch.tensor([at[key] for key in common], dtype=torch.long)] for own, at in zip(states, places, strict=True)
+    )
+    _same_tokens(a.metrics[name], first, second)
+    return first, second
+
+
+def _states(task: TaskRun, name: str, called: str) -> Tensor:
+    states = task.states(name) if name in task.metrics else None
+    if states is None:
+        why = "evaluate with --log_samples" if not task.samples else "some of its samples lack them"
+        raise ComparisonError(f"the sums of {called}'s documents are not in its samples: {why}")
+    return states
 
 
 def _same_tokens(metric: TokenMetric, a: Tensor, b: Tensor) -> None:
-    """Per-token values of other tokenizers are not of the same thing."""
+    """Per-token values of other tokenizers are not of the same thing, whatever the totals."""
     counts = [_tokens(metric, states) for states in (a, b)]
-    if counts[0] != counts[1]:
+    differ = int((counts[0] != counts[1]).sum())
+    if differ:
         raise ComparisonError(
-            f"the same documents are {counts[0]:.0f} tokens in A and {counts[1]:.0f} in B: the tokenizers differ, and "
-            "what is per token can't be compared. bits_per_byte can"
+            f"{differ} of {len(a)} documents are of another number of tokens in B ({int(counts[0].sum())} in A and "
+            f"{int(counts[1].sum())} in B in all): the tokenizers differ, and what is per token can't be compared. "
+            "bits_per_byte can"
         )
 
 
-def _tokens(metric: TokenMetric, states: Tensor) -> float:
-    sums = metric.unpack(exact_sum.to_float(exact_sum.merge(states)))
-    return sum(
-        float(value.sum()) for name, value in sums.items() if name.rpartition(".")[2] in ("tokens", "denominator")
-    )
+def _tokens(metric: TokenMetric, states: Tensor) -> Tensor:
+    """How many tokens each document has, ``(D,)``, by the sums that count them."""
+    sums = [metric.unpack(row) for row in exact_sum.to_float(states)]
+    names = [name for name in (sums[0] if sums else ()) if name.rpartition(".")[2] in ("tokens", "denominator")]
+    return torch.stack([sum((row[name].sum() for name in names), torch.tensor(0.0)) for row in sums])

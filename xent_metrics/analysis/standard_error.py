@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,11 +23,12 @@ from torch import Tensor
 
 from .. import exact_sum
 from ..errors import MetricOptionError
+from ..grouped import Grouped
 from ..metric import _COUNTS, Binned, TokenMetric
 from ..row_scores import RowScore
 from ..scores import TokenScores
 
-__all__ = ["StandardError", "gradient_of", "standard_error", "standard_error_from_moments"]
+__all__ = ["StandardError", "gradient_of", "is_sample", "standard_error", "standard_error_from_moments"]
 
 
 def standard_error(metric: TokenMetric, states: Tensor) -> float:
@@ -45,9 +47,7 @@ def standard_error(metric: TokenMetric, states: Tensor) -> float:
     0.5774
     """
     states = states.cpu()
-    not_empty = states.any(dim=-1)  # (D, rows)
-    not_empty[:, _COUNTS.index("ignored")] = False
-    states = states[not_empty.any(dim=-1)]
+    states = states[is_sample(states)]
     documents = len(states)
     if documents < 2 or not metric.has_standard_error:
         return float("nan")
@@ -55,6 +55,13 @@ def standard_error(metric: TokenMetric, states: Tensor) -> float:
     gradient = gradient_of(lambda sums: metric.value(metric.unpack(sums)), total)
     residual = ((exact_sum.to_float(states) - total / documents) * gradient).sum(dim=-1)  # each row by itself
     return math.sqrt(math.fsum(residual.square().tolist()) * documents / (documents - 1))
+
+
+def is_sample(states: Tensor) -> Tensor:
+    """Which documents' packed sums, ``(D, rows, 8)``, hold anything but ignored rows, ``(D,)``."""
+    not_empty = states.any(dim=-1)  # (D, rows)
+    not_empty[:, _COUNTS.index("ignored")] = False
+    return not_empty.any(dim=-1)
 
 
 def standard_error_from_moments(
@@ -79,7 +86,7 @@ def standard_error_from_moments(
     gradient = gradient_of(value, total)
     square = gradient @ products @ gradient - (gradient @ total).square() / samples
     error = (square.clamp(min=0.0) * samples / (samples - 1)).sqrt()
-    return torch.where(samples > 1, error, torch.nan)
+    return torch.where((samples > 1) & total.isfinite().all(), error, torch.nan)
 
 
 def gradient_of(value: Callable[[Tensor], Tensor], total: Tensor) -> Tensor:
@@ -154,15 +161,39 @@ class StandardError(TokenMetric):
         }
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
+        return self._error(self.metric.value, sums)
+
+    def by_group(self) -> dict[str, Tensor]:
+        """Each group's standard error over all sequences that were added, by label, where the metric is a `Grouped`.
+
+        On this process; over all of them inside ``with metric.sync_context():``.
+
+        >>> from xent_metrics import CrossEntropy, Grouped, Position, score_tokens
+        >>> error = StandardError(Grouped(CrossEntropy(), by=Position([0, 1])))
+        >>> error.update(score_tokens(torch.randn(9, 5, 7), torch.zeros(9, 5, dtype=torch.long)))
+        >>> list(error.by_group())
+        ['0', '1+']
+        """
+        grouped = self.metric
+        if not isinstance(grouped, Grouped):
+            raise MetricOptionError(f"{grouped.name} has no groups; expected StandardError(Grouped(metric, …))")
+        sums = self.unpack(exact_sum.to_float(self.state))
+        return {
+            label: self._error(partial(grouped.value_of_group, group=group), sums)
+            for group, label in enumerate(grouped.grouping.labels)
+        }
+
+    def _error(self, value: Callable[[Mapping[str, Tensor]], Tensor], sums: Mapping[str, Tensor]) -> Tensor:
+        """The error of a function of the metric's sums."""
         *own, products, samples = sums.values()
         total = torch.cat([rows.reshape(-1) for rows in own])
         names, sizes = list(sums)[: len(own)], [rows.numel() for rows in own]
 
-        def value(rows: Tensor) -> Tensor:
+        def of_rows(rows: Tensor) -> Tensor:
             parts = zip(names, own, torch.split(rows, sizes), strict=True)
-            return self.metric.value({name: part.reshape(like.shape) for name, like, part in parts})
+            return value({name: part.reshape(like.shape) for name, like, part in parts})
 
-        return standard_error_from_moments(value, total, _symmetric(products, len(total)), samples)
+        return standard_error_from_moments(of_rows, total, _symmetric(products, len(total)), samples)
 
 
 def _by_sequence(scores: TokenScores, name: str, value: Tensor | Binned) -> Tensor:
@@ -175,7 +206,7 @@ def _by_sequence(scores: TokenScores, name: str, value: Tensor | Binned) -> Tens
         each = values.numel() // max(count, 1)  # a row may have several values
         first_bin = torch.arange(count, device=scores.device).repeat_interleave(each) * num_bins
         rows = exact_sum.exact_sum_by_bin(values, first_bin + bins, count * num_bins)
-        scores.sums[key] = exact_sum.to_float(rows).reshape(count, num_bins)
+        scores.sums[key] = exact_sum.to_float(rows, finite_only=True).reshape(count, num_bins)  # the total has the nan
     return scores.sums[key]
 
 
@@ -186,8 +217,9 @@ def _shape(scores: TokenScores) -> tuple[int, int]:
 
 
 def _sequences(scores: TokenScores) -> Tensor:
-    """Whether each sequence is a sample: some row of it counts, with a weight, ``(B,)``."""
-    counted = scores.counted if scores.weight is None else scores.counted & (scores.weight != 0)
+    """Whether each sequence is a sample: some row of it counts, with a weight, and isn't broken, ``(B,)``."""
+    counted = scores.counted & ~scores.broken
+    counted = counted if scores.weight is None else counted & (scores.weight != 0)
     return counted.reshape(_shape(scores)).any(dim=1)
 
 

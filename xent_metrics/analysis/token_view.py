@@ -1,11 +1,6 @@
-"""The tokens of logged documents: their text and nll, from samples written with `log_tokens=true`."""
+"""Where the loss sits: by the token's place, by its frequency, by a field of the document; from logged samples."""
 
 from __future__ import annotations
-
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -15,51 +10,13 @@ from ..grouped import Frequency, Grouping, Position
 from ..metrics import CrossEntropy
 from ..scores import TokenScores
 from .intervals import Interval, delta_interval
-from .runs import Sample, TaskRun
+from .logged import Tokens
+from .runs import TaskRun
 
-__all__ = ["Token", "by_domain", "by_frequency", "by_position", "tokens_of"]
+__all__ = ["by_domain", "by_frequency", "by_position"]
 
 _EDGES = (0, 1, 4, 16, 64, 256, 1024, 4096)
-
-
-@dataclass(frozen=True)
-class Token:
-    """One token of a document: its text, nll in nats, and what the model held likelier or nearly as likely."""
-
-    text: str
-    nll: float
-    id: int | None = None
-    alternatives: Sequence[tuple[str, float]] = ()
-
-
-def tokens_of(sample: Sample) -> list[Token] | None:
-    """The tokens of the document (of the gold continuation, where there are choices); None where they were not logged."""
-    gold = sample.raw.get("target")
-    responses = list(_logged(sample.raw.get("resps")))
-    if not responses:
-        return None
-    chosen = responses[gold] if isinstance(gold, int) and 0 <= gold < len(responses) else responses[0]
-    return [_token(entry) for entry in chosen["tokens"]]
-
-
-def _logged(responses: Any) -> Iterator[Mapping[str, Any]]:
-    """Every logged result in lm-eval's nested lists of strings."""
-    if isinstance(responses, list):
-        for part in responses:
-            yield from _logged(part)
-    elif isinstance(responses, str) and responses.startswith("{"):
-        try:
-            found = json.loads(responses)
-        except ValueError:
-            return
-        if isinstance(found, dict) and isinstance(found.get("tokens"), list):
-            yield found
-
-
-def _token(entry: Mapping[str, Any]) -> Token:
-    likely = entry.get("alternatives") or []
-    alternatives = [(str(text), float(probability)) for text, probability in likely]
-    return Token(str(entry["text"]), float(entry["nll"]), entry.get("id"), alternatives)
+_MOST_DOMAINS = 40
 
 
 def by_position(task: TaskRun) -> tuple[list[str], list[Interval]]:
@@ -80,7 +37,7 @@ def by_frequency(task: TaskRun) -> tuple[list[str], list[Interval]]:
         ComparisonError: the tokens were not logged.
     """
     documents = _documents(task)
-    counts = torch.bincount(torch.tensor([token.id or 0 for tokens in documents for token in tokens]))
+    counts = torch.bincount(torch.tensor([i for tokens in documents for i in tokens.ids]))
     most = int(counts.max())
     return _by(Frequency([edge for edge in _EDGES if 0 < edge <= most], counts=counts), documents)
 
@@ -92,31 +49,37 @@ def by_domain(task: TaskRun, name: str, field: str) -> tuple[list[str], list[Int
         ComparisonError: the documents have no such field, or their sums were not logged.
     """
     states = task.states(name)
-    values = [sample.raw.get("doc", {}).get(field) for sample in task.samples]
+    documents = [doc if isinstance(doc := sample.raw.get("doc"), dict) else {} for sample in task.samples]
+    values = [document.get(field) for document in documents]
     if states is None or any(value is None for value in values):
-        fields = sorted(task.samples[0].raw.get("doc", {})) if task.samples else []
+        fields = sorted(documents[0]) if documents else []
         raise ComparisonError(f"task {task.name}: not every document has {field!r} and logged sums; fields: {fields}")
     labels = sorted({str(value) for value in values})
+    if len(labels) > _MOST_DOMAINS:
+        raise ComparisonError(
+            f"task {task.name}: {field!r} has {len(labels)} values in {len(values)} documents; expected at most "
+            f"{_MOST_DOMAINS}, each a domain of many documents"
+        )
     rows = {label: [i for i, value in enumerate(values) if str(value) == label] for label in labels}
     return labels, [delta_interval(task.metrics[name], states[rows[label]]) for label in labels]
 
 
-def _documents(task: TaskRun) -> list[list[Token]]:
-    documents = [tokens for sample in task.samples if (tokens := tokens_of(sample))]
+def _documents(task: TaskRun) -> list[Tokens]:
+    documents = [sample.tokens for sample in task.samples if sample.tokens]
     if not documents:
         raise ComparisonError(
-            f"task {task.name}: no tokens in the samples; evaluate with --model xent-hf, "
-            "--model_args …,log_tokens=true and --log_samples"
+            f"task {task.name}: no tokens in the samples; evaluate by `xent lm-eval run` with --model xent-hf or "
+            "xent-torch, --model_args …,log_tokens=true and --log_samples"
         )
     return documents
 
 
-def _by(grouping: Grouping, documents: list[list[Token]]) -> tuple[list[str], list[Interval]]:
+def _by(grouping: Grouping, documents: list[Tokens]) -> tuple[list[str], list[Interval]]:
     """Cross entropy of each group, over the documents that have tokens in it."""
     metric, groups = CrossEntropy(), len(grouping.labels)
-    nll = torch.tensor([token.nll for tokens in documents for token in tokens], dtype=torch.float64)
+    nll = torch.tensor([nll for tokens in documents for nll in tokens.nll], dtype=torch.float64)
     sizes = torch.tensor([len(tokens) for tokens in documents])
-    rows = pad_sequence([torch.tensor([token.id or 0 for token in tokens]) for tokens in documents], batch_first=True)
+    rows = pad_sequence([torch.tensor(tokens.ids) for tokens in documents], batch_first=True)
     inside = torch.arange(rows.shape[1]) < sizes[:, None]  # (D, T)
     scores = TokenScores(nll=torch.zeros(rows.shape), counted=inside, target=rows)
     cells = (torch.arange(len(documents))[:, None] * groups + grouping(scores))[inside]

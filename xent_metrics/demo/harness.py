@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 
 from .data import BATCH_SIZE
+from .model import METRICS
 
 __all__ = ["TASK", "Evaluation", "command", "evaluate"]
 
-TASK = "xent_python_docs_tokens"
+TASK = "xent_python_docs"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def command(checkpoint: Path, output: Path) -> list[str]:
     arguments = f"module=xent_metrics.demo.model:ByteLSTM,checkpoint={checkpoint},tokenizer=bytes,in_order=true"
     return [
         "xent", "lm-eval", "run", "--model", "xent-torch", "--model_args", arguments, "--tasks", TASK,
-        "--batch_size", str(BATCH_SIZE), "--device", "cpu", "--output_path", str(output),
+        "--xent_metrics", ",".join(METRICS), "--batch_size", str(BATCH_SIZE), "--device", "cpu", "--output_path", str(output),
     ]  # fmt: skip
 
 

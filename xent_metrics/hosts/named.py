@@ -38,10 +38,15 @@ def build_metrics(
     return built
 
 
-def _one(entry: str | dict[str, Any], shared: dict[str, Any]) -> tuple[str, TokenMetric]:
-    options = {"metric": entry} if isinstance(entry, str) else dict(entry)
+def _one(entry: Any, shared: dict[str, Any]) -> tuple[str, TokenMetric]:
+    options = dict(entry) if isinstance(entry, Mapping) else {"metric": entry}
     if not isinstance(options.get("metric"), str):
-        raise MetricOptionError(f"expected a metric's name, or a dict with `metric` and its options; got {entry!r}")
+        instead = (
+            f". Give {{'metric': {entry.name!r}, …}} instead of the object" if isinstance(entry, TokenMetric) else ""
+        )
+        raise MetricOptionError(
+            f"expected a metric's name, or a dict with `metric` and its options; got {entry!r}{instead}"
+        )
     name = options.pop("metric")
     key = options.pop("name", name)
     if isinstance(options.get("token_bytes"), str):

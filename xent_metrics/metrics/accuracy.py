@@ -14,7 +14,7 @@ class TokenAccuracy(RatioMetric):
     """Accuracy = Σ [argmax_v logits_v = target] / N: the share of tokens whose top-1 prediction is the target, in [0, 1].
 
     Of equal maxima the first is the prediction, as `torch.argmax` decides. Teacher-forced: each token is predicted from
-    the true prefix.
+    the true prefix. Reference: Hastie, Tibshirani and Friedman (2009), section 7.2; 1 minus the 0–1 loss.
 
     >>> import torch
     >>> metric = TokenAccuracy()
@@ -26,6 +26,7 @@ class TokenAccuracy(RatioMetric):
     name = "token_accuracy"
     formula = "Σ [argmax p = target] / tokens"
     value_unit = "share of tokens"
+    reference = "1 minus the 0–1 loss of Hastie et al. (2009), The Elements of Statistical Learning, section 7.2"
     requires = frozenset({"correct"})
     higher_is_better = True
 

@@ -26,6 +26,9 @@ class BinaryCrossEntropy(RatioMetric):
 
     Reference: Good (1952), Rational Decisions.
 
+    Raises:
+        InvalidInputError: scores of more or fewer than two classes.
+
     >>> import torch
     >>> metric = BinaryCrossEntropy(from_logits=False)
     >>> metric.update(torch.tensor([0.5, 0.75, 0.0]), torch.tensor([1, 1, 0]))      # (ln 2 + ln 4/3 + 0) / 3

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..errors import MetricOptionError
 from ..metric import RatioMetric, _readable
 from ..scores import TokenScores
 from ..scoring import as_tensor, bytes_of
@@ -47,7 +48,7 @@ class _PerByte(_PerLength):
         if table is not None:
             self.requires = frozenset({"nll", "target"})
             is_array = isinstance(table, Tensor) or hasattr(table, "__array__")
-            table = (as_tensor(table) if is_array else make_token_bytes(table)).to(torch.int64)
+            table = _whole(as_tensor(table)) if is_array else make_token_bytes(table)
         self.register_buffer("token_bytes", table, persistent=False)
         self._table_name = _readable(table)
 
@@ -65,6 +66,12 @@ class _PerByte(_PerLength):
         return bytes_of(scores.target, self.token_bytes, scores.vocab_size)
 
 
+def _whole(table: Tensor) -> Tensor:
+    if table.is_floating_point() or table.is_complex() or table.dtype == torch.bool or bool((table < 0).any()):
+        raise MetricOptionError(f"token_bytes holds the bytes of each id, whole numbers from 0; got {table}")
+    return table.to(torch.int64)
+
+
 class BitsPerByte(_PerByte):
     """Bits per byte = −Σ ln p(target) / (ln 2 · Σ bytes): how well the model compresses UTF-8 text, in bits.
 
@@ -74,6 +81,9 @@ class BitsPerByte(_PerByte):
 
     Special tokens (0 bytes) are left out of both sums. Uniform over the 256 bytes it is 8.
     Reference: Gao et al. (2020), The Pile, arXiv:2101.00027, section 3.1.
+
+    Raises:
+        MetricOptionError: a table that doesn't hold whole numbers. TokenBytesError: a tokenizer that can't be counted.
 
     >>> metric = BitsPerByte(token_bytes=torch.tensor([0, 1, 1, 2]))
     >>> metric.update(torch.zeros(3, 4), torch.tensor([1, 3, 0]))     # 2 · 2 bits over 1 + 2 bytes
@@ -96,6 +106,11 @@ class BytePerplexity(_PerByte):
     Args:
         token_bytes: as for `BitsPerByte`.
 
+    Uniform over the 256 bytes it is 256. Reference: as for `BitsPerByte`.
+
+    Raises:
+        MetricOptionError, TokenBytesError: as for `BitsPerByte`.
+
     >>> metric = BytePerplexity()
     >>> from xent_metrics.scores import from_loglikelihoods
     >>> metric.update(from_loglikelihoods([-4 * math.log(3.0)], num_bytes=[4]))
@@ -106,6 +121,8 @@ class BytePerplexity(_PerByte):
     name = "byte_perplexity"
     formula = "exp(−Σ ln p(target) / bytes)"
     value_unit = "per byte"
+    reference = "2 to the bits per byte of Gao et al. (2020), arXiv:2101.00027"
+    interval_scale = "log"
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
         return torch.exp(super().value(sums))
@@ -114,7 +131,8 @@ class BytePerplexity(_PerByte):
 class WordPerplexity(_PerLength):
     """Word perplexity = exp(−Σ ln p(target) / Σ words), words as split at white space.
 
-    Needs scores with `num_words`: lm-eval tasks know them from the text.
+    Needs scores with `num_words`: lm-eval tasks know them from the text. Reference: Jelinek et al. (1977), whose tokens
+    are words.
 
     >>> from xent_metrics.scores import from_loglikelihoods
     >>> metric = WordPerplexity()
@@ -126,6 +144,8 @@ class WordPerplexity(_PerLength):
     name = "word_perplexity"
     formula = "exp(−Σ ln p(target) / words)"
     value_unit = "per word"
+    reference = "Jelinek et al. (1977), Perplexity: a measure of the difficulty of speech recognition tasks"
+    interval_scale = "log"
     length = "num_words"
     requires = frozenset({"nll", "num_words"})
 

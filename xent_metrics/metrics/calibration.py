@@ -57,6 +57,9 @@ class ExpectedCalibrationError(_Gaps):
 
     References: Guo et al. (2017), arXiv:1706.04599; equal mass: Nguyen & O'Connor (2015), arXiv:1508.05154.
 
+    Raises:
+        MetricOptionError: an option has a value that it can't take.
+
     >>> metric = ExpectedCalibrationError()
     >>> metric.update(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]))   # confidence 0.5, accuracy 0.75
     >>> metric.compute()
@@ -84,6 +87,9 @@ class MaximumCalibrationError(_Gaps):
     A share in [0, 1]; a bin of one token counts as much as any other. Its standard error is that of the bin it is in.
     Reference: Naeini et al. (2015), Obtaining Well Calibrated Probabilities Using Bayesian Binning.
 
+    Raises:
+        MetricOptionError: an option has a value that it can't take.
+
     >>> metric = MaximumCalibrationError()
     >>> metric.update(torch.tensor([[9.0, -9], [0, 0]]), torch.tensor([0, 1]))     # sure and right; 0.5 and wrong
     >>> metric.compute()
@@ -106,6 +112,9 @@ class RMSCalibrationError(_Gaps):
     A share in [0, 1], never below the expected calibration error. As a square root it isn't differentiable where it is 0:
     there its standard error is 0. Reference: Hendrycks et al. (2019), Deep Anomaly Detection with Outlier Exposure,
     arXiv:1812.04606.
+
+    Raises:
+        MetricOptionError: an option has a value that it can't take.
 
     >>> metric = RMSCalibrationError(num_bins=2)
     >>> metric.update(torch.tensor([[9.0, -9], [0, 0]]), torch.tensor([0, 1]))     # √(0²/2 + 0.5²/2)

@@ -37,6 +37,9 @@ class CalibrationLoss(ConfidenceBins):
 
     References: Bröcker (2009), arXiv:0806.0813; Kull & Flach (2015), Novel Decompositions of Proper Scoring Rules.
 
+    Raises:
+        MetricOptionError: an option has a value that it can't take.
+
     >>> metric = CalibrationLoss()
     >>> metric.update(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]))   # ¾ ln (¾/½) + ¼ ln (¼/½)
     >>> metric.compute()
@@ -67,6 +70,9 @@ class RefinementLoss(CalibrationLoss):
     the accuracies, Σ_b n_b/N · H(accuracy_b), what the confidence says within a bin, and which other class it was.
 
     References: as for `CalibrationLoss`.
+
+    Raises:
+        MetricOptionError: an option has a value that it can't take.
 
     >>> metric = RefinementLoss()
     >>> metric.update(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]))   # two classes: H(¾)

@@ -11,9 +11,12 @@ from torch.nn import functional as F
 
 from ..errors import InvalidInputError, MetricOptionError
 from ..exact_sum import to_float
+from ..scoring import as_tensor, check_logits, check_target
 from .confidence_bins import ConfidenceBins, gap
 
 __all__ = ["CalibrationWeightedCrossEntropy"]
+
+_NOT_SCORED = -100  # to torch's cross entropy: no loss there, and no gradient
 
 
 class CalibrationWeightedCrossEntropy(ConfidenceBins):
@@ -28,6 +31,10 @@ class CalibrationWeightedCrossEntropy(ConfidenceBins):
         num_bins, binning: as for `ExpectedCalibrationError`.
 
     Defined on binned sums, so it is exact and mergeable. `loss` is the differentiable form for training steps.
+    Reference: this package's own; the gaps are those of Guo et al. (2017), arXiv:1706.04599.
+
+    Raises:
+        MetricOptionError: `strength` is negative, or another option has a value that it can't take.
 
     >>> metric = CalibrationWeightedCrossEntropy(strength=0.0)
     >>> metric.update(torch.zeros(2, 8), torch.tensor([1, 2]))
@@ -38,6 +45,7 @@ class CalibrationWeightedCrossEntropy(ConfidenceBins):
     name = "calibration_weighted_cross_entropy"
     formula = "Σ_b w_b Σnll_b / Σ_b w_b n_b, w_b = 1 + λ |accuracy_b − confidence_b|"
     value_unit = "nats per token"
+    reference = "xent-metrics; the gaps are those of Guo et al. (2017), arXiv:1706.04599"
     summed = ("tokens", "confidence", "correct", "nats")
 
     def __init__(self, strength: float = 1.0, **kwargs: Any) -> None:
@@ -51,25 +59,31 @@ class CalibrationWeightedCrossEntropy(ConfidenceBins):
         weight = 1 + self.strength * gap(bins)
         return (weight * bins["nats"]).sum() / (weight * bins["tokens"]).sum()
 
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+    def loss(self, logits: Any, target: Any) -> Tensor:
         """The differentiable form: the batch's nll weighted by bin, with weights from the running state, detached.
 
         Gradients flow through the nll alone. The state is not changed: call `update` as well, before or after. An empty
-        state weighs every token 1, which is the cross entropy.
+        state weighs every token 1, which is the cross entropy. nan where a target is out of range.
+
+        Raises:
+            InvalidInputError: shapes or dtypes that don't match, or targets that are distributions.
 
         >>> metric = CalibrationWeightedCrossEntropy()
         >>> metric.loss(torch.zeros(2, 8, requires_grad=True), torch.tensor([1, 2]))
         tensor(2.0794, grad_fn=<DivBackward0>)
         """
-        if target.shape != logits.shape[:-1]:
-            raise InvalidInputError(
-                f"expected one target a row of logits, {tuple(logits.shape[:-1])}; got {tuple(target.shape)}"
-            )
-        rows = logits.reshape(-1, logits.shape[-1])
+        logits = logits if isinstance(logits, Tensor) else as_tensor(logits)  # which would cut its gradient
+        shape, vocab_size = check_logits(logits).shape[:-1], logits.shape[-1]
+        target = as_tensor(target).to(logits.device)
+        index, _, counted, invalid = check_target(target, shape, vocab_size, self.ignore_index)
+        if index is None:
+            raise InvalidInputError(f"{self.name}.loss needs integer targets; got {target.dtype}")
+        rows = logits.reshape(-1, vocab_size)
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        target = target.reshape(-1).long()
-        nll = F.cross_entropy(rows, target, ignore_index=self.ignore_index, reduction="none")
-        weight = torch.where(target == self.ignore_index, 0.0, self._running_weight(rows.detach()).to(nll.dtype))
+        scored = torch.where(counted & ~invalid, index, _NOT_SCORED)
+        nll = F.cross_entropy(rows, scored, ignore_index=_NOT_SCORED, reduction="none")
+        nll = torch.where(invalid, torch.nan, nll)
+        weight = torch.where(counted, self._running_weight(rows.detach()).to(nll.dtype), 0.0)
         return (weight * nll).sum() / weight.sum()
 
     @torch.no_grad()

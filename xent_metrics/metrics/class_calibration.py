@@ -51,6 +51,9 @@ class FullCalibrationError(_Residuals):
 
     Reference: Liu et al. (2024), Full-ECE, arXiv:2406.11345.
 
+    Raises:
+        MetricOptionError: `num_bins` is no whole number of at least 1.
+
     >>> metric = FullCalibrationError()
     >>> metric.update(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]))   # one bin: eight p of ½, four targets
     >>> metric.compute()
@@ -102,6 +105,9 @@ class ClasswiseCalibrationError(_Residuals):
     bytes for each of them while it is added: for some hundred classes, or the ids of the answers in a vocabulary.
 
     Reference: Kull et al. (2019), Beyond temperature scaling, arXiv:1910.12656.
+
+    Raises:
+        MetricOptionError: options that name no classes or bins. InvalidInputError: scores of other classes.
 
     >>> metric = ClasswiseCalibrationError(classes=3)
     >>> metric.update(torch.zeros(3, 3), torch.tensor([0, 0, 1]))   # (|⅔ − ⅓| + |⅓ − ⅓| + |0 − ⅓|) / 3

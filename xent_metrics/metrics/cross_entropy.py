@@ -36,6 +36,9 @@ class CrossEntropy(_NatsPerToken):
 
     Shapes: logits ``(…, V)``, target ``(…)`` or a distribution ``(…, V)``.
 
+    Raises:
+        MetricOptionError: `unit` is another, or `label_smoothing` outside of [0, 1].
+
     >>> metric = CrossEntropy()
     >>> metric.update(torch.zeros(2, 3, 8), torch.tensor([[1, 2, 3], [4, 5, -100]]))
     >>> metric.compute()        # uniform over 8: ln 8
@@ -57,8 +60,8 @@ class CrossEntropy(_NatsPerToken):
         super().__init__(**kwargs)
         if unit not in ("nats", "bits"):
             raise MetricOptionError(f'cross_entropy: unit is "nats" or "bits"; got {unit!r}')
-        if not 0.0 <= label_smoothing <= 1.0:
-            raise MetricOptionError(f"cross_entropy: label_smoothing lies in [0, 1]; got {label_smoothing}")
+        if not isinstance(label_smoothing, int | float) or not 0.0 <= label_smoothing <= 1.0:
+            raise MetricOptionError(f"cross_entropy: label_smoothing is a number in [0, 1]; got {label_smoothing!r}")
         self.unit = unit
         self.value_unit = f"{unit} per token"
         self.label_smoothing = label_smoothing
@@ -123,6 +126,7 @@ class Perplexity(_NatsPerToken):
     formula = "exp(−Σ ln p(target) / tokens)"
     value_unit = "per token"
     reference = "Jelinek et al. (1977), Perplexity: a measure of the difficulty of speech recognition tasks"
+    interval_scale = "log"
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
         return torch.exp(super().value(sums))

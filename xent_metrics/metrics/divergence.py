@@ -51,6 +51,9 @@ class KLDivergence(_PairMean):
 
     Shapes: ``update(logits, other_logits)``, both ``(…, V)``. Reference: Kullback and Leibler (1951).
 
+    Raises:
+        MetricOptionError: a `temperature` that is not positive.
+
     >>> metric = KLDivergence()
     >>> metric.update(torch.zeros(1, 2), torch.tensor([[math.log(3.0), 0.0]]))     # ½ ln(½/¾) + ½ ln(½/¼)
     >>> metric.compute()
@@ -73,6 +76,9 @@ class SoftCrossEntropy(_PairMean):
 
     Shapes: ``update(logits, other_logits)``, both ``(…, V)``. Reference: Hinton et al. (2015), arXiv:1503.02531.
 
+    Raises:
+        MetricOptionError: a `temperature` that is not positive.
+
     >>> metric = SoftCrossEntropy()
     >>> metric.update(torch.zeros(1, 8), torch.zeros(1, 8))        # ln 8
     >>> metric.compute()
@@ -94,6 +100,9 @@ class JensenShannonDivergence(_PairMean):
         temperature: divides both logits.
 
     Shapes: ``update(logits, other_logits)``, both ``(…, V)``. Reference: Lin (1991).
+
+    Raises:
+        MetricOptionError: a `temperature` that is not positive.
 
     >>> metric = JensenShannonDivergence()
     >>> metric.update(torch.tensor([[0.0, -1e4]]), torch.tensor([[-1e4, 0.0]]))      # nothing in common: ln 2
@@ -214,6 +223,9 @@ class KLDivergenceQuantile(PairMetric):
 
     Reference: Masson, Rim and Lee (2019), DDSketch, arXiv:1908.10693.
 
+    Raises:
+        MetricOptionError: a `quantile` outside of [0, 1], or a `temperature` that is not positive.
+
     >>> metric = KLDivergenceQuantile(quantile=1.0)
     >>> metric.update(torch.zeros(1, 2), torch.tensor([[math.log(3.0), 0.0]]))     # 0.1438
     >>> abs(metric.compute() / 0.1438 - 1) < 0.0101
@@ -243,12 +255,8 @@ class KLDivergenceQuantile(PairMetric):
         place = (values.clamp(self._LEAST, self._MOST) / self._LEAST).log() / self._GROWTH
         bins = place.ceil().nan_to_num(0.0).long().clamp(0, self._INFINITE - 1)
         bins = torch.where(values == torch.inf, self._INFINITE, bins)
-        counts = torch.where(values.isnan(), torch.nan, torch.ones_like(values))
-        return {
-            f"kl_divergence histogram(temperature={self.temperature})": Binned(
-                scores.weighted(counts), bins, self._INFINITE + 1
-            )
-        }
+        counts = scores.weighted(torch.ones_like(values))
+        return {f"kl_divergence histogram(temperature={self.temperature})": Binned(counts, bins, self._INFINITE + 1)}
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
         (counts,) = sums.values()

@@ -37,8 +37,8 @@ class _OfRank(RatioMetric):
         return {_RANK: RowScore(target_rank, of="logits")}
 
     def rank(self, scores: TokenScores) -> Tensor:
-        """Each row's rank, float64; infinite where logits are nan, which is what `TokenScores.correct` makes of them."""
-        return torch.where(scores.nll.isnan(), torch.inf, scores.extra[_RANK].double())
+        """Each row's rank, float64."""
+        return scores.extra[_RANK].double()
 
 
 class TopKAccuracy(_OfRank):
@@ -48,7 +48,10 @@ class TopKAccuracy(_OfRank):
         k: how many classes are looked at; 1 is `token_accuracy`.
 
     Of equal logits the lower id is ahead, as a stable sort has it, so a uniform prediction scores k/V and not 1.
-    Reference: Russakovsky et al. (2015), ImageNet Large Scale Visual Recognition Challenge, arXiv:1409.0575 (top-5 error).
+    Reference: Russakovsky et al. (2015), ImageNet Large Scale Visual Recognition Challenge, arXiv:1409.0575.
+
+    Raises:
+        MetricOptionError: `k` is no whole number of at least 1.
 
     >>> metric = TopKAccuracy(k=2)
     >>> metric.update(torch.tensor([[3.0, 2.0, 1.0]]).expand(3, 3), torch.tensor([0, 1, 2]))

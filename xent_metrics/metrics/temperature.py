@@ -91,6 +91,9 @@ class OptimalTemperature(_TemperatureGrid):
     What temperature scaling would fit on these data. Costs some 17 passes over the logits with the default range. nan where
     a target has the probability 0. Reference: Guo et al. (2017), On Calibration of Modern Neural Networks, arXiv:1706.04599.
 
+    Raises:
+        MetricOptionError: not 0 < lowest < highest < ∞.
+
     >>> metric = OptimalTemperature()
     >>> metric.update(torch.tensor([[2.0, 0.0]]).expand(4, 2), torch.tensor([0, 0, 0, 1]))   # 2/T = ln 3
     >>> metric.compute()
@@ -115,6 +118,9 @@ class CrossEntropyAtOptimalTemperature(_TemperatureGrid):
 
     `cross_entropy` minus this is what temperature scaling would gain on these data, in sample: never negative, and 0 for a
     model whose optimum is T = 1. Reference: as for `OptimalTemperature`.
+
+    Raises:
+        MetricOptionError: as for `OptimalTemperature`.
 
     >>> metric = CrossEntropyAtOptimalTemperature()
     >>> metric.update(torch.tensor([[2.0, 0.0]]).expand(4, 2), torch.tensor([0, 0, 0, 1]))   # the entropy of ¾ and ¼

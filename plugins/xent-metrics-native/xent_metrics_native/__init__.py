@@ -62,7 +62,7 @@ _level: int = _kernel.xent_level()  # 2: AVX-512, 1: AVX2 or NEON
 @hookimpl
 def score_backend(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     """nll (float32, nats), confidence (float32) and correct (bool) of rows ``(N, V)`` with targets ``(N,)``."""
-    if not _takes(logits):
+    if not _takes(logits, target):
         return None
     if logits.stride(1) == 1 or logits.shape[1] == 1:
         return _score(logits, target, level=_level)
@@ -73,9 +73,17 @@ def score_backend(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tenso
     return nll, confidence, correct
 
 
-def _takes(logits: Tensor) -> bool:
-    strided = logits.device.type == "cpu" and logits.layout is torch.strided
-    return strided and logits.dtype in _DTYPES and not logits.is_neg()
+def _takes(logits: Tensor, target: Tensor) -> bool:
+    """Whether these are rows, and memory that the kernel may read."""
+    readable = all(
+        given.device.type == "cpu"
+        and given.layout is torch.strided
+        and not given.is_neg()
+        and not given._is_zerotensor()
+        for given in (logits, target)
+    )
+    rows = logits.ndim == 2 and logits.shape[1] > 0 and target.shape == logits.shape[:1]
+    return readable and rows and logits.dtype in _DTYPES and target.dtype == torch.int64
 
 
 def _score(logits: Tensor, target: Tensor, *, level: int) -> tuple[Tensor, Tensor, Tensor]:

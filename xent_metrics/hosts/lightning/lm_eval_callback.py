@@ -38,7 +38,7 @@ class LMEvalCallback(Callback):
         prog_bar, logger: where to show them; callbacks can monitor them either way.
 
     Task names are looked up and tasks loaded before training starts. The module's modes and the random generators are as
-    they were afterwards. With documents dealt out, give at least one document a rank.
+    they were afterwards.
     """
 
     def __init__(

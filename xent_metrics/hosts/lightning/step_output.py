@@ -29,6 +29,15 @@ class Batch(NamedTuple):
     target: Any = None
     weight: Any = None
 
+    @property
+    def rows(self) -> Tensor:
+        """A tensor with an element a row, of the rows' shape."""
+        if isinstance(self.logits, TokenScores):
+            return self.logits.nll
+        soft = self.target.ndim == self.logits.ndim  # a distribution a row
+        rows: Tensor = self.target[..., 0] if soft else self.target
+        return rows
+
 
 def read(output: Any, *, shift: bool = False) -> Batch:
     """The batch in a step's output; `shift` pairs logits[t] with targets[t + 1], for labels that are the inputs.
@@ -48,13 +57,14 @@ def read(output: Any, *, shift: bool = False) -> Batch:
     if shift:
         logits, target = logits[..., :-1, :], target[..., 1:]
         weight = weight[..., 1:] if weight is not None and weight.ndim > 1 else weight
-    return Batch(logits, target, per_row(weight, target))
+    batch = Batch(logits, target, weight)
+    return batch._replace(weight=per_row(weight, batch.rows))
 
 
-def per_row(weight: Any, target: Tensor) -> Any:
+def per_row(weight: Any, rows: Tensor) -> Any:
     """A weight a sequence, ``(B,)``, as a weight a row, ``(B, T)``."""
-    if isinstance(weight, Tensor) and weight.ndim == 1 and target.ndim > 1 and len(weight) == len(target):
-        return weight.reshape(-1, *[1] * (target.ndim - 1)).expand(target.shape)
+    if isinstance(weight, Tensor) and weight.ndim == 1 and rows.ndim > 1 and len(weight) == len(rows):
+        return weight.reshape(-1, *[1] * (rows.ndim - 1)).expand(rows.shape)
     return weight
 
 

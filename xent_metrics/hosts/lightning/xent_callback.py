@@ -36,6 +36,9 @@ class XentCallback(Callback):
         mask_duplicates: give the samples that a DistributedSampler repeats to fill its last round the weight 0.
         prog_bar, logger: where to show them; callbacks can monitor them either way.
 
+    A training epoch that is resumed from a checkpoint needs a loader that goes on where it was (one with `state_dict` and
+    `load_state_dict`, such as torchdata's StatefulDataLoader): what begins anew gives samples a second time.
+
         Trainer(callbacks=[XentCallback(["cross_entropy", {"metric": "bits_per_byte", "token_bytes": tokenizer}])])
     """
 
@@ -87,7 +90,8 @@ class XentCallback(Callback):
     def _end(self, module: Any, stage: str) -> None:
         if stage not in self._running:
             return
-        values = self._running.pop(stage).compute(finite_only=self.finite_only)
+        values = self._running[stage].compute(finite_only=self.finite_only)
+        del self._running[stage]  # not before: a sync that fails loses nothing
         log_all(module, values, prog_bar=self.prog_bar, logger=self.logger)
 
     def state_dict(self) -> dict[str, Any]:

@@ -33,6 +33,10 @@ class ByteTokenizer:
         """The text; what is no UTF-8 becomes U+FFFD, and ids above 255 are left out."""
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
+    def id_to_bytes(self, token_id: int) -> bytes | None:
+        """What `xent_metrics.token_bytes` counts."""
+        return bytes([token_id]) if token_id < 256 else None
+
     def __len__(self) -> int:
         return self.vocab_size
 
@@ -77,8 +81,6 @@ def encode(tokenizer: Any, text: str, *, add_special_tokens: bool | None) -> lis
 
 def bytes_table(tokenizer: Any, vocab_size: int) -> Tensor | None:
     """UTF-8 bytes by id ``(V,)``; None for a tokenizer that doesn't say, so that scores come without `num_bytes`."""
-    if isinstance(tokenizer, ByteTokenizer):
-        return token_bytes(lambda i: bytes([i]) if i < 256 else None, vocab_size=vocab_size)
     try:
         return token_bytes(tokenizer, vocab_size=vocab_size)
     except TokenBytesError:

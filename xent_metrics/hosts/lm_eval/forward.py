@@ -30,6 +30,10 @@ from .packing import Row
 __all__ = ["Forward", "Head"]
 
 
+#: What a configuration calls its experts, and quantization.
+_NEIGHBOURLY = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "quantization_config")
+
+
 @dataclass(frozen=True)
 class Head:
     """What stands between the last hidden states and the logits: softcap(scale · (h Wᵀ + b))."""
@@ -108,6 +112,13 @@ class Forward:
         dtype: torch.dtype = self.autocast or self._causal.dtype
         return dtype
 
+    @property
+    def rounds_by_neighbours(self) -> bool:
+        """Whether other ids of a batch may change how a position is rounded: those of an expert run together, and
+        quantization scales what it sees at once."""
+        config = self._causal.config.get_text_config()
+        return any(getattr(config, name, None) for name in _NEIGHBOURLY)
+
     def find_head(self) -> None:
         """Find the parts of the model that the hidden-state route needs; raises where there is no such part."""
         if self._causal.base_model is self._causal:
@@ -138,7 +149,12 @@ class Forward:
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row.tokens)
         output = self._run(ids.to(self.device), **self._arguments(rows, length, stem))
-        found = output[0] if self.hidden else output.logits
+        found = output[0] if self.hidden else getattr(output, "logits", None)
+        if not isinstance(found, Tensor) or found.ndim != 3:
+            raise InvalidInputError(
+                f"{self.name} gives no logits of every position (B, T, V); expected a causal language model with its head, "
+                "such as AutoModelForCausalLM loads"
+            )
         virtual = found.shape[1] - length  # the virtual tokens of a prompt-tuned model
         wanted = [
             i * found.shape[1] + virtual + column

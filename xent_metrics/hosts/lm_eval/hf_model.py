@@ -6,7 +6,11 @@ Every argument of `hf` works. Requests become windows (windows.py), windows that
 (packing.py), only what is scored meets `lm_head` (forward.py), and every shortcut is checked (probe.py, runner.py).
 Each result is the plain value that lm-eval expects with its tokens' scores behind it (results.py).
 
-Who syncs: nobody here. Under `accelerate launch` each process scores its own requests, and lm-eval gathers them.
+Who syncs: nobody here. Under `accelerate launch` each process scores its own requests, and lm-eval gathers them; on CPUs
+
+    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m xent_metrics.cli lm-eval run …
+
+does it, since ``accelerate launch --cpu --num_processes 2`` starts one process unless an MPI hostfile is given.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from typing import Any
 import torch
 from accelerate.utils.memory import find_executable_batch_size  # type: ignore[import-untyped]
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -29,6 +34,8 @@ from ...scores import TokenScores
 from .encoding import bytes_table
 from .forward import Forward
 from .further_scores import asked_for
+from .hf_checks import check_backend, check_ids, check_positions
+from .load_module import at_least_one, yes_or_no
 from .logged_tokens import Results
 from .packing import alone
 from .probe import probe
@@ -73,7 +80,14 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
     ) -> None:
         super().__init__(pretrained, *args, **kwargs)
         self._join_processes()
-        self._results = Results(self.tokenizer if log_tokens else None, log_alternatives)
+        check_backend(self.model.config, self.backend)
+        if self.batch_size == "auto":
+            self.max_batch_size: int = at_least_one("max_batch_size", self.max_batch_size)
+        else:
+            at_least_one("batch_size", self.batch_size)
+        self._max_length = at_least_one("max_length", self.max_length)
+        check_positions(self.model, self._max_length)
+        self._results = Results(self.tokenizer if yes_or_no("log_tokens", log_tokens) else None, log_alternatives)
         if stride is not None and not (type(stride) is int and 1 <= stride <= self.max_length):
             raise InvalidInputError(f"stride lies between 1 and max_length={self.max_length} tokens; got {stride!r}")
         self.stride = stride
@@ -87,10 +101,7 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
 
     def _get_backend(self, *args: Any, **kwargs: Any) -> None:
         super()._get_backend(*args, **kwargs)
-        if self.backend != "causal":
-            raise InvalidInputError(
-                f"xent-hf scores causal language models; {self.config.model_type} is an encoder-decoder. Use `--model hf`"
-            )
+        check_backend(self.config, self.backend)
 
     def _join_processes(self) -> None:
         """Take this process' share of the documents on CPUs too, where `hf` would run all of them in every process."""
@@ -102,7 +113,7 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         """Ids that are text: no special and no added tokens."""
         tokenizer = self.tokenizer
         added = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
-        size = min(tokenizer.vocab_size, self.model.get_input_embeddings().weight.shape[0])
+        size = min(tokenizer.vocab_size, self._num_ids)
         return [i for i in range(size) if i not in added] or list(range(size))
 
     # Requests.
@@ -163,6 +174,11 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
                 finish(number)
         return [results[number] for number in range(len(texts))]
 
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Take lm-eval's cache, if what it holds is what these options give."""
+        self._results.check_cache(cache_hook.dbdict)
+        super().set_cache_hook(cache_hook)
+
     # Tokens.
 
     def _encode(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -203,6 +219,7 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
     ) -> Iterator[tuple[int, TokenScores]]:
         if not windows:
             return iter(())
+        check_ids(windows, self._num_ids, tokenizer_name=self.tokenizer_name)
         bar = partial(
             tqdm, desc=f"Running {task} requests", unit="tok", unit_scale=True,
             disable=True if disable_tqdm or self.rank != 0 else None,  # None: shown on a terminal only
@@ -210,6 +227,11 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         longest = max(len(window.inputs) for window in windows)
         tokens = self._batch_tokens(longest, override_bs)
         return self._runner.run(windows, share=self.logits_cache, max_tokens=tokens, progress=bar)
+
+    @property
+    def _num_ids(self) -> int:
+        """Ids that the model can read."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
 
     def _batch_tokens(self, longest: int, override_bs: int | None) -> int:
         """How many ids a batch has, where the longest request has `longest`."""

@@ -1,23 +1,23 @@
 """A rank without documents, as `--limit 1` on two processes or a small task on many make: it gets a stand-in.
 
 lm-eval deals documents out by rank. It raises on a rank that gets none, and the others wait for it. Here such a rank asks
-the model about the first document as well, so that all ranks make as many collectives, and gives values whose sums are
-zero: they change no value, and no standard error, in which a document without rows is no sample. In logged samples it
-has the id −1.
+the model about the first document as well, so that all ranks make as many collectives, and gives values that the
+aggregations leave out, lm-eval's own and ours: values, standard errors and counts are those of the documents. In logged
+samples it has the id −1.
 
 Who syncs: lm-eval, as ever.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from lm_eval.api.metrics import mean
 from lm_eval.api.task import ConfigurableTask
 
-from ...errors import InvalidInputError
-
-__all__ = ["StandIn", "StandsIn"]
+__all__ = ["NoValue", "StandIn", "StandsIn"]
 
 _DOC_ID = -1
 
@@ -26,20 +26,58 @@ class StandIn(dict[str, Any]):
     """The document that a rank without documents stands in with."""
 
 
-class StandsIn(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
-    """A task of which a rank may have no document; `process_results` must give sums of zero for a `StandIn`."""
+class NoValue(float):
+    """What a stand-in has for one of lm-eval's metrics: nan to JSON, and nothing to an aggregation."""
 
-    _idle = False
+    def __new__(cls) -> NoValue:
+        return super().__new__(cls, "nan")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NoValue, ()
+
+
+class WithoutStandIns:
+    """An aggregation, which first takes stand-ins' values out of the list that it is given.
+
+    Out of the list itself, for lm-eval counts its values and takes their standard error afterwards. Which standard error
+    it looks up by the aggregation: this one is equal to the one within.
+    """
+
+    def __init__(self, aggregate: Callable[[list[Any]], Any]) -> None:
+        self.aggregate = aggregate
+        self.__name__ = getattr(aggregate, "__name__", type(aggregate).__name__)
+
+    def __call__(self, values: list[Any]) -> Any:
+        values[:] = [value for value in values if not _is_nothing(value)]
+        return self.aggregate(values)
+
+    def __eq__(self, other: object) -> bool:
+        return self.aggregate == (other.aggregate if isinstance(other, WithoutStandIns) else other)
+
+    def __hash__(self) -> int:
+        return hash(self.aggregate)
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether it is a stand-in's: lm-eval's metrics have none, ours have sums of nothing."""
+    sums = getattr(value, "sums", None)
+    return isinstance(value, NoValue) or (sums is not None and not bool(sums.any()))
+
+
+class StandsIn(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
+    """A task of which a rank may have no document; `process_results` gives a `StandIn` a `NoValue` or sums of zero."""
+
+    _idle = False  # this rank
+    _some_idle = False  # or another
 
     def build_all_requests(
         self, *, rank: int = 0, world_size: int = 1, limit: int | None = None, samples: Any = None, **options: Any
     ) -> None:
         """lm-eval's own; on a rank without documents, the first document's requests."""
         documents = len(samples) if samples else min(int(limit) if limit else len(self.eval_docs), len(self.eval_docs))
-        if 0 < documents < world_size:
-            self._demand_sums(documents, world_size)
+        self._some_idle = 0 < documents < world_size
         self._idle = False
-        if not (0 < documents <= rank):
+        if not 0 < documents <= rank:
             super().build_all_requests(rank=rank, world_size=world_size, limit=limit, samples=samples, **options)
             return
         first = samples[:1] if samples else None
@@ -48,18 +86,17 @@ class StandsIn(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
             instance.doc_id = _DOC_ID
         self._idle = True
 
-    def _demand_sums(self, documents: int, world_size: int) -> None:
-        """lm-eval's own metrics have no value that changes nothing: an error on every rank, before the model runs."""
-        if self._metric_fn_list or callable(self.config.process_results):
-            theirs = ", ".join(self._metric_fn_list) or "process_results"
-            raise InvalidInputError(
-                f"task {self.config.task}: {documents} documents can't be dealt out to {world_size} processes with lm-eval's "
-                f"own {theirs} in its metric_list. Run at most {documents} processes, raise --limit, or leave {theirs} out"
-            )
-
     def doc_iterator(self, **options: Any) -> Iterator[tuple[int, Any]]:
         """lm-eval's own; on a rank without documents, the stand-in."""
         if self._idle:
             return iter([(_DOC_ID, StandIn(self.instances[0].doc))])
         documents: Iterator[tuple[int, Any]] = super().doc_iterator(**options)
         return documents
+
+    def aggregation(self) -> dict[str, Any]:
+        """lm-eval's own, without stand-ins; the mean, as lm-eval has it, of what names no aggregation."""
+        found: dict[str, Any] = super().aggregation()
+        if not self._some_idle:
+            return found
+        without = {name: WithoutStandIns(aggregate) for name, aggregate in found.items()}
+        return defaultdict(lambda: WithoutStandIns(mean), without)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...errors import InvalidInputError
 
-__all__ = ["at_least_one", "device_for", "dtype_for", "load_module", "own_max_length"]
+__all__ = ["at_least_one", "device_for", "dtype_for", "load_module", "own_max_length", "yes_or_no"]
 
 
 def load_module(
@@ -125,12 +125,19 @@ def own_max_length(module: nn.Module) -> int:
     raise InvalidInputError(f"{type(module).__name__} doesn't say how many ids it can read at once; pass max_length=…")
 
 
-def at_least_one(name: str, value: int | str) -> int:
+def at_least_one(name: str, value: Any) -> int:
     """The number that a command line may give as text."""
     try:
-        number = int(value)
-    except ValueError:
+        number = int(value) if float(value) == int(value) else 0
+    except (TypeError, ValueError):
         number = 0
     if number < 1:
-        raise InvalidInputError(f"{name} is a whole number of at least 1 (none is searched for); got {value!r}")
+        raise InvalidInputError(f"{name} is a whole number of at least 1; got {value!r}")
     return number
+
+
+def yes_or_no(name: str, value: Any) -> bool:
+    """A truth value; "no" would count as one that is true."""
+    if not isinstance(value, bool):
+        raise InvalidInputError(f"{name} is true or false; got {value!r}")
+    return value

@@ -63,6 +63,18 @@ class Results:
         ids = torch.nn.functional.pad(found.indices, (0, missing), value=-1)
         return torch.stack([values, ids.to(values.dtype)], dim=1)
 
+    def check_cache(self, cached: Any) -> None:
+        """Refuse results that list no tokens, where they are wanted; `cached` is lm-eval's SqliteDict or None."""
+        if self.tokenizer is None or cached is None:
+            return
+        for result in cached.values():
+            first = result[0] if isinstance(result, tuple | list) and result else result
+            if isinstance(first, float) and not isinstance(first, LoggedFloat):
+                raise InvalidInputError(
+                    f"log_tokens=true, and the cache {cached.filename} holds results without tokens, of another model or a run "
+                    "without log_tokens; give --use_cache another name, or leave log_tokens out"
+                )
+
     def loglikelihood(self, scores: TokenScores) -> ScoredLoglikelihood:
         """(ln p, whether it is the greedy one) of a continuation."""
         if self.tokenizer is None:

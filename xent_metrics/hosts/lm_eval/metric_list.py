@@ -1,8 +1,8 @@
 """A task's `metric_list`: which entries are ours, and every mistake in them, before data or model are touched.
 
 An entry is ours if its name is registered with xent-metrics, also where lm-eval has a metric of that name (perplexity,
-byte_perplexity, word_perplexity, bits_per_byte, brier_score), or if it says `over:`. It takes the options of
-`get_metric`, and
+byte_perplexity, word_perplexity, bits_per_byte, brier_score), or if it says `over:`. With an `aggregation:`, which ours
+bring with them, such a name is lm-eval's own. An entry of ours takes the options of `get_metric`, and
 
     over: gold | choices    in multiple_choice: the gold continuation (default; not so for brier_score, as in lm-eval), or
                             the distribution over the choices
@@ -71,8 +71,8 @@ def read_metric_list(config: Mapping[str, Any]) -> tuple[list[Entry], list[dict[
     elif listed is None:
         return [], None, None
     else:
-        own = [entry for entry in listed if _is_ours(entry)]
-        theirs = [entry for entry in listed if not _is_ours(entry)]
+        own = [entry for entry in listed if _is_ours(entry, output_type)]
+        theirs = [entry for entry in listed if not _is_ours(entry, output_type)]
         for entry in theirs:
             _check_lm_evals(entry, output_type, config.get("process_results") is not None, where)
     entries = [build_entry(entry, output_type, where) for entry in own]
@@ -90,6 +90,7 @@ def build_entry(entry: Mapping[str, Any], output_type: str, where: str) -> Entry
             f"not loglikelihoods; our metrics need one of {', '.join(EMITTED)}"
         )
     _refuse(entry, ("aggregation", "higher_is_better"), f"{where} is xent-metrics' own and brings these with it")
+    _refuse(entry, ("ignore_index",), f"{where}: no token of a task's text is a target to ignore")
     try:
         metric = get_metric(metric_name, **{key: value for key, value in entry.items() if key not in OWN_KEYS})
     except UnknownMetricError as error:
@@ -103,8 +104,11 @@ def build_entry(entry: Mapping[str, Any], output_type: str, where: str) -> Entry
     return Entry(_result_name(entry, where), metric, over)
 
 
-def _is_ours(entry: Any) -> bool:
-    return isinstance(entry, Mapping) and ("over" in entry or entry.get("metric") in list_metrics())
+def _is_ours(entry: Any, output_type: str) -> bool:
+    if not isinstance(entry, Mapping) or "over" in entry:
+        return isinstance(entry, Mapping)
+    name = entry.get("metric")
+    return name in list_metrics() and not ("aggregation" in entry and name in EMITTED.get(output_type, ()))
 
 
 def _over(entry: Mapping[str, Any], output_type: str, where: str) -> str | None:

@@ -26,6 +26,7 @@ _LENGTH = 40  # ids of the longest made-up window …
 _WINDOW = 256  # … or a little more than a sliding window of at most this many
 #: Relative error of hidden states (or logits) that rounding alone may make, other batch shapes being rounded otherwise.
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+_LOOK_AHEAD = 1e-5  # … and that the ids behind may make, in any dtype: none is expected, the shapes being the same
 _NLL_FACTOR = 10  # losses of the same hidden states agree better than these do
 _INSTEAD = {
     "hidden": "the model's own logits are scored",
@@ -81,7 +82,7 @@ def _check_causal(forward: Forward, window: Window) -> None:
     seen = [
         forward.states([alone(0, Window(inputs, inputs))])[:-1] for inputs in (window.inputs, others) if len(inputs) > 1
     ]
-    if seen and distance(*seen) > tolerance(forward):
+    if seen and distance(*seen) > (tolerance(forward) if forward.rounds_by_neighbours else _LOOK_AHEAD):
         raise InvalidInputError(
             f"{forward.name} isn't causal: what it predicts changes with the tokens behind (relative change "
             f"{distance(*seen):.1e}). Loglikelihoods need a decoder, as in AutoModelForCausalLM with is_decoder=True"

@@ -38,7 +38,7 @@ from .documents import (
     total_value,
 )  # fmt: skip
 from .further_scores import ask_for
-from .idle_ranks import StandIn, StandsIn
+from .idle_ranks import NoValue, StandIn, StandsIn
 from .metric_list import ADDED, Entry, read_metric_list
 
 __all__ = ["XentTask"]
@@ -154,16 +154,22 @@ class XentTask(StandsIn):
 
     def process_results(self, doc: Any, results: Sequence[Any]) -> dict[str, Any]:
         """lm-eval's metrics of a document, then ours: ``<name>`` and ``<name>_stderr``, each with the exact sums."""
-        if isinstance(doc, StandIn):
-            return {name: value for entry in self._entries for name, value in _nothing(entry).items()}
         theirs = self._metric_fn_list or callable(self.config.process_results)
         emitted = dict(super().process_results(doc, results)) if theirs else {}
+        if isinstance(doc, StandIn):
+            ours = {name: value for entry in self._entries for name, value in _nothing(entry).items()}
+            return {name: NoValue() for name in emitted} | ours
         if self._entries:
             document = self._document(doc, results)
             for entry in self._entries:
-                scores = document.scores_for(entry.metric, entry.over)
-                self._demand_further_scores(entry, scores)
-                value = DocumentValue.of(entry.metric, scores)
+                try:
+                    scores = document.scores_for(entry.metric, entry.over)
+                    self._demand_further_scores(entry, scores)
+                    value = DocumentValue.of(entry.metric, scores)
+                except XentMetricsError as error:
+                    raise type(error)(
+                        f"task {self.config.task}, metric {entry.name}: {error}{_of_a_cache(error, results)}"
+                    ) from error
                 emitted |= {entry.name: value, f"{entry.name}_stderr": DocumentSums.of(entry.metric, value.sums)}
         return emitted
 
@@ -172,7 +178,7 @@ class XentTask(StandsIn):
         missing = sorted(entry.metric.extra_scores().keys() - scores.extra.keys())
         if missing and scores.unit == "token":
             raise MissingScoreError(
-                f"task {self.config.task}: {entry.name} asked for `{missing[0]}` of each token, and the results don't have "
+                f"the metric asked for `{missing[0]}` of each token, and the results don't have "
                 "it. If --use_cache is set, they were kept by a run without this metric: name another file, or delete this "
                 "one. If the model is your own, pass extra=asked_for(requests) to score_tokens, as `xent-torch` does"
             )
@@ -189,6 +195,15 @@ class XentTask(StandsIn):
         gold, choices = self._gold(doc)
         loglikelihoods = [float(result[0]) for result in results[:choices]]  # behind them acc_mutual_info's
         return Document(results[gold], *count, loglikelihoods, gold)
+
+
+def _of_a_cache(error: XentMetricsError, results: Sequence[Any]) -> str:
+    """What may be behind a model's missing token scores, though some loaded model gives them."""
+    if not isinstance(error, MissingScoreError) or not all(result.scores is None for result in results):
+        return ""
+    return (
+        ". If it was one of these, its results came from a cache that another one wrote: give --use_cache another name"
+    )
 
 
 def _nothing(entry: Entry) -> dict[str, Any]:

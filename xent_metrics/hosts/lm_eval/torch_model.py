@@ -12,6 +12,8 @@ lm-eval gathers what came of them.
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +22,9 @@ from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
+from lm_eval.api.model import CacheHook, TemplateLM
 from lm_eval.api.registry import register_model
+from lm_eval.utils import simple_parse_args_string
 from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -31,7 +34,7 @@ from ...scores import TokenScores
 from ...scoring import score_tokens
 from .encoding import bytes_table, encode, ids_needed, load_tokenizer, prefix_id
 from .further_scores import asked_for
-from .load_module import at_least_one, device_for, dtype_for, load_module, own_max_length
+from .load_module import at_least_one, device_for, dtype_for, load_module, own_max_length, yes_or_no
 from .logged_tokens import Results
 from .ranks import Ranks
 from .windows import Batch, Window, batches, continuation_window, rolling_windows
@@ -95,10 +98,33 @@ class TorchLM(Ranks, TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         self.in_order = in_order
         self.add_bos_token = add_bos_token
         self._prefix = prefix_id(self.tokenizer) if prefix_token_id is None else int(prefix_token_id)
-        self._results = Results(self.tokenizer if log_tokens else None, log_alternatives)
+        self._results = Results(self.tokenizer if yes_or_no("log_tokens", log_tokens) else None, log_alternatives)
         self._further: Mapping[str, RowScore] = {}
         self.vocab_size = self._probe()
         self.token_bytes = bytes_table(self.tokenizer, self.vocab_size)
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: Mapping[str, Any] | None = None) -> TorchLM:
+        """From `--model_args`, `a=1,b=2`, and what else the command was given."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
+    ) -> TorchLM:
+        """From arguments by name. An unknown one, or one given twice, raises `InvalidInputError`."""
+        additional = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        known = list(inspect.signature(cls).parameters)
+        for name in (*arg_dict, *additional):
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise InvalidInputError(f"xent-torch takes no {name!r}.{hint} It takes: {', '.join(known)}")
+            if name in arg_dict and name in additional:
+                raise InvalidInputError(
+                    f"{name} stands in --model_args, and the command gives it too: use --{name} alone"
+                )
+        return cls(**arg_dict, **additional)
 
     # What lm-eval asks for.
 
@@ -138,6 +164,11 @@ class TorchLM(Ranks, TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         for request, result in zip(requests, results, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, result)
         return results
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Take lm-eval's cache, if what it holds is what these options give."""
+        self._results.check_cache(cache_hook.dbdict)
+        super().set_cache_hook(cache_hook)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Not offered: this model only scores."""

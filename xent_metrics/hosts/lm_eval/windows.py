@@ -64,6 +64,11 @@ def continuation_window(context: Sequence[int], continuation: Sequence[int], *, 
             f"a continuation has 1 to max_length={max_length} tokens; got {len(continuation)}. "
             + ("Score long texts by a rolling task, or raise max_length" if continuation else "Check doc_to_target")
         )
+    if not context:
+        raise InvalidInputError(
+            "a continuation needs a context of at least one id, which predicts its first; where there is none, it is the "
+            "tokenizer's BOS or EOS"
+        )
     ids = [*context, *continuation][-(max_length + 1) :]
     return Window(tuple(ids[:-1]), tuple(continuation))
 

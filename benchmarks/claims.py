@@ -1,0 +1,69 @@
+"""What benchmarks measured, beside what is claimed of it; a claim that isn't held ends in exit status 1.
+
+claims = Claims("scoring", quick=False)
+claims.ratio("torchmetrics / ours", 2.4, at_least=2.0)
+claims.holds("the same answers", True)
+claims.report()
+"""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["Claims"]
+
+
+class Claims:
+    """A table, a row a measurement.
+
+    Args:
+        title: over the table.
+        quick: a smoke test, whose sizes are too small for what is claimed of time and memory: answers alone are judged.
+    """
+
+    def __init__(self, title: str, *, quick: bool = False) -> None:
+        self.quick = quick
+        self.missed: list[str] = []
+        self._table = Table("what", "measured", "claim", "held", title=title)
+
+    def note(self, name: str, measured: str) -> None:
+        """Something of which nothing is claimed."""
+        self._table.add_row(name, measured, "", "")
+
+    def ratio(
+        self, name: str, value: float, *, at_least: float | None = None, at_most: float | None = None, seen: str = ""
+    ) -> None:
+        """Something of time or memory; `seen` is what the ratio is of."""
+        self._judged(name, value, None if self.quick else at_least, None if self.quick else at_most, seen)
+
+    def error(self, name: str, value: float, *, at_most: float) -> None:
+        """How far an answer is off."""
+        self._judged(name, value, None, at_most, "")
+
+    def holds(self, name: str, held: bool) -> None:
+        """An equality, or what else is either true or not."""
+        self._add(name, "", "", held)
+
+    def report(self) -> None:
+        """Print the table; exit with status 1 where a claim isn't held."""
+        Console().print(self._table)
+        if self.missed:
+            raise SystemExit("not held: " + "; ".join(self.missed))
+
+    def _judged(self, name: str, value: float, least: float | None, most: float | None, seen: str) -> None:
+        measured = f"{value:.2f}" if value == 0 or value >= 0.01 else f"{value:.1e}"
+        measured += f" ({seen})" if seen else ""
+        if least is None and most is None:
+            self.note(name, measured)
+            return
+        bounds = [("≥", least, lambda bound: value >= bound), ("≤", most, lambda bound: value <= bound)]
+        given = [(sign, bound, holds) for sign, bound, holds in bounds if bound is not None]
+        claim = ", ".join(f"{sign} {bound:g}" for sign, bound, _ in given)
+        held = all(holds(bound) for _, bound, holds in given)  # nan holds nothing
+        self._add(name, measured, claim, held)
+
+    def _add(self, name: str, measured: str, claim: str, held: bool) -> None:
+        if not held:
+            self.missed.append(name.strip())
+        self._table.add_row(name, measured, claim, "yes" if held else "NO")

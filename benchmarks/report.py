@@ -1,0 +1,95 @@
+"""The report of 10,000 documents: how large the page is, and how soon a browser has it open.
+
+    python benchmarks/report.py [--quick]
+
+Documents of 60 to 139 tokens, each with its five likeliest alternatives, in headless Chromium (packages chromium and
+chromium-driver). Claims: under 20 MB, and open in under 5 s; every document is in the list, and the page's own sum of the
+losses is ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from claims import Claims
+from selenium import webdriver
+
+from xent_metrics.analysis.report import write_report
+from xent_metrics.analysis.runs import Run, Sample, TaskRun
+
+
+def made_up(documents: int) -> Run:
+    """A run whose documents hold as many different tokens and alternatives as text does."""
+    generator = torch.Generator().manual_seed(0)
+    words = [f" w{number}" for number in range(20_000)]
+    samples = []
+    for number in range(documents):
+        size = 60 + number % 80
+        nll = (torch.rand(size, generator=generator) * 6).tolist()
+        drawn = torch.randint(len(words), (size, 6), generator=generator).tolist()
+        shares = torch.rand(size, 5, generator=generator).sort(descending=True).values.tolist()
+        tokens = [
+            {
+                "text": words[ids[0]], "id": ids[0], "nll": cost,
+                "alternatives": [[words[i], share] for i, share in zip(ids[1:], own, strict=True)],
+            }
+            for ids, cost, own in zip(drawn, nll, shares, strict=True)
+        ]  # fmt: skip
+        logged = json.dumps({"loglikelihood": -sum(nll), "tokens": tokens})
+        samples.append(Sample(str(number), {"doc": {}, "resps": [[logged]], "target": "", "arguments": {}}))
+    return Run(Path("results.json"), "made up", {"text": TaskRun("text", 1, {}, {}, {}, samples)}, [])
+
+
+def browser(profile: str) -> webdriver.Chrome:
+    options = webdriver.ChromeOptions()
+    for argument in (
+        "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", f"--user-data-dir={profile}",
+    ):  # fmt: skip
+        options.add_argument(argument)
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService("/usr/bin/chromedriver"))
+
+
+def seconds_to_open(driver: webdriver.Chrome, page: Path) -> float:
+    start = time.perf_counter()
+    driver.get(page.as_uri())
+    while driver.execute_script("return document.documentElement.dataset.ready") != "yes":
+        time.sleep(0.01)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a tenth of the documents")
+    arguments = parser.parse_args()
+    count = 1_000 if arguments.quick else 10_000
+    claims = Claims(f"report of {count:,} documents", quick=arguments.quick)
+    run = made_up(count)
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder, "report.html")
+        start = time.perf_counter()
+        write_report([run], page)
+        claims.note("written in", f"{time.perf_counter() - start:.1f} s")
+        claims.ratio("size in MB", page.stat().st_size / 1e6, at_most=20)
+        driver = browser(str(Path(folder, "profile")))
+        try:
+            seconds_to_open(driver, page)  # the browser's own start
+            claims.ratio("open in s", min(seconds_to_open(driver, page) for _ in range(3)), at_most=5)
+            listed = driver.execute_script("return document.getElementById('list').options.length")
+            loss = driver.execute_script("return documents.reduce((sum, d) => sum + d.runs.A.loss, 0)")
+        finally:
+            driver.quit()
+    claims.holds("every document is listed", listed == count)
+    ours = math.fsum(sample.tokens.mean_nll for sample in run.tasks["text"].samples if sample.tokens)
+    claims.error("relative error of the losses' sum", abs(loss / ours - 1), at_most=1e-3)
+    claims.report()
+
+
+if __name__ == "__main__":
+    main()

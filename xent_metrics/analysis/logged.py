@@ -1,0 +1,132 @@
+"""What a logged document holds besides its values: its tokens, its context and its choices.
+
+Tokens are there where the model wrote them (`log_tokens=true`): as JSON in the strings of lm-eval's `resps`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Choice", "Tokens", "choices_in", "context_in", "text_in", "tokens_in"]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of a document, column by column: text, nll in nats, id, and what the model held likeliest there."""
+
+    texts: Sequence[str]
+    nll: Sequence[float]
+    ids: Sequence[int]
+    alternatives: Sequence[Sequence[tuple[str, float]]]  # empty where they were not logged
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    @property
+    def mean_nll(self) -> float:
+        """In nats per token; nan for no tokens."""
+        return math.fsum(self.nll) / len(self) if len(self) else math.nan
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One answer of a multiple-choice question, and its loglikelihood in nats."""
+
+    text: str
+    loglikelihood: float
+    is_gold: bool
+
+
+def tokens_in(raw: Mapping[str, Any]) -> Tokens | None:
+    """The tokens of the document (of the gold continuation, where there are choices); None where they were not logged."""
+    responses = list(_logged(raw.get("resps")))
+    if not responses:
+        return None
+    tokens = responses[min(_gold_in(raw), len(responses) - 1)]
+    try:
+        return Tokens(
+            [str(token["text"]) for token in tokens],
+            [float(token["nll"]) for token in tokens],
+            [int(token.get("id") or 0) for token in tokens],
+            [_likely(token) for token in tokens if "alternatives" in token],
+        )
+    except (KeyError, TypeError, ValueError):  # of another schema
+        return None
+
+
+def _likely(token: Mapping[str, Any]) -> list[tuple[str, float]]:
+    return [(str(text), float(probability)) for text, probability in token["alternatives"]]
+
+
+def _logged(responses: Any) -> Iterator[Sequence[Mapping[str, Any]]]:
+    """The tokens of every logged result in lm-eval's nested lists of strings."""
+    if isinstance(responses, list):
+        for part in responses:
+            yield from _logged(part)
+    elif isinstance(found := _parsed(responses), dict) and isinstance(found.get("tokens"), list):
+        yield found["tokens"]
+
+
+def _parsed(response: Any) -> Any:
+    try:
+        return json.loads(response) if isinstance(response, str) else response
+    except ValueError:
+        return None
+
+
+def _requests(raw: Mapping[str, Any]) -> list[list[str]]:
+    """The strings of each request."""
+    arguments = raw.get("arguments")
+    if not isinstance(arguments, dict):
+        return []
+    return [[str(value) for value in given.values()] for given in arguments.values() if isinstance(given, dict)]
+
+
+def _gold_in(raw: Mapping[str, Any]) -> int:
+    """The place of the gold choice, which lm-eval logs as a string; 0 where there are no choices."""
+    requests, target = _requests(raw), str(raw.get("target", ""))
+    if target.isdecimal() and int(target) < len(requests):
+        return int(target)
+    return next((i for i, request in enumerate(requests) if request[-1:] and request[-1].strip() == target.strip()), 0)
+
+
+def context_in(raw: Mapping[str, Any]) -> str:
+    """What stood before the text that was scored; empty in a rolling task."""
+    requests = _requests(raw)
+    return requests[0][0] if requests and len(requests[0]) > 1 else ""
+
+
+def text_in(raw: Mapping[str, Any]) -> str:
+    """The text that was scored, or at least the document."""
+    requests = _requests(raw)
+    if not requests or not requests[0]:
+        return str(raw.get("doc", ""))
+    return requests[_gold_in(raw)][-1]
+
+
+def choices_in(raw: Mapping[str, Any]) -> list[Choice]:
+    """The answers of a multiple-choice question; none of another task."""
+    requests, responses = _requests(raw), raw.get("resps")
+    if len(requests) < 2 or not isinstance(responses, list) or len(responses) != len(requests):
+        return []
+    gold = _gold_in(raw)
+    return [
+        Choice(request[-1], _loglikelihood(response), place == gold)
+        for place, (request, response) in enumerate(zip(requests, responses, strict=True))
+    ]
+
+
+def _loglikelihood(response: Any) -> float:
+    while isinstance(response, list) and response:
+        response = response[0]
+    found = _parsed(response)
+    found = found.get("loglikelihood") if isinstance(found, dict) else found
+    return float(found) if isinstance(found, int | float) else math.nan

@@ -1,0 +1,180 @@
+"""The documents of a report, packed: what each run made of each of them, within a budget of bytes.
+
+One entry a document, whichever runs have it. Runs of the same tokens share them, so that their losses can be subtracted.
+Numbers are small integers, and every alternative's text stands in one list of words, for the page to stay small.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from .logged import Tokens, choices_in, context_in, text_in
+from .runs import Run, Sample, TaskRun
+
+__all__ = ["Packed", "pack_documents"]
+
+_LONGEST_TEXT = 20_000  # characters of a document that are shown
+_TEXT = 12_000_000  # characters in all: some 8 MB of the page
+_TOKENS = 2_500_000  # tokens in all: some 7 MB
+_WITH_ALTERNATIVES = 300_000  # tokens of the costliest documents that come with them: some 4 MB
+_MOST_NLL = 1e4
+
+
+@dataclass
+class Packed:
+    """The packed documents as letters, digits, + and / alone, how many they are, and what was left out of them."""
+
+    data: str
+    documents: int
+    has_alternatives: bool
+    notes: list[str]
+
+
+@dataclass
+class _Entry:
+    """A document and what each run made of it."""
+
+    task: str
+    number: int
+    samples: dict[str, Sample] = field(default_factory=dict)  # by the run's letter
+
+    @property
+    def loss(self) -> float:
+        """Of the first run that has one, for the order."""
+        losses = [_loss(sample) for sample in self.samples.values()]
+        return next((loss for loss in losses if not math.isnan(loss)), -math.inf)
+
+
+def pack_documents(runs: Sequence[Run], letters: Sequence[str]) -> Packed:
+    """The documents of all runs and tasks, the highest loss first."""
+    entries = sorted(_entries(runs, letters), key=lambda entry: -entry.loss)
+    views = max(1, sum(len(entry.samples) for entry in entries))
+    packer = _Packer(min(_LONGEST_TEXT, _TEXT // views), _TOKENS // views)
+    documents = [packer.document(entry) for entry in tqdm(entries, desc="Packing documents", disable=None)]
+    content = {"words": list(packer.words), "documents": documents}
+    plain = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", errors="replace")
+    data = base64.b64encode(gzip.compress(plain, mtime=0)).decode("ascii")
+    return Packed(data, len(documents), packer.with_alternatives > 0, packer.notes())
+
+
+def _entries(runs: Sequence[Run], letters: Sequence[str]) -> Iterator[_Entry]:
+    found: dict[tuple[str, str], _Entry] = {}
+    for run, letter in zip(runs, letters, strict=True):
+        for task in run.tasks.values():
+            _add_task(found, task, letter)
+    yield from found.values()
+
+
+def _add_task(found: dict[tuple[str, str], _Entry], task: TaskRun, letter: str) -> None:
+    for number, sample in enumerate(task.samples):
+        entry = found.setdefault((task.name, sample.key), _Entry(task.name, number))
+        entry.samples[letter] = sample
+
+
+def _loss(sample: Sample) -> float:
+    """Nats per token; without tokens the logged mean of the nats, else nan."""
+    if sample.tokens:
+        return sample.tokens.mean_nll
+    for name in sample.raw:
+        sums = sample.sums(name.removesuffix("_stderr")) if name.endswith("_stderr") else None
+        if sums and (nats := next((v for n, v in sums.items() if n.startswith("nats") and isinstance(v, float)), None)):
+            return nats
+    return math.nan
+
+
+class _Packer:
+    def __init__(self, longest_text: int, most_tokens: int) -> None:
+        self.longest_text, self.most_tokens = longest_text, most_tokens
+        self.words: dict[str, int] = {}
+        self.with_alternatives = 0
+        self.cut = self.without_alternatives = 0
+
+    def document(self, entry: _Entry) -> dict[str, Any]:
+        """What the page shows of one document."""
+        first = next(iter(entry.samples.values()))
+        shown: dict[str, Any] = {"task": entry.task, "number": entry.number}
+        if context := context_in(first.raw)[-self.longest_text :]:
+            shown["context"] = context
+        if choices := choices_in(first.raw):
+            shown["choices"] = [choice.text for choice in choices]
+            shown["gold"] = next((place for place, choice in enumerate(choices) if choice.is_gold), None)
+        if not any(sample.tokens for sample in entry.samples.values()):
+            shown["text"] = self._cut_text(text_in(first.raw))
+        shown["runs"] = {letter: self._view(sample) for letter, sample in entry.samples.items()}
+        return shown
+
+    def _view(self, sample: Sample) -> dict[str, Any]:
+        loss = _loss(sample)
+        view: dict[str, Any] = {} if math.isnan(loss) else {"loss": round(min(loss, _MOST_NLL), 3)}
+        if choices := choices_in(sample.raw):
+            view["choices"] = [_number(choice.loglikelihood) for choice in choices]
+        if sample.tokens:
+            view |= self._tokens(sample.tokens)
+        return view
+
+    def _tokens(self, tokens: Tokens) -> dict[str, Any]:
+        texts, lengths, total = [], [], 0
+        for text in tokens.texts[: self.most_tokens]:
+            total += len(text)
+            if total > self.longest_text:
+                break
+            texts.append(text)
+            lengths.append(_utf16_length(text))
+        count = len(texts)
+        self.cut += count < len(tokens)
+        view = {"text": "".join(texts), "lengths": lengths}
+        view["nll"] = [round(100 * min(nll, _MOST_NLL)) if not math.isnan(nll) else -1 for nll in tokens.nll[:count]]
+        if tokens.alternatives:
+            view |= self._alternatives(tokens, count)
+        return view
+
+    def _alternatives(self, tokens: Tokens, count: int) -> dict[str, Any]:
+        """For each token a list of word, per mille, word, per mille …"""
+        if self.with_alternatives + count > _WITH_ALTERNATIVES:
+            self.without_alternatives += 1
+            return {}
+        self.with_alternatives += count
+        return {
+            "likely": [
+                [number for text, share in likely for number in (self._word(text), round(1000 * share))]
+                for likely in tokens.alternatives[:count]
+            ]
+        }
+
+    def _word(self, text: str) -> int:
+        return self.words.setdefault(text, len(self.words))
+
+    def _cut_text(self, text: str) -> str:
+        self.cut += len(text) > self.longest_text
+        return text[: self.longest_text]
+
+    def notes(self) -> list[str]:
+        """What doesn't stand in the page, for it to stay small."""
+        notes = []
+        if self.cut:
+            notes.append(
+                f"{self.cut:,} texts are cut after {self.longest_text:,} characters or {self.most_tokens:,} tokens."
+            )
+        if self.without_alternatives:
+            notes.append(
+                "What the model held likely is shown for the documents of the highest loss, and not for "
+                f"{self.without_alternatives:,} others."
+            )
+        return notes
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(max(value, -_MOST_NLL), 3)
+
+
+def _utf16_length(text: str) -> int:
+    """A string's length as JavaScript counts it."""
+    return len(text.encode("utf-16-le", errors="surrogatepass")) // 2

@@ -1,0 +1,45 @@
+"""What `hf` takes and fails with later, or answers wrongly: models, windows and ids that `xent-hf` refuses at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from ...errors import InvalidInputError
+from .windows import Window
+
+__all__ = ["check_backend", "check_ids", "check_positions"]
+
+
+def check_backend(config: Any, backend: str) -> None:
+    """A causal model, whatever it is called."""
+    encodes = getattr(config, "is_encoder_decoder", False)
+    if backend == "causal" and not encodes:
+        return
+    if encodes:
+        got = f"{config.model_type} is an encoder-decoder. Use `--model hf`"
+    else:
+        got = f"got backend={backend!r} for {config.model_type}. Leave backend out"
+    raise InvalidInputError(f"xent-hf scores causal language models; {got}")
+
+
+def check_positions(model: nn.Module, max_length: int) -> None:
+    """Learned positions end somewhere; computed ones don't."""
+    for name, table in model.named_modules():
+        learned = ("wpe" in name or "position" in name) and "relative" not in name
+        if learned and isinstance(table, nn.Embedding) and table.num_embeddings < max_length:
+            raise InvalidInputError(
+                f"max_length={max_length} is more than the {table.num_embeddings} positions of {name}; lower max_length"
+            )
+
+
+def check_ids(windows: Sequence[Window], num_ids: int, *, tokenizer_name: str) -> None:
+    """Every id has its embedding."""
+    largest = max(max(*window.inputs, *window.targets) for window in windows)
+    if largest >= num_ids:
+        raise InvalidInputError(
+            f"{tokenizer_name} gives the id {largest}, and the model has {num_ids} ids; pass the tokenizer that it was "
+            "trained with"
+        )
