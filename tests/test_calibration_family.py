@@ -275,6 +275,21 @@ class TestTemperature:
         least = value(CrossEntropyAtOptimalTemperature(), (scale * logits).float(), target).item()
         assert least == pytest.approx(best.fun, abs=1e-5)
 
+    @pytest.mark.parametrize(("gap", "wrong"), [(8.0, 10), (12.0, 10), (15.0, 10), (20.0, 60)])
+    def test_peaked_rows_that_are_all_alike(self, gap, wrong):
+        """One class of 1,000 stands `gap` above the others, and is wrong `wrong` times of 200."""
+        logits, target = torch.zeros(200, 1000), torch.zeros(200, dtype=torch.long)
+        logits[:, 0], target[:wrong] = gap, 1
+
+        def loss(log_temperature):
+            beta, share = math.exp(-log_temperature), wrong / 200
+            return math.log(math.exp(beta * gap) + 999) - (1 - share) * beta * gap
+
+        best = scipy.optimize.minimize_scalar(loss, bounds=(-1.3, 1.3), method="bounded", options={"xatol": 1e-10})
+        assert value(OptimalTemperature(), logits, target).item() == pytest.approx(math.exp(best.x), rel=1e-4)
+        least = value(CrossEntropyAtOptimalTemperature(), logits, target).item()
+        assert least == pytest.approx(best.fun, abs=3e-5)
+
     def test_an_optimum_beyond_the_range_is_its_end(self):
         logits, right = torch.tensor([[1.0, 0.0]]).expand(4, 2), torch.zeros(4).long()
         assert value(OptimalTemperature(), logits, right).item() == pytest.approx(0.25)

@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import linprog
 
 from xent_metrics import get_metric
-from xent_metrics.errors import InvalidInputError, MetricOptionError
+from xent_metrics.errors import InvalidInputError, MetricOptionError, MissingScoreError
 from xent_metrics.testing import check_metric
 
 V, D = 9, 4
@@ -58,7 +58,48 @@ def test_other_embeddings_are_another_sum(embeddings):
     assert first._state_name != second._state_name
 
 
-def test_bad_input_is_told(embeddings):
+def test_an_lm_eval_task_measures_it(tmp_path):
+    """As the README says, with a model of bytes; a question's choices have no embeddings."""
+    pytest.importorskip("lm_eval")
+    import datasets
+    from lm_eval.evaluator import evaluate
+
+    from xent_metrics.hosts.lm_eval import TorchLM, XentTask
+
+    torch.manual_seed(2)
+    model = torch.nn.Sequential(torch.nn.Embedding(257, D), torch.nn.Linear(D, 257))  # of the last byte alone
+    table = model[0].weight.detach().clone()
+    torch.save(table, tmp_path / "embeddings.pt")
+    entry = {"metric": "embedding_distance", "embeddings": str(tmp_path / "embeddings.pt")}
+    task = {
+        "task": "t", "output_type": "loglikelihood_rolling", "test_split": "test", "doc_to_text": "",
+        "doc_to_target": "{{text}}", "metric_list": [entry],
+        "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list([{"text": "héllo"}, {"text": "wörld!"}])},
+    }  # fmt: skip
+    lm = TorchLM(model, tokenizer="bytes", max_length=32, device="cpu")
+    found = evaluate(lm, {"tasks": {"t": XentTask(task)}}, bootstrap_iters=0)["results"]["t"]
+    metric = get_metric("embedding_distance", embeddings=table)
+    for text in ("héllo", "wörld!"):
+        ids = torch.tensor([256, *text.encode()])
+        metric.update(model(ids[:-1]), ids[1:])
+    assert found["embedding_distance,none"] == pytest.approx(float(metric.compute()), rel=1e-6)
+    assert found["embedding_distance_stderr,none"] > 0
+    choices = task | {"output_type": "multiple_choice", "metric_list": [entry | {"over": "choices"}]}
+    with pytest.raises(MissingScoreError, match=r"defined over token scores; got choice scores .*over: gold does"):
+        XentTask(choices)
+
+
+def test_bad_input_is_told(embeddings, tmp_path):
+    with pytest.raises(MetricOptionError, match=r"got .*nowhere\.pt: .*No such file.* Write one: torch\.save\(model"):
+        get_metric("embedding_distance", embeddings=tmp_path / "nowhere.pt")
+    (tmp_path / "text.pt").write_text("no tensor")
+    with pytest.raises(MetricOptionError, match=r"got .*text\.pt: "):
+        get_metric("embedding_distance", embeddings=str(tmp_path / "text.pt"))
+    (tmp_path / "empty.pt").touch()
+    with pytest.raises(MetricOptionError, match=r"got .*empty\.pt: "):
+        get_metric("embedding_distance", embeddings=str(tmp_path / "empty.pt"))
+    with pytest.raises(MetricOptionError, match=r"a float tensor \(V, D\) or a file's path; got 3"):
+        get_metric("embedding_distance", embeddings=3)
     with pytest.raises(MetricOptionError, match=r"a float tensor \(V, D\); got \(9,\)"):
         get_metric("embedding_distance", embeddings=embeddings[:, 0])
     with pytest.raises(MetricOptionError, match="1 embeddings are zero"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class EmbeddingDistance(RatioMetric):
 
     def __init__(self, embeddings: Tensor | str | PathLike[str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        table = embeddings if isinstance(embeddings, Tensor) else torch.load(embeddings, weights_only=True)
+        table = embeddings if isinstance(embeddings, Tensor) else self._read(embeddings)
         if not isinstance(table, Tensor) or table.ndim != 2 or not table.is_floating_point():
             got = f"{tuple(table.shape)} of {table.dtype}" if isinstance(table, Tensor) else type(table).__name__
             raise MetricOptionError(f"{self.name}: embeddings are a float tensor (V, D); got {got}")
@@ -57,6 +58,19 @@ class EmbeddingDistance(RatioMetric):
         # Kept as its bits: `.to(torch.bfloat16)` on a parent module would round a float buffer.
         self.register_buffer("unit_bits", (table.detach().float() / length).view(torch.int32), persistent=False)
         self.embeddings = self.unit_bits  # by its hash in the names of sums
+
+    def _read(self, path: Any) -> Any:
+        how = "Write one: torch.save(model.get_input_embeddings().weight.detach().clone(), 'embeddings.pt')"
+        if not isinstance(path, str | PathLike):
+            raise MetricOptionError(
+                f"{self.name}: embeddings are a float tensor (V, D) or a file's path; got {path!r}. {how}"
+            )
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
+            raise MetricOptionError(
+                f"{self.name}: expected a file that torch.save wrote a tensor (V, D) to; got {path}: {error}. {how}"
+            ) from error
 
     def extra_scores(self) -> Mapping[str, RowScore]:
         return {self._score_name(): RowScore(self._cost)}

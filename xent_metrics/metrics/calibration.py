@@ -135,6 +135,8 @@ class Overconfidence(TokenMetric):
     Positive for an overconfident model, negative for an underconfident one; 0 is not calibration, for it lets errors of
     one sign cancel those of the other. Its size is at most the expected calibration error, whatever the bins.
 
+    Reference: Lichtenstein, Fischhoff and Phillips (1982), Calibration of probabilities: the state of the art to 1980.
+
     >>> metric = Overconfidence()
     >>> metric.update(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]))   # confidence 0.5, accuracy 0.75
     >>> metric.compute()

@@ -2,9 +2,11 @@
 
 Dividing the logits by T leaves the ranking as it is and mends a model that is over- or underconfident throughout. The nll
 at 1/T = β is ln Σ_v p_v^β − β ln p(target): convex in β. Its value, slope and curvature are summed on a grid of
-temperatures, a factor of √2 apart; between two of them it is taken to be the polynomial of degree five that has all six,
-whose minimum is found when the value is taken. Against a search over the logits themselves, in the tests, the best T is
-met within a factor of 1 ± 1e-4 and its loss within 1e-5 nats.
+temperatures, a factor of 2^¼ apart; between two of them it is taken to be the polynomial of degree five that has all six,
+whose minimum is found when the value is taken. Against a search over the logits themselves the best T was met within a
+factor of 1 ± 1e-4 and its loss within 1e-5 nats, on spread logits and peaked ones, few classes and 50,000. Rows that are all
+alike, one class far above 50,000 equal ones, are the worst: 3e-4, and 2e-4 nats. Where the loss hardly depends on T (a
+model that is sure and always right), no T is the best to any accuracy.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ class _TemperatureGrid(TokenMetric):
         if not 0 < lowest < highest < math.inf:
             raise MetricOptionError(f"{self.name}: temperatures have 0 < lowest < highest; got {lowest!r}, {highest!r}")
         self.lowest, self.highest = float(lowest), float(highest)
-        steps = math.ceil(2 * math.log2(highest / lowest) - 1e-9)
+        steps = math.ceil(4 * math.log2(highest / lowest) - 1e-9)
         self._step = math.log(highest / lowest) / steps  # of ln β
         self._log_betas = [-math.log(highest) + i * self._step for i in range(steps + 1)]
         self._score_name = f"nll_at_temperatures[{self.lowest}, {self.highest}]"
@@ -86,7 +88,7 @@ class OptimalTemperature(_TemperatureGrid):
         lowest, highest: the range of temperatures looked at; an optimum outside of it is the nearer end, with a standard
             error of 0.
 
-    What temperature scaling would fit on these data. Costs some 9 passes over the logits with the default range. nan where
+    What temperature scaling would fit on these data. Costs some 17 passes over the logits with the default range. nan where
     a target has the probability 0. Reference: Guo et al. (2017), On Calibration of Modern Neural Networks, arXiv:1706.04599.
 
     Raises:

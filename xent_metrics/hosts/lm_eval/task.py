@@ -55,7 +55,8 @@ class XentTask(StandsIn):
             but the model is there by then: under the stock command with `--model hf` an error before the first forward;
         when results come: the same once more, which matters only in a process that has both kinds of model loaded.
 
-    A model class that gives scores (results.py) says so: ``gives_token_scores = True``.
+    A model class that gives scores (results.py) says so: ``gives_token_scores = True``. What metrics need of each token
+    beyond its loss stands on the requests (further_scores.py).
     """
 
     def __init__(self, config: Mapping[str, Any], **kwargs: Any) -> None:
