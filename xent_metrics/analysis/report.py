@@ -145,7 +145,10 @@ def _of_groups(
     title: str, xlabel: str, labels: list[str], intervals: list[Interval], unit: str = CrossEntropy.value_unit
 ) -> _Picture:
     values = [i.value for i in intervals]
-    halves = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]  # not the same for perplexities
+    halves = [
+        [i.value - i.low for i in intervals],
+        [i.high - i.value for i in intervals],
+    ]  # not the same for perplexities
     halves = [[half if math.isfinite(half) else 0.0 for half in side] for side in halves]
     return _drawn(
         title,
