@@ -63,15 +63,18 @@ def test_the_interval_of_equal_documents_is_students():
 
 @pytest.mark.parametrize("method", ["percentile", "BCa"])
 def test_bootstrap_is_scipys_on_the_same_ratio(documents, method):
-    """To the rounding of the sums: the same documents are drawn."""
+    """To the rounding of the sums: the same documents are drawn, at Hesterberg's level."""
     y, x = documents
+    (tail,) = expanded_tail(of_ratio(y[None], x[None])[2])
     ours = bootstrap(CrossEntropy(), packed(y, x), method=method, num_resamples=500, seed=7)
 
     def ratio(y, x, axis):
         return y.sum(axis) / x.sum(axis)
 
     rng = np.random.default_rng(7)
-    theirs = stats.bootstrap((y, x.astype(float)), ratio, paired=True, method=method, n_resamples=500, rng=rng)
+    theirs = stats.bootstrap(
+        (y, x.astype(float)), ratio, paired=True, method=method, n_resamples=500, confidence_level=1 - 2 * tail, rng=rng
+    )
     assert ours.standard_error == pytest.approx(theirs.standard_error, rel=1e-9)
     assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval), rel=1e-9)
     assert ours.low < ours.value < ours.high
@@ -147,6 +150,12 @@ def ends(value, left_out, weights):
     return value - half, value + half
 
 
+def expanded_tail(weights):
+    """What a 95 % interval of the bootstrap leaves on each side, ``(C,)``: Hesterberg (2015), of the effective documents."""
+    effective = weights.sum(axis=1) ** 2 / (weights**2).sum(axis=1)
+    return stats.norm.sf(np.sqrt(effective / (effective - 1)) * stats.t.ppf(0.975, effective - 1))
+
+
 def of_ratio(y, x):
     """The ratio of each corpus, its left-out ones, and weights; `y` nats and `x` tokens a document, ``(C, D)``."""
     nats, tokens = y.sum(axis=1, keepdims=True), x.sum(axis=1, keepdims=True)
@@ -180,6 +189,18 @@ def test_a_95_percent_interval_covers_93_to_97_percent(lengths, size):
         assert (ours.low, ours.high) == pytest.approx((low[i], high[i]), rel=1e-9)
         perplexity = delta_interval(Perplexity(), packed(y[i], x[i]))
         assert (perplexity.low, perplexity.high) == pytest.approx((np.exp(low[i]), np.exp(high[i])), rel=1e-9)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("size", [20, 40, 100])
+def test_so_does_that_of_the_bootstrap(lengths, size):
+    """All corpora by the same draws, whose totals are one product."""
+    (rng, x, y), resamples = corpora(lengths, size), 1999
+    counts = rng.multinomial(size, np.full(size, 1 / size), size=resamples).astype(float)
+    drawn = np.sort((counts @ y.T) / (counts @ x.T), axis=0)  # (resamples, C)
+    last = np.floor(expanded_tail(of_ratio(y, x)[2]) * (resamples - 1)).astype(int)
+    low, high = (np.take_along_axis(drawn, at[None], axis=0)[0] for at in (last, resamples - 1 - last))
+    assert 0.93 <= ((low <= 3) & (high >= 3)).mean() <= 0.97
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)

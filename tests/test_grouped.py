@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from registered_support import buildable
 
 from xent_metrics import (
     BitsPerByte,
@@ -25,7 +26,7 @@ from xent_metrics import (
 )
 from xent_metrics.analysis import StandardError, delta_interval, standard_error
 from xent_metrics.errors import InvalidInputError, MetricOptionError, MissingScoreError
-from xent_metrics.testing import check_metric, no_host_sync
+from xent_metrics.testing import _scores, check_metric, made_up_batch, no_host_sync
 
 V = 13
 METRICS = [
@@ -67,6 +68,16 @@ def test_each_group_is_the_metric_on_its_rows_alone(batch, metric):
     whole = metric.clone()
     whole.update(logits, target)
     assert float(grouped.compute()) == pytest.approx(float(whole.compute()), rel=1e-14)
+
+
+@pytest.mark.parametrize("name", buildable())
+def test_every_registered_metric_can_be_grouped(name):
+    metric = get_metric(name)
+    scores = _scores(metric, *made_up_batch(metric, generator=torch.Generator().manual_seed(2)))
+    grouped = Grouped(metric, by=Position([0, 3]))
+    grouped.update(scores)
+    for label, rows in (("0–2", scores[:, :3]), ("3+", scores[:, 3:])):
+        assert torch.equal(grouped.group_states()[label], metric.exact_sums(rows))
 
 
 def test_metrics_of_two_models_are_grouped_too(batch):

@@ -25,10 +25,11 @@ __all__ = ["Comparison", "compare", "same_documents"]
 class Comparison:
     """The difference B − A of a metric over the same documents, in the metric's unit.
 
-    Of perplexities, what is compared is the ratio B/A: the standard error and the interval are its own, as differences from
-    A's value. `p_value` is of the hypothesis that A and B are exchangeable document by document. `better` names a run where
-    the metric says which way is better and interval and p value both leave no difference out. `documents_needed` is how
-    many such documents would show a difference of this size with 80 % power at the 5 % level.
+    Of perplexities, what is compared is the ratio B/A: standard error and interval are the ratio's, less one, times A's
+    value, so that what A's own value is worth doesn't come into them. `p_value` is of the hypothesis that A and B are
+    exchangeable document by document. `better` names a run where the metric says which way is better, the interval leaves 0
+    out and the p value is at most 1 − `confidence_level`. `documents_needed` is how many such documents would show a
+    difference of this size with 80 % power at the 5 % level.
     """
 
     metric: str
@@ -138,7 +139,7 @@ def _permutation_p(metric: TokenMetric, a: Tensor, b: Tensor, num_resamples: int
 
     observed = difference(np.zeros((1, len(a)), dtype=np.uint8))[0].abs()
     scale = on_scale(metric, values_of(metric, torch.stack([total_a, total_b]))).abs().max()
-    least = observed - 1e-12 * scale  # equal but for rounding
+    least = observed - 1e-12 * (scale + (metric.interval_scale == "log"))  # equal but for rounding
     exact = 2 ** min(len(a), 62) <= num_resamples
     found = [
         difference(swaps).abs() for swaps in (_every_swap(len(a)) if exact else _swaps(len(a), num_resamples, seed))

@@ -82,25 +82,28 @@ def bootstrap(
     *,
     confidence_level: float = 0.95,
     num_resamples: int = 2000,
-    method: str = "BCa",
+    method: str = "percentile",
     seed: int = 0,
 ) -> Interval:
     """The metric over all documents, with the cluster bootstrap's standard error and interval.
 
-    nan for fewer than two documents (of which a row counts), or where a sum isn't finite. 10,000 documents take some
-    0.3 ms a resample and sums of two kinds.
+    The quantiles are taken as far out as Student's, of the effective number of documents, are for a mean (Hesterberg): for
+    resamples of few documents vary less than they should. In the simulations of `delta_interval` 95 % intervals by
+    "percentile" then held the truth 93 to 97 % of the time, those by "BCa" 91 to 95 %. nan for fewer than two documents of
+    which a row counts, or where a sum isn't finite.
 
     Args:
         metric: gives the value; its own state is not used.
         states: each document's packed sums, int64 ``(D, rows, 8)``, from ``metric.exact_sums(scores)``.
         method: "percentile", "basic" or "BCa", as in `scipy.stats.bootstrap`, which does the resampling.
 
-    Reference: Efron and Tibshirani (1993), An Introduction to the Bootstrap; scipy.stats.bootstrap.
+    References: Efron and Tibshirani (1993), An Introduction to the Bootstrap; Hesterberg (2015), What Teachers Should Know
+    about the Bootstrap, arXiv:1411.5279.
 
     >>> from xent_metrics import CrossEntropy, from_loglikelihoods
     >>> metric = CrossEntropy()
     >>> states = [metric.exact_sums(from_loglikelihoods([-x], unit="token")) for x in (1.0, 2.0, 3.0, 4.0)]
-    >>> interval = bootstrap(metric, torch.stack(states), method="percentile")
+    >>> interval = bootstrap(metric, torch.stack(states))
     >>> interval.low < interval.value < interval.high
     True
     """
@@ -109,7 +112,7 @@ def bootstrap(
     states = states[is_sample(states)]
     value = _value(metric, states)
     sums = exact_sum.to_float(states)  # (D, rows)
-    if len(states) < 2 or not bool(sums.isfinite().all()):
+    if len(states) < 2 or not bool(sums.isfinite().all()) or not math.isfinite(value):
         return Interval(value, math.nan, math.nan, math.nan, confidence_level)
 
     def statistic(documents: np.ndarray[Any, Any], axis: int) -> np.ndarray[Any, Any]:
@@ -123,12 +126,19 @@ def bootstrap(
         n_resamples=num_resamples,
         batch=max(1, 2**22 // len(sums)),
         vectorized=True,
-        confidence_level=confidence_level,
+        confidence_level=_expanded(confidence_level, degrees_of_freedom(pull(metric, sums))),
         method=method,
         rng=np.random.default_rng(seed),
     )
     low, high = (float(bound) for bound in result.confidence_interval)
     return Interval(value, float(result.standard_error), low, high, confidence_level)
+
+
+def _expanded(confidence_level: float, degrees: float) -> float:
+    """The level at which the normal's quantile is Student's, widened as a mean's error of n samples is, by √(n/(n − 1))."""
+    stats, degrees = scipy_stats(), degrees if degrees > 1e-3 else 1e-3  # nan, too: all resamples then
+    quantile = math.sqrt((degrees + 1) / degrees) * float(stats.t.ppf(0.5 + confidence_level / 2, degrees))
+    return min(1 - 1e-12, 1 - 2 * float(stats.norm.sf(quantile)))
 
 
 def _counts(drawn: np.ndarray[Any, Any], documents: int) -> np.ndarray[Any, Any]:

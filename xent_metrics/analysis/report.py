@@ -223,10 +223,7 @@ def _of_groups(
     def draw(drawn: Any) -> None:
         axes = drawn.add_subplot()
         for letter, (labels, intervals) in runs.items():
-            sides = [
-                [i.value - i.low for i in intervals],
-                [i.high - i.value for i in intervals],
-            ]  # unlike for perplexities
+            sides = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
             halves = [[half if math.isfinite(half) else 0.0 for half in side] for side in sides]
             plots.draw_by_group(
                 axes, labels, [i.value for i in intervals], halves, title=title, unit=unit, xlabel=xlabel,
