@@ -116,14 +116,18 @@ def test_each_sum_is_taken_once(monkeypatch, batch):
     taken = []
 
     def counted(function):
-        return lambda *args: (taken.append(function.__name__), function(*args))[1]
+        return lambda values, *args: (taken.append(len(values)), function(values, *args))[1]
 
-    for name in ("exact_sum", "exact_sum_by_bin"):
+    for name in ("exact_sums", "exact_sums_by_bin"):
         monkeypatch.setattr(exact_sum, name, counted(getattr(exact_sum, name)))
-    collection = TokenMetricCollection(["cross_entropy", "perplexity", "token_accuracy"])
+    collection = TokenMetricCollection([
+        "cross_entropy", "perplexity", "token_accuracy", "expected_calibration_error", "maximum_calibration_error",
+    ])  # fmt: skip
     taken.clear()
     collection.update(*batch)
-    assert len(taken) == 6  # nats, tokens, correct, and three counts
+    # nats, tokens, correct, three counts; tokens, correct and confidence by bin, together
+    assert sum(taken) == 9
+    assert max(taken) == 3
 
 
 def test_scores_made_once_serve_it_and_single_metrics(passes, batch):

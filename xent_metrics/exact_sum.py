@@ -20,7 +20,10 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-__all__ = ["ROW", "carry", "exact", "exact_sum", "exact_sum_by_bin", "merge", "overflowed", "to_float", "to_fraction"]
+__all__ = [
+    "ROW", "carry", "exact", "exact_sum", "exact_sum_by_bin", "exact_sums", "exact_sums_by_bin", "merge", "overflowed",
+    "to_float", "to_fraction",
+]  # fmt: skip
 
 ROW = 8
 _BITS = 32
@@ -37,14 +40,26 @@ def exact_sum(values: Tensor) -> Tensor:
     >>> float(to_float(row)) == float(torch.tensor(0.1).double() + torch.tensor(0.2).double())
     True
     """
-    return carry(_digits(values.reshape(-1)).sum(dim=-1))
+    return exact_sums(values.reshape(1, -1))[0]
+
+
+def exact_sums(values: Tensor) -> Tensor:
+    """The exact sum of each row of `values`, ``(K, N)`` to ``(K, 8)``: the same bits, sooner than row by row."""
+    return carry(_digits(values.reshape(-1)).reshape(ROW, *values.shape).sum(dim=-1).mT)
 
 
 def exact_sum_by_bin(values: Tensor, bins: Tensor, num_bins: int) -> Tensor:
     """The exact sums of the `values` of each bin, ``(num_bins, 8)``; `bins` holds indices in ``[0, num_bins)``."""
-    digits = _digits(values.reshape(-1))  # (8, N)
-    columns = torch.zeros(ROW, num_bins, dtype=torch.int64, device=digits.device)
-    return carry(columns.index_add(1, bins.reshape(-1), digits).mT)
+    return exact_sums_by_bin(values.reshape(1, -1), bins, num_bins)[0]
+
+
+def exact_sums_by_bin(values: Tensor, bins: Tensor, num_bins: int) -> Tensor:
+    """The same of each row of `values`, ``(K, N)`` to ``(K, num_bins, 8)``, over the same bins ``(N,)``."""
+    kinds = len(values)
+    digits = _digits(values.reshape(-1)).reshape(ROW * kinds, -1)
+    columns = torch.zeros(ROW * kinds, num_bins, dtype=torch.int64, device=digits.device)
+    columns = columns.index_add(1, bins.reshape(-1), digits)
+    return carry(columns.reshape(ROW, kinds, num_bins).permute(1, 2, 0))
 
 
 def exact(values: Tensor) -> Tensor:

@@ -189,8 +189,10 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
                 f"{self.name} has ignore_index={self.ignore_index}; got scores made with ignore_index={scores.ignore_index}. "
                 f"Pass ignore_index={self.ignore_index} to score_tokens, or {scores.ignore_index} to the metric"
             )
-        named = _counts(scores) | dict(self.sums(scores))
-        return torch.cat([_exact(scores, name, named[name]) for name in (*_COUNTS, *self._rows())])
+        names = (*_COUNTS, *self._rows())
+        if any(name not in scores.sums for name in names):
+            _take_sums(scores, _counts(scores) | dict(self.sums(scores)))
+        return torch.cat([scores.sums[name] for name in names])
 
     def value_of(self, state: Tensor, *, finite_only: bool = False) -> Tensor:
         """The metric's value for a packed state, a 0-d float64 on the state's device."""
@@ -379,14 +381,30 @@ def unusual(states: Sequence[Tensor]) -> bool:
     return bool(torch.cat(told).any())
 
 
-def _exact(scores: TokenScores, name: str, value: Tensor | Binned) -> Tensor:
-    """The exact sum of one name, ``(rows, 8)``, taken once of the same scores however many metrics read it."""
-    if name not in scores.sums:
-        if isinstance(value, Binned):
-            scores.sums[name] = exact_sum.exact_sum_by_bin(value.values, value.bins, value.num_bins)
+def _take_sums(scores: TokenScores, named: Mapping[str, Tensor | Binned]) -> None:
+    """Take the exact sums, each ``(rows, 8)``, that other metrics haven't taken of the same scores; alike ones at once."""
+    together: list[tuple[Tensor | None, int, list[tuple[str, Tensor]]]] = []  # bins, how many, values by name
+    for name, value in named.items():
+        if name in scores.sums:
+            continue
+        values, bins, num_bins = (
+            (value.values, value.bins, value.num_bins) if isinstance(value, Binned) else (value, None, 1)
+        )
+        for other_bins, other_num, group in together:
+            first = group[0][1]
+            alike = values.shape == first.shape and values.dtype == first.dtype
+            if other_bins is bins and other_num == num_bins and alike:
+                group.append((name, values))
+                break
         else:
-            scores.sums[name] = exact_sum.exact_sum(value)[None]
-    return scores.sums[name]
+            together.append((bins, num_bins, [(name, values)]))
+    for bins, num_bins, group in together:
+        stacked = torch.stack([values.reshape(-1) for _, values in group])
+        if bins is not None:
+            sums = exact_sum.exact_sums_by_bin(stacked, bins, num_bins)
+        else:
+            sums = exact_sum.exact_sums(stacked)[:, None]
+        scores.sums.update(zip([name for name, _ in group], sums.unbind(), strict=True))
 
 
 def _counts(scores: TokenScores) -> dict[str, Tensor | Binned]:
