@@ -146,7 +146,7 @@ def test_a_cache_keeps_them_and_one_without_them_is_told(tmp_path):
 def test_a_model_that_gives_none_is_told():
     documents = DOCUMENTS["loglikelihood_rolling"][:2]
     task = XentTask(config("loglikelihood_rolling", documents, [{"metric": "z_loss"}]))
-    with pytest.raises(MissingScoreError, match=r"z_loss asked for .*extra=asked_for\(requests\)"):
+    with pytest.raises(MissingScoreError, match=r"metric z_loss: the metric asked for .*extra=asked_for\(requests\)"):
         evaluate(task, ScoredBigramLM())
 
 
