@@ -72,8 +72,13 @@ class _Case:
     metric: TokenMetric  # pristine: checks update copies
     logits: Tensor  # (B, T, V), or (B, T) for binary scores
     target: Tensor  # (B, T), some of them ignored
-    scores: TokenScores  # (B, T), with every field
+    first_scores: TokenScores  # (B, T), with every field
     generator: torch.Generator
+
+    @property
+    def scores(self) -> TokenScores:
+        """Scores of which no sums have been taken, so that the metric is asked for them each time."""
+        return replace(self.first_scores)
 
     def new(self) -> TokenMetric:
         return copy.deepcopy(self.metric)
