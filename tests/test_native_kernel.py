@@ -305,8 +305,9 @@ def test_ignored_and_invalid_targets_stay_the_core_s_business():
     assert torch.equal(scores.nll[kept], kernel(logits[kept], target[kept])[0])
 
 
-def test_the_hidden_state_route_takes_the_kernel_up_by_itself(monkeypatch):
-    hidden, head, target = torch.randn(3, 100, 16), torch.randn(40_000, 16), torch.randint(40_000, (3, 100))
+def test_the_hidden_state_route_takes_the_kernel_up_by_itself_in_half_precision(monkeypatch):
+    hidden, head = torch.randn(3, 100, 16).bfloat16(), torch.randn(40_000, 16).bfloat16()
+    target = torch.randint(40_000, (3, 100))
     seen = record(monkeypatch)
     scores = score_hidden_states(hidden, head, target, logit_softcap=30.0)
     blocks = list(seen)
@@ -314,7 +315,8 @@ def test_the_hidden_state_route_takes_the_kernel_up_by_itself(monkeypatch):
     expected = [kernel(rows, ids)[0] for rows, ids in zip(blocks, target.flatten().split(157), strict=True)]
     assert torch.equal(scores.nll.flatten(), torch.cat(expected))
     exact = 30 * torch.tanh(hidden.flatten(0, 1).double() @ head.double().T / 30)
-    torch.testing.assert_close(scores.nll.flatten().double(), truth(exact, target.flatten()), rtol=1e-5, atol=1e-5)
+    # The product is rounded to bfloat16; what comes after it is not.
+    torch.testing.assert_close(scores.nll.flatten().double(), truth(exact, target.flatten()), rtol=1e-2, atol=5e-2)
 
 
 def record(monkeypatch) -> list[torch.Tensor]:

@@ -103,14 +103,26 @@ def test_rows_without_a_flat_view_come_in_parts_and_in_order(install):
     assert [rows.shape for rows, _ in backend.asked] == [(5, 5)] * 3
 
 
-def test_hidden_states_are_scored_by_the_backend_block_by_block(install, monkeypatch):
+def test_hidden_states_in_half_precision_are_scored_by_the_backend_block_by_block(install, monkeypatch):
     monkeypatch.setattr("xent_metrics.scoring._MATMUL_CHUNK", 70)
+    backend = Backend(lambda logits, target: (logits.float().amax(-1), logits.float().amax(-1), target == 0))
+    install(backend)
+    hidden, head = torch.randn(2, 12, 3).bfloat16(), torch.randn(7, 3).bfloat16()
+    target = torch.ones(2, 12, dtype=torch.long)
+    scores = score_hidden_states(hidden, head, target)
+    assert [rows.shape for rows, _ in backend.asked] == [(10, 7), (10, 7), (4, 7)]
+    torch.testing.assert_close(scores.nll, (hidden @ head.T).amax(-1).float())
+
+
+def test_hidden_states_in_full_precision_take_the_faster_way_by_blocks_of_the_vocabulary(install):
     backend = Backend(lambda logits, target: (logits.amax(-1), logits.amax(-1), target == 0))
     install(backend)
     hidden, head, target = torch.randn(2, 12, 3), torch.randn(7, 3), torch.ones(2, 12, dtype=torch.long)
     scores = score_hidden_states(hidden, head, target)
-    assert [rows.shape for rows, _ in backend.asked] == [(10, 7), (10, 7), (4, 7)]
-    torch.testing.assert_close(scores.nll, (hidden @ head.T).amax(-1))
+    assert backend.asked == []
+    torch.testing.assert_close(
+        scores.nll, torch.nn.functional.cross_entropy((hidden @ head.T).mT, target, reduction="none")
+    )
 
 
 def test_none_leaves_the_rows_to_torch(install, batch):

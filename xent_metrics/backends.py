@@ -14,23 +14,17 @@ from torch._C._functorch import is_functorch_wrapped_tensor  # torch.func has no
 
 from .errors import PluginError
 
-__all__ = ["has_backend", "score_by_backend"]
+__all__ = ["is_plain", "score_by_backend"]
 
 
-def has_backend() -> bool:
-    """Whether any plugin scores rows."""
-    from .plugins import plugins
-
-    return bool(plugins().manager.hook.score_backend.get_hookimpls())
+def is_plain(tensor: Tensor) -> bool:
+    """Whether the tensor has memory of its own: it is not being traced, transformed by torch.func, or faked."""
+    return type(tensor) is Tensor and not torch.compiler.is_compiling() and not is_functorch_wrapped_tensor(tensor)
 
 
 def score_by_backend(logits: Tensor, target: Tensor) -> dict[str, Tensor] | None:
     """The first backend's scores of the rows ``(N, V)``, by name, or None where no backend takes them."""
-    if torch.compiler.is_compiling() or type(logits) is not Tensor or not len(logits):
-        return None
-    if is_functorch_wrapped_tensor(logits) or is_functorch_wrapped_tensor(
-        target
-    ):  # in vmap or grad: no data of its own
+    if not (is_plain(logits) and is_plain(target) and len(logits)):
         return None
     from .plugins import plugins  # which loads the metrics, which score through here
 

@@ -13,13 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .backends import score_by_backend
+from .backends import is_plain, score_by_backend
 from .scores import TokenScores
 
 __all__ = ["Plan", "RowScore", "Rows", "first_argmax"]
 
 _ARGMAX_BLOCK = 512
-_BLOCK = 16
+_BLOCK = 8
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Rows:
         self.plan = plan
         self.start = 0
         self.parts: list[dict[str, Tensor]] = []
+        self._memory: Tensor | None = None
 
     def add(self, logits: Tensor) -> None:
         """Score the next rows, ``(rows, V)``: by a plugin's backend as far as it goes, and by torch a chunk at a time."""
@@ -106,7 +107,7 @@ class Rows:
 
     def _hard(self, logits: Tensor, index: Tensor, top: Tensor) -> dict[str, Tensor]:
         """The scores of a chunk of rows with one target class each."""
-        log_prob = _log_softmax(logits)
+        log_prob = self._log_prob(logits)
         nll, surprise = log_prob.gather(-1, torch.stack([index, top], dim=-1)).neg_().unbind(-1)
         facts = {"nll": nll, "confidence": surprise.neg().exp_(), "correct": top == index}
         rows = {"log_prob": log_prob, "logits": logits.to(log_prob.dtype)} if self.plan.extra else {}
@@ -128,7 +129,7 @@ class Rows:
 
     def _soft(self, logits: Tensor, soft: Tensor, top: Tensor) -> dict[str, Tensor]:
         """The same for rows whose target is a distribution."""
-        log_prob = _log_softmax(logits)
+        log_prob = self._log_prob(logits)
         confidence = log_prob.gather(-1, top[:, None]).squeeze(-1).exp()
         soft = soft.to(log_prob.dtype)
         terms = torch.where(soft > 0, soft * log_prob, 0.0)  # 0 ln 0 = 0
@@ -143,6 +144,22 @@ class Rows:
             smooth = smooth * class_weight.to(log_prob.dtype)
         loss = -smooth.sum(-1)
         return facts | {"loss": loss, "loss_weight": torch.ones_like(loss)}
+
+    def _log_prob(self, logits: Tensor) -> Tensor:
+        """ln p of a chunk in float32 or wider; on a CPU in memory that the next chunk takes again.
+
+        New pages for every chunk can cost several times the pass itself.
+        """
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        if (
+            self.plan.extra or logits.device.type != "cpu" or not is_plain(logits)
+        ):  # a further score may keep what it was given
+            return torch.log_softmax(logits, dim=-1, dtype=wide)
+        if self._memory is None:
+            rows = min(self.plan.chunk_rows, self.plan.counted.numel())
+            self._memory = torch.empty(2, rows, self.plan.vocab_size, dtype=wide)
+        taken, found = self._memory[:, : len(logits)]
+        return torch.log_softmax(logits if logits.dtype == wide else taken.copy_(logits), dim=-1, out=found)
 
     def scores(self) -> TokenScores:
         """The scores of all rows in the shape of the targets."""
@@ -175,10 +192,6 @@ class Rows:
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """The columns of consecutive parts as one; none of no parts."""
     return {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else ())}
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    return torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def first_argmax(rows: Tensor) -> Tensor:

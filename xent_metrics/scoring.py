@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .backends import has_backend
 from .errors import InvalidInputError
 from .row_scores import Plan, Rows, RowScore
 from .scores import TokenScores
@@ -27,7 +26,7 @@ from .vocabulary_blocks import BLOCK_ROWS, score_blocks
 
 __all__ = ["as_tensor", "bytes_of", "check_logits", "check_target", "score_hidden_states", "score_tokens"]
 
-_CPU_CHUNK = 2**19  # logits a chunk: what is computed of them stays in the processor's cache
+_CPU_CHUNK = 2**20  # logits a chunk: what is computed of them stays in the processor's cache
 _DEVICE_CHUNK = 2**22  # 16 MiB of float32: few kernel launches, little memory
 _MATMUL_CHUNK = 6 * 2**20  # logits a block of hidden states: large enough for the matmul to run at its speed
 _LOGITS_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -220,9 +219,9 @@ def score_hidden_states(
 
 
 def _by_vocabulary_blocks(plan: Plan, head: Tensor) -> bool:
-    """Where it is faster than whole rows: on a CPU without a backend, in full precision (half has matmuls of its own)."""
+    """Where it is faster than whole rows, by a backend too: on a CPU in full precision (half has matmuls of its own)."""
     wide = head.dtype in (torch.float32, torch.float64)
-    return plan.plain and wide and head.device.type == "cpu" and not torch.compiler.is_compiling() and not has_backend()
+    return plan.plain and wide and head.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _is_dtensor(*arrays: Any) -> bool:
