@@ -314,3 +314,22 @@ def test_the_command_prints_a_table_and_json(runs):
     assert first["better"] == "B"
     assert math.isfinite(first["documents_needed"])
     assert first["documents"] == len(TEXTS)
+
+
+def test_units_over_choices_are_per_question(tmp_path):
+    question = {"question": "Which?", "choices": ["no one", "this", "that"], "gold": 1}
+    listed = [
+        {"metric": "brier_score"},
+        {"metric": "cross_entropy", "unit": "bits", "over": "choices"},
+        {"metric": "token_accuracy", "over": "choices"},
+        {"metric": "cross_entropy", "over": "gold", "name": "of_gold"},
+    ]
+    task = XentTask(config("multiple_choice", [question, question], listed))
+    saved(evaluate(task, ScoredBigramLM()), tmp_path)
+    units = {name: metric.value_unit for name, metric in read_run(tmp_path).tasks["t"].metrics.items()}
+    assert units == {
+        "brier_score": "squared error per question",
+        "cross_entropy": "bits per question",
+        "token_accuracy": "share of questions",
+        "of_gold": "nats per token",
+    }

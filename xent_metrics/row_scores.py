@@ -19,7 +19,6 @@ from .scores import TokenScores
 __all__ = ["Plan", "RowScore", "Rows", "first_argmax"]
 
 _ARGMAX_BLOCK = 512
-_BLOCK = 8
 
 
 @dataclass(frozen=True)
@@ -59,11 +58,6 @@ class Plan:
     chunk_rows: int
 
     @property
-    def block_rows(self) -> int:
-        """Chunks whose top-1 torch finds together."""
-        return _BLOCK * self.chunk_rows
-
-    @property
     def plain(self) -> bool:
         """Whether nll, confidence and correct under class targets are all that is asked: what a backend gives."""
         return self.soft is None and not self.label_smoothing and self.class_weight is None and not self.extra
@@ -88,8 +82,9 @@ class Rows:
         scores = None if plan.index is None else score_by_backend(logits, targets)
         first = len(self.parts)
         if scores is None or not plan.plain:
-            for block in zip(*(torch.split(tensor, plan.block_rows) for tensor in (logits, targets)), strict=True):
-                self._add_by_torch(*block)
+            score = self._hard if plan.soft is None else self._soft
+            chunks = zip(*(torch.split(tensor, plan.chunk_rows) for tensor in (logits, targets)), strict=True)
+            self.parts += [score(*chunk) for chunk in chunks]
         if scores is not None:  # torch gives what else is asked, which changes no bit of these
             self.parts[first:] = [_joined(self.parts[first:]) | scores]
 
@@ -99,18 +94,13 @@ class Rows:
         self.parts.append(score(self.plan.index[self.start : self.start + rows]))
         self.start += rows
 
-    def _add_by_torch(self, logits: Tensor, targets: Tensor) -> None:
-        top = first_argmax(logits)
-        score = self._hard if self.plan.soft is None else self._soft
-        chunks = zip(*(torch.split(tensor, self.plan.chunk_rows) for tensor in (logits, targets, top)), strict=True)
-        self.parts += [score(*chunk) for chunk in chunks]
-
-    def _hard(self, logits: Tensor, index: Tensor, top: Tensor) -> dict[str, Tensor]:
+    def _hard(self, logits: Tensor, index: Tensor) -> dict[str, Tensor]:
         """The scores of a chunk of rows with one target class each."""
-        log_prob = self._log_prob(logits)
+        logits, log_prob = self._log_prob(logits)
+        top = first_argmax(logits)
         nll, surprise = log_prob.gather(-1, torch.stack([index, top], dim=-1)).neg_().unbind(-1)
         facts = {"nll": nll, "confidence": surprise.neg().exp_(), "correct": top == index}
-        rows = {"log_prob": log_prob, "logits": logits.to(log_prob.dtype)} if self.plan.extra else {}
+        rows = {"log_prob": log_prob, "logits": logits}
         further = {name: score.function(rows[score.of], index) for name, score in self.plan.extra.items()}
         return facts | self._loss(log_prob, nll, index) | further
 
@@ -127,9 +117,10 @@ class Rows:
             loss = loss - smoothing / self.plan.vocab_size * (log_prob * weights).sum(-1)
         return {"loss": loss, "loss_weight": loss_weight}
 
-    def _soft(self, logits: Tensor, soft: Tensor, top: Tensor) -> dict[str, Tensor]:
+    def _soft(self, logits: Tensor, soft: Tensor) -> dict[str, Tensor]:
         """The same for rows whose target is a distribution."""
-        log_prob = self._log_prob(logits)
+        logits, log_prob = self._log_prob(logits)
+        top = first_argmax(logits)
         confidence = log_prob.gather(-1, top[:, None]).squeeze(-1).exp()
         soft = soft.to(log_prob.dtype)
         terms = torch.where(soft > 0, soft * log_prob, 0.0)  # 0 ln 0 = 0
@@ -145,21 +136,23 @@ class Rows:
         loss = -smooth.sum(-1)
         return facts | {"loss": loss, "loss_weight": torch.ones_like(loss)}
 
-    def _log_prob(self, logits: Tensor) -> Tensor:
-        """ln p of a chunk in float32 or wider; on a CPU in memory that the next chunk takes again.
+    def _log_prob(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """A chunk of logits and their ln p, in float32 or wider; on a CPU in memory that the next chunk takes again.
 
-        New pages for every chunk can cost several times the pass itself.
+        New pages for every chunk can cost several times the pass itself. Elsewhere logits keep their dtype, if no further
+        score is asked.
         """
         wide = torch.promote_types(logits.dtype, torch.float32)
-        if (
-            self.plan.extra or logits.device.type != "cpu" or not is_plain(logits)
-        ):  # a further score may keep what it was given
-            return torch.log_softmax(logits, dim=-1, dtype=wide)
+        # A further score may keep what it was given.
+        if self.plan.extra or logits.device.type != "cpu" or not is_plain(logits):
+            widened = logits.to(wide) if self.plan.extra else logits
+            return widened, torch.log_softmax(logits, dim=-1, dtype=wide)
         if self._memory is None:
             rows = min(self.plan.chunk_rows, self.plan.counted.numel())
             self._memory = torch.empty(2, rows, self.plan.vocab_size, dtype=wide)
         taken, found = self._memory[:, : len(logits)]
-        return torch.log_softmax(logits if logits.dtype == wide else taken.copy_(logits), dim=-1, out=found)
+        widened = logits if logits.dtype == wide else taken.copy_(logits)
+        return widened, torch.log_softmax(widened, dim=-1, out=found)
 
     def scores(self) -> TokenScores:
         """The scores of all rows in the shape of the targets."""

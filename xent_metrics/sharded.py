@@ -39,7 +39,7 @@ def score_tokens(logits: Any, target: Any, *, weight: Any, **options: Any) -> To
     layout = Layout(logits, class_dim=logits.ndim - 1)
     own = _at_least_one(layout.own_classes(logits))
     plan = _plan(layout, own.shape[:-1], own.device, target, weight, options)
-    return _score(plan, layout, scoring._split(own, plan.block_rows))
+    return _score(plan, layout, scoring._split(own, max(1, own.numel())))
 
 
 def score_hidden_states(

@@ -31,6 +31,8 @@ __all__ = ["LoggedMean", "Run", "Sample", "TaskRun", "read_run"]
 
 #: Keys of a metric_list entry that are the task's, not the metric's.
 _TASK_KEYS = ("metric", "name", "over", "aggregation", "higher_is_better", "hf_evaluate")
+#: What a multiple-choice task takes over the choices if its list doesn't say.
+_OVER_CHOICES = ("brier_score",)
 #: Of which lm-eval logs (loglikelihood, length) a document.
 _WEIGHTED = ("bits_per_byte", "byte_perplexity", "word_perplexity")
 _NO_FILTER = "none"
@@ -225,10 +227,19 @@ def _metrics(config: Any, task: str, problems: list[str]) -> dict[str, TokenMetr
             continue
         options = {key: value for key, value in entry.items() if key not in _TASK_KEYS}
         try:
-            built[str(entry.get("name", entry["metric"]))] = get_metric(entry["metric"], **options)
+            metric = get_metric(entry["metric"], **options)
         except Exception as error:  # an option may name what only the other machine had
             problems.append(f"task {task}: {entry['metric']} can't be built as it was: {error}")
+            continue
+        if config.get("output_type") == "multiple_choice" and _is_over_choices(entry):
+            metric.value_unit = metric.value_unit.replace("token", "question")
+        built[str(entry.get("name", entry["metric"]))] = metric
     return built
+
+
+def _is_over_choices(entry: Mapping[str, Any]) -> bool:
+    over = entry.get("over") or ("choices" if entry["metric"] in _OVER_CHOICES else "gold")
+    return bool(over == "choices")
 
 
 def _samples(path: Path, task: str, problems: list[str]) -> Iterator[Sample]:

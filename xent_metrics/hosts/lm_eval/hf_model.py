@@ -65,6 +65,20 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
     Raises:
         InvalidInputError: a model that isn't causal, a `stride` that doesn't fit, a request without tokens to score or
             with more than a window holds; before the model runs on any request.
+
+    >>> from lm_eval.api.instance import Instance
+    >>> from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    >>> letters = ["<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]                 # a token a byte
+    >>> bytes_ = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    >>> bytes_.pre_tokenizer, bytes_.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    >>> small = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=257, **small))
+    >>> _ = torch.nn.init.zeros_(model.lm_head.weight)                                    # uniform over 257 ids: ln 257
+    >>> lm = XentHFLM(model, tokenizer=PreTrainedTokenizerFast(tokenizer_object=bytes_, eos_token="<eos>"), device="cpu")
+    >>> [result] = lm.loglikelihood([Instance("loglikelihood", {}, ("1 + 1 =", " 2"), 0)])
+    >>> result.scores.nll, result.scores.num_bytes
+    (tensor([5.5491, 5.5491]), tensor([1, 1]))
     """
 
     gives_token_scores = True  # XentTask asks for it before the model runs
