@@ -76,12 +76,37 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("MixtralConfig", {**_LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "cohere": ("CohereConfig", {**_LLAMA, "logit_scale": 0.25}),
     "granite": ("GraniteConfig", {**_LLAMA, "logits_scaling": 4.0}),
+    "mpt": ("MptConfig", {"d_model": 48, "n_heads": 4, "n_layers": 3, "max_seq_len": 96, "initializer_range": 0.3}),
+    "recurrent_gemma": (
+        "RecurrentGemmaConfig",
+        {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "lru_width": 48,
+         "attention_window_size": 96, "initializer_range": 0.3},
+    ),
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        {**_LLAMA, **_HEAD_DIM, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48,
+         "shared_expert_intermediate_size": 48, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+         "linear_key_head_dim": 12, "linear_value_head_dim": 12,
+         "layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+    ),
+    "phi3_longrope": (
+        "Phi3Config",
+        {**_LLAMA, "original_max_position_embeddings": 48, "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 1.0, "factor": 2.0,
+            "original_max_position_embeddings": 48, "short_factor": [1.0] * 6, "long_factor": [4.0] * 6}},
+    ),
+    "llama_dynamic": (
+        "LlamaConfig",
+        {**_LLAMA, "max_position_embeddings": 48,
+         "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}},
+    ),
 }  # fmt: skip
 
 
-def tiny_model(name: str) -> Any:
-    """A model of the architecture, the same each time."""
+def tiny_model(name: str, **other: Any) -> Any:
+    """A model of the architecture, the same each time; with other options, if the architecture has them."""
     config_class, options = CONFIGS[name]
+    options = options | {key: value for key, value in other.items() if key in options}
     config = getattr(transformers, config_class)(
         vocab_size=VOCAB, bos_token_id=0, eos_token_id=0, pad_token_id=0, **options
     )

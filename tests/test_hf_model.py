@@ -17,14 +17,12 @@ import torch
 import transformers
 from hf_model_support import CONFIGS, TEXT, VOCAB, multiple_choice, requests, stock, tiny_model, tiny_tokenizer
 from lm_eval.api.model import CachingLM
-from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from torch.nn import functional as F
 
 from xent_metrics import TokenScores
-from xent_metrics.errors import InvalidInputError, MissingScoreError
+from xent_metrics.errors import InvalidInputError
 from xent_metrics.hosts.lm_eval import XentHFLM, freed_memory, hf_model, runner
-from xent_metrics.hosts.lm_eval.command import XentTaskManager
 from xent_metrics.hosts.lm_eval.forward import Forward
 from xent_metrics.hosts.lm_eval.results import ScoredLoglikelihood, ScoredRolling
 
@@ -343,15 +341,47 @@ def test_what_is_done_is_cached_before_all_is_done(build, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("kind", ["loglikelihood", "loglikelihood_rolling"])
-@pytest.mark.parametrize("writer", ["hf", "without log_tokens"])
-def test_a_cache_without_tokens_is_refused_where_they_are_asked_for(build, model, tokenizer, tmp_path, kind, writer):
+def test_a_cache_without_tokens_is_refused_where_they_are_asked_for(build, tmp_path, kind):
     path = str(tmp_path / "cache.db")
-    first = CachingLM(stock(model, tokenizer) if writer == "hf" else build(), path)
+    first = CachingLM(build(), path)
     getattr(first, kind)(requests(kind, [("A text", " and more")[: 1 + (kind == "loglikelihood")]]))
     first.dbdict.close()
     with pytest.raises(InvalidInputError, match=r"the cache \S+cache.db holds results without tokens.* --use_cache"):
         CachingLM(build(log_tokens=True), path)
     CachingLM(build(), path)  # numbers are what they are
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"stride": 24}, "of stride=None, and this is stride=24"),
+        ({"max_length": 50}, "of max_length=96, and this is max_length=50"),
+        ({"prefix_token_id": 7}, "of prefix_token_id=0, and this is prefix_token_id=7"),
+        ({"pretrained": "mamba"}, "of class=LlamaForCausalLM, .*and this is class=MambaForCausalLM"),
+    ],
+)
+def test_a_cache_of_another_model_or_other_options_is_refused(build, tmp_path, other, message):
+    """lm-eval knows requests by their texts alone."""
+    path = str(tmp_path / "cache.db")
+    first = CachingLM(build(), path)
+    first.loglikelihood_rolling(requests("loglikelihood_rolling", [(TEXT,)]))
+    first.dbdict.close()
+    if "pretrained" in other:
+        other = {"pretrained": tiny_model(other["pretrained"]), "max_length": 96}
+    with pytest.raises(InvalidInputError, match=f"the cache .*cache.db holds results {message}.*; give --use_cache"):
+        CachingLM(build(**other), path)
+    CachingLM(build(batch_size=1), path)  # changes no result
+
+
+def test_a_cache_that_does_not_say_whose_it_is_is_refused(build, model, tokenizer, tmp_path):
+    path = str(tmp_path / "cache.db")
+    first = CachingLM(stock(model, tokenizer), path)
+    first.loglikelihood(requests("loglikelihood", PAIRS))
+    first.dbdict.close()
+    with pytest.raises(
+        InvalidInputError, match="holds results of another model: it doesn't say which; give --use_cache"
+    ):
+        CachingLM(build(), path)
 
 
 def test_a_cache_with_tokens_is_taken(build, tmp_path):
@@ -362,17 +392,6 @@ def test_a_cache_with_tokens_is_taken(build, tmp_path):
     first.dbdict.close()
     again = CachingLM(build(log_tokens=True), path)
     assert (again.loglikelihood(pairs), again.loglikelihood_rolling(texts)) == found
-
-
-def test_a_cache_of_another_model_is_named_where_scores_are_missing(build, model, tokenizer, tmp_path):
-    rest = {
-        "tasks": ["xent_python_docs_tokens"], "limit": 2, "bootstrap_iters": 0, "task_manager": XentTaskManager(),
-        "use_cache": str(tmp_path / "cache"),
-    }  # fmt: skip
-    with pytest.raises(MissingScoreError):
-        simple_evaluate(model=stock(model, tokenizer), **rest)
-    with pytest.raises(MissingScoreError, match="came from a cache that another one wrote: give --use_cache another"):
-        simple_evaluate(model=build(), **rest)
 
 
 def test_samples_list_tokens_when_asked(build, lm, tokenizer):
@@ -486,7 +505,8 @@ def test_a_wrong_head_is_found(model, tokenizer, caplog, dtype):
 
 def test_a_continuation_without_tokens_is_refused(lm):
     for pair in (("A context", ""), ("", ""), ("", "<|end|>")):
-        with pytest.raises(InvalidInputError, match=r"has 0 tokens; expected 1 to max_length=96"):
+        behind = "" if pair[0] else " behind the id 0 that begins a text"
+        with pytest.raises(InvalidInputError, match=rf"has 0 tokens{behind}; expected 1 to max_length=96"):
             choices(lm, [PAIRS[0], pair])
 
 
@@ -516,7 +536,7 @@ def test_without_bos_and_eos_only_texts_without_context_need_a_prefix(model):
     lm = XentHFLM(pretrained=model, tokenizer=bare)
     assert choices(lm, PAIRS[:2])[0][0] < 0
     for run in (lambda: choices(lm, [("", "Bytes")]), lambda: rolling(lm, TEXT)):
-        with pytest.raises(InvalidInputError, match=r"no BOS and no EOS token.*prefix_token_id"):
+        with pytest.raises(InvalidInputError, match=r"^TokenizersBackend has no BOS and no EOS token.*prefix_token_id"):
             run()
     assert rolling(XentHFLM(pretrained=model, tokenizer=bare, prefix_token_id=0), TEXT)[0] < 0
 
@@ -566,6 +586,8 @@ def test_a_stride_lies_within_the_window(build, stride):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"max_length": 0}, "max_length is a whole number of at least 1; got 0"),
+        ({"prefix_token_id": 9999}, f"prefix_token_id is one of the model's {VOCAB} ids, 0 to {VOCAB - 1}; got 9999"),
         ({"max_length": -1}, "max_length is a whole number of at least 1; got -1"),
         ({"max_length": "long"}, "max_length is a whole number of at least 1; got 'long'"),
         ({"batch_size": 0}, "batch_size is a whole number of at least 1; got 0"),
@@ -590,6 +612,43 @@ def test_a_window_has_no_more_ids_than_positions(tokenizer, name):
         InvalidInputError, match=r"max_length=200 is more than the \d+ positions of \S*(wpe|embed_positions)"
     ):
         XentHFLM(pretrained=tiny_model(name), tokenizer=tokenizer, max_length=200)
+
+
+def test_the_patches_of_an_image_are_no_positions_of_a_text(tokenizer):
+    """Gemma 3 with its vision tower, whose table has fewer places than a text."""
+    text = dict(
+        CONFIGS["gemma3"][1],
+        max_position_embeddings=1024,
+        final_logit_softcapping=None,
+        vocab_size=VOCAB,
+        pad_token_id=0,
+    )
+    vision = {
+        "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+        "patch_size": 14,
+    }  # fmt: skip
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, boi_token_index=381, eoi_token_index=382,
+        image_token_index=383,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    assert type(model).__name__ == "Gemma3ForConditionalGeneration"
+    lm = XentHFLM(pretrained=model, tokenizer=tokenizer)
+    assert lm.max_length == 1024
+    assert all((lm.forward.hidden, lm.forward.packing, lm.forward.caching))
+    theirs = stock(model, tokenizer)
+    assert [a[0] for a in choices(lm)] == pytest.approx([a[0] for a in choices(theirs)], rel=1e-5)
+
+
+def test_a_dynamically_quantized_model_is_scored_plainly(tokenizer):
+    """Its layers scale by the largest number of a batch: no shortcut agrees to the last digits, and none is taken."""
+    model = tiny_model("llama_untied")
+    model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    lm, theirs = (kind(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=88) for kind in (XentHFLM, HFLM))
+    assert not any((lm.forward.hidden, lm.forward.packing, lm.forward.caching))
+    [ours], [expected] = choices(lm, PAIRS[:1]), choices(theirs, PAIRS[:1])
+    assert ours[0] == pytest.approx(expected[0], rel=1e-5)
 
 
 def test_models_without_a_head_for_tokens_are_refused(model, tokenizer):

@@ -30,8 +30,36 @@ from .packing import Row
 __all__ = ["Forward", "Head"]
 
 
-#: What a configuration calls its experts, and quantization.
-_NEIGHBOURLY = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "quantization_config")
+#: What a configuration calls its experts.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Where rotary positions turn to other frequencies, for all ids of a batch: if one of its windows is longer than that.
+
+    Attributes:
+        length: the longest window of the first frequencies.
+        once: all longer windows have the same others (LongRoPE), and not each its own (dynamic NTK).
+    """
+
+    length: int
+    once: bool
+
+    @classmethod
+    def of(cls, config: Any) -> Turn | None:
+        """As the configuration of a model has it, if its positions turn."""
+        found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+        kinds = [found, *(value for value in found.values() if isinstance(value, Mapping))]  # one for each layer type
+        named = {kind.get("rope_type", kind.get("type")): kind for kind in kinds}
+        turning = [name for name in ("longrope", "dynamic") if name in named]
+        if not turning:
+            return None
+        lengths = [named[name].get("original_max_position_embeddings") for name in turning]
+        lengths += [
+            getattr(config, name, None) for name in ("original_max_position_embeddings", "max_position_embeddings")
+        ]
+        return cls(min(length for length in lengths if length), once=turning == ["longrope"])
 
 
 @dataclass(frozen=True)
@@ -77,6 +105,7 @@ class Forward:
     Attributes:
         extra: further scores of each token, for the calls that follow. They come from a pass of their own, so that they
             change no bit of the others.
+        rounding: how far rounding alone moves hidden states (or logits), relatively, as far as that was measured.
     """
 
     def __init__(
@@ -92,6 +121,7 @@ class Forward:
         self.hidden = self.packing = self.caching = False
         self.head: Head | None = None
         self.extra: Mapping[str, RowScore] = {}
+        self.rounding = 0.0
         self._bytes_table = bytes_table
         self._tables: dict[int, Tensor | None] = {}
         self._causal = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -101,6 +131,7 @@ class Forward:
         self.window: int | None = window if not kinds or "sliding_attention" in kinds else None
         self._mixed = len(kinds) > 1
         self._additive = getattr(config, "_attn_implementation", None) == "eager"
+        self.turn = Turn.of(config)
 
     @property
     def name(self) -> str:
@@ -113,11 +144,18 @@ class Forward:
         return dtype
 
     @property
+    def is_quantized(self) -> bool:
+        """Whether weights are quantized: many such layers scale by what they see at once."""
+        kinds = (torch.ao.nn.quantized.dynamic.Linear, torch.ao.nn.quantized.Linear)
+        stated = getattr(self._causal.config.get_text_config(), "quantization_config", None)
+        return bool(stated) or any(isinstance(module, kinds) for module in self._causal.modules())
+
+    @property
     def rounds_by_neighbours(self) -> bool:
-        """Whether other ids of a batch may change how a position is rounded: those of an expert run together, and
-        quantization scales what it sees at once."""
+        """Whether other ids of a batch may change how a position is rounded: those of an expert run together."""
         config = self._causal.config.get_text_config()
-        return any(getattr(config, name, None) for name in _NEIGHBOURLY)
+        parts = (config, getattr(config, "ffn_config", None))
+        return self.is_quantized or any(getattr(part, name, None) for part in parts for name in _EXPERTS)
 
     def find_head(self) -> None:
         """Find the parts of the model that the hidden-state route needs; raises where there is no such part."""
@@ -205,6 +243,17 @@ class Forward:
             return mask
         hidden = torch.finfo(self.dtype).min
         return torch.zeros(mask.shape, dtype=self.dtype, device=self.device).masked_fill_(~mask, hidden)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """The logits of hidden states, in the model's dtype to the last step, as it computes its own."""
+        assert self.head is not None
+        head = self.head
+        states = states.to(head.weight.device, torch.promote_types(states.dtype, head.weight.dtype))
+        bias = None if head.bias is None else head.bias.to(states.dtype)
+        logits = nn.functional.linear(states, head.weight.to(states.dtype), bias).to(self.dtype)
+        if head.scale is not None:
+            logits = logits * head.scale
+        return logits if head.softcap is None else (logits / head.softcap).tanh() * head.softcap
 
     # Scoring.
 

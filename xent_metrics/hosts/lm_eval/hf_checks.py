@@ -10,7 +10,7 @@ from torch import nn
 from ...errors import InvalidInputError
 from .windows import Window
 
-__all__ = ["check_backend", "check_ids", "check_positions"]
+__all__ = ["check_backend", "check_ids", "check_positions", "check_prefix"]
 
 
 def check_backend(config: Any, backend: str) -> None:
@@ -25,14 +25,23 @@ def check_backend(config: Any, backend: str) -> None:
     raise InvalidInputError(f"xent-hf scores causal language models; {got}")
 
 
-def check_positions(model: nn.Module, max_length: int) -> None:
-    """Learned positions end somewhere; computed ones don't."""
-    for name, table in model.named_modules():
+def check_positions(model: Any, max_length: int) -> None:
+    """Learned positions end somewhere; computed ones don't, and those of an image's patches are none of a text."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    for name, table in decoder.named_modules():
         learned = ("wpe" in name or "position" in name) and "relative" not in name
         if learned and isinstance(table, nn.Embedding) and table.num_embeddings < max_length:
             raise InvalidInputError(
                 f"max_length={max_length} is more than the {table.num_embeddings} positions of {name}; lower max_length"
             )
+
+
+def check_prefix(prefix: int | None, num_ids: int) -> None:
+    """An id that the model has."""
+    if prefix is not None and not 0 <= prefix < num_ids:
+        raise InvalidInputError(
+            f"prefix_token_id is one of the model's {num_ids} ids, 0 to {num_ids - 1}; got {prefix}"
+        )
 
 
 def check_ids(windows: Sequence[Window], num_ids: int, *, tokenizer_name: str) -> None:

@@ -34,7 +34,7 @@ from ...scores import TokenScores
 from .encoding import bytes_table
 from .forward import Forward
 from .further_scores import asked_for
-from .hf_checks import check_backend, check_ids, check_positions
+from .hf_checks import check_backend, check_ids, check_positions, check_prefix
 from .load_module import at_least_one, yes_or_no
 from .logged_tokens import Results
 from .packing import alone
@@ -92,6 +92,8 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         log_alternatives: int = 5,
         **kwargs: Any,
     ) -> None:
+        if kwargs.get("max_length") is not None:  # `hf` takes 0 for the model's own
+            kwargs["max_length"] = at_least_one("max_length", kwargs["max_length"])
         super().__init__(pretrained, *args, **kwargs)
         self._join_processes()
         check_backend(self.model.config, self.backend)
@@ -101,6 +103,7 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
             at_least_one("batch_size", self.batch_size)
         self._max_length = at_least_one("max_length", self.max_length)
         check_positions(self.model, self._max_length)
+        check_prefix(self.prefix_token_id, self._num_ids)
         self._results = Results(self.tokenizer if yes_or_no("log_tokens", log_tokens) else None, log_alternatives)
         if stride is not None and not (type(stride) is int and 1 <= stride <= self.max_length):
             raise InvalidInputError(f"stride lies between 1 and max_length={self.max_length} tokens; got {stride!r}")
@@ -189,8 +192,15 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         return [results[number] for number in range(len(texts))]
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Take lm-eval's cache, if what it holds is what these options give."""
-        self._results.check_cache(cache_hook.dbdict)
+        """Take lm-eval's cache, if what it holds is what this model and these options give."""
+        names = {"model": self.pretrained, "revision": self.revision, "peft": self.peft, "delta": self.delta}
+        made_by = {name: value for name, value in names.items() if isinstance(value, str)}
+        made_by |= {
+            "class": self.forward.name, "dtype": str(self.forward.dtype), "tokenizer": self._named_tokenizer,
+            "prefix_token_id": str(self.prefix_token_id), "add_bos_token": str(self.add_bos_token),
+            "max_length": str(self.max_length), "stride": str(self.stride),
+        }  # fmt: skip
+        self._results.check_cache(cache_hook.dbdict, made_by)
         super().set_cache_hook(cache_hook)
 
     # Tokens.
@@ -205,8 +215,9 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
             if ids[:1] == before:
                 ids = ids[1:]
         if not 1 <= len(ids) <= self.max_length:
+            behind = "" if context else f" behind the id {before[0]} that begins a text"
             raise InvalidInputError(
-                f"the continuation {_short(continuation)} of {_short(context)} has {len(ids)} tokens; expected 1 to "
+                f"the continuation {_short(continuation)} of {_short(context)} has {len(ids)} tokens{behind}; expected 1 to "
                 f"max_length={self.max_length}. Look at the task's doc_to_target or doc_to_choice; long texts are "
                 "scored by loglikelihood_rolling"
             )
@@ -215,10 +226,14 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
     def _prefix(self) -> int:
         if self.prefix_token_id is None:
             raise InvalidInputError(
-                f"{self.tokenizer_name} has no BOS and no EOS token, and a text without a context needs one before it; "
+                f"{self._named_tokenizer} has no BOS and no EOS token, and a text without a context needs one before it; "
                 "pass prefix_token_id=… in --model_args"
             )
         return int(self.prefix_token_id)
+
+    @property
+    def _named_tokenizer(self) -> str:
+        return getattr(self.tokenizer, "name_or_path", "") or type(self.tokenizer).__name__
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, *args: Any, **kwargs: Any) -> list[int]:
         """As `hf`; without a prefix token there is none that a text could begin with."""
@@ -233,7 +248,7 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
     ) -> Iterator[tuple[int, TokenScores]]:
         if not windows:
             return iter(())
-        check_ids(windows, self._num_ids, tokenizer_name=self.tokenizer_name)
+        check_ids(windows, self._num_ids, tokenizer_name=self._named_tokenizer)
         bar = partial(
             tqdm, desc=f"Running {task} requests", unit="tok", unit_scale=True,
             disable=True if disable_tqdm or self.rank != 0 else None,  # None: shown on a terminal only
@@ -257,7 +272,7 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         return min(rows * longest, _CPU_TOKENS) if on_cpu else rows * longest
 
     def _largest_batch(self, longest: int) -> int:
-        """The most rows of `longest` ids that fit the memory, `max_batch_size` or fewer; the least of all processes."""
+        """The most rows of `longest` ids that fit the memory, `max_batch_size` or fewer."""
         row = alone(0, Window((0,) * longest, (0,) * longest))
 
         @find_executable_batch_size(starting_batch_size=self.max_batch_size)  # type: ignore[untyped-decorator]
@@ -266,9 +281,7 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
             self.forward.score(states, [0] * len(states))
             return batch_size
 
-        size = int(largest())
-        if self.world_size > 1:
-            size = int(self.all_gather(torch.tensor([size], device=self.device)).min())
+        size = int(largest())  # each process its own: one whose requests are all cached isn't here
         log.info("xent-hf: batch_size=auto is %d requests of %d tokens", size, longest)
         return size
 

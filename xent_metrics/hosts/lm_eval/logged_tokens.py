@@ -28,6 +28,7 @@ __all__ = ["LoggedFloat", "LoggedLoglikelihood", "LoggedRolling", "Results", "to
 
 _SEEN = 6  # ids decoded with each token: enough for any character to be whole and for the space before a word
 _LIKELIEST = "likeliest"
+_MADE_BY = "made by"  # a cache's entry of the model whose results it holds, and what else they follow from
 
 #: A token as it stands in the samples.
 Token = Mapping[str, Any]
@@ -63,17 +64,27 @@ class Results:
         ids = torch.nn.functional.pad(found.indices, (0, missing), value=-1)
         return torch.stack([values, ids.to(values.dtype)], dim=1)
 
-    def check_cache(self, cached: Any) -> None:
-        """Refuse results that list no tokens, where they are wanted; `cached` is lm-eval's SqliteDict or None."""
-        if self.tokenizer is None or cached is None:
+    def check_cache(self, cached: Any, made_by: Mapping[str, Any]) -> None:
+        """Refuse the results of other models and options, `made_by`, whose requests lm-eval would take for the same.
+
+        Those without tokens, too, where tokens are wanted. `cached` is lm-eval's SqliteDict or None.
+        """
+        if cached is None:
             return
-        for result in cached.values():
+        instead = f"the cache {cached.filename} holds results {{}}; give --use_cache another name"
+        known = cached.get(_MADE_BY)
+        if known is None and len(cached):
+            raise InvalidInputError(instead.format("of another model: it doesn't say which"))
+        other = {name: value for name, value in (known or {}).items() if made_by.get(name) != value}
+        if other:
+            theirs, ours = (", ".join(f"{name}={found.get(name)}" for name in other) for found in (other, made_by))
+            raise InvalidInputError(instead.format(f"of {theirs}, and this is {ours}"))
+        results = [cached[key] for key in cached if key != _MADE_BY] if self.tokenizer is not None else []
+        for result in results:
             first = result[0] if isinstance(result, tuple | list) and result else result
             if isinstance(first, float) and not isinstance(first, LoggedFloat):
-                raise InvalidInputError(
-                    f"log_tokens=true, and the cache {cached.filename} holds results without tokens, of another model or a run "
-                    "without log_tokens; give --use_cache another name, or leave log_tokens out"
-                )
+                raise InvalidInputError(instead.format("without tokens, which log_tokens=true asks for"))
+        cached[_MADE_BY] = dict(made_by)
 
     def loglikelihood(self, scores: TokenScores) -> ScoredLoglikelihood:
         """(ln p, whether it is the greedy one) of a continuation."""

@@ -90,7 +90,7 @@ class Runner:
         self, windows: Sequence[Window], places: Sequence[int], share: bool, max_tokens: int, bar: tqdm
     ) -> Iterator[tuple[int, TokenScores]]:
         forward = self.forward
-        families = plan(windows, places, packing=share and forward.packing, stems=share and forward.caching)
+        families = list(self._families(windows, places, share))
         bar.total = bar.n + sum(family.num_tokens for family in families)
         bar.refresh()
         for family in families:
@@ -104,6 +104,23 @@ class Runner:
                     scored = list(self._score(rows, states))
                 yield from scored
                 bar.update(sum(map(len, rows)))
+
+    def _families(self, windows: Sequence[Window], places: Sequence[int], share: bool) -> Iterator[Family]:
+        """The plan; where positions turn to other frequencies, windows on either side of that never meet in a batch.
+
+        What is longer shares no stem, which alone would be short. Where each length has frequencies of its own, windows run
+        one by one, shorter ones first, since models keep those of the longest that they have seen until they see a short one.
+        """
+        packing, stems = share and self.forward.packing, share and self.forward.caching
+        turn = self.forward.turn
+        deep = [place for place in places if turn is not None and len(windows[place].inputs) > turn.length]
+        beyond = set(deep)
+        yield from plan(windows, [place for place in places if place not in beyond], packing=packing, stems=stems)
+        if turn is not None and turn.once:
+            yield from plan(windows, deep, packing=packing, stems=False)
+        else:
+            for place in sorted(deep, key=lambda place: len(windows[place].inputs)):
+                yield from plan(windows, [place], packing=False, stems=False)
 
     def _score(self, rows: Sequence[Row], states: Tensor) -> Iterator[tuple[int, TokenScores]]:
         places = [place for row in rows for place in row.places]

@@ -166,8 +166,13 @@ class TorchLM(Ranks, TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         return results
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Take lm-eval's cache, if what it holds is what these options give."""
-        self._results.check_cache(cache_hook.dbdict)
+        """Take lm-eval's cache, if what it holds is what this model and these options give."""
+        info = self.get_model_info()
+        made_by = {name: str(info[name]) for name in ("module", "checkpoint", "model_dtype", "max_length")}
+        made_by |= {
+            "tokenizer": self.tokenizer_name, "prefix_token_id": str(self._prefix), "add_bos_token": str(self.add_bos_token),
+        }  # fmt: skip
+        self._results.check_cache(cache_hook.dbdict, made_by)
         super().set_cache_hook(cache_hook)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
