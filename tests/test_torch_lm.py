@@ -353,6 +353,8 @@ if rank == 0:
     print([len(part[0].scores) for part in gathered])
 else:
     assert gathered is None
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 
 
@@ -386,6 +388,9 @@ if rank == 0:
     print("RESULTS", json.dumps(results["results"], sort_keys=True))
 else:
     assert results is None
+if world_size > 1:
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 """
 
 
