@@ -323,7 +323,12 @@ def test_the_hook_takes_a_compiled_function(install, batch):
     target[:8] = 1000
     logits[3, 5], logits[4, 5], logits[5, 5] = torch.nan, torch.inf, -torch.inf
     install()
+    own = score_tokens(logits, target)
+    install(Backend(compiled.row_facts))
     expected = score_tokens(logits, target)
+    torch.testing.assert_close(expected.nll, own.nll, equal_nan=True, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(expected.confidence, own.confidence, equal_nan=True, rtol=1e-5, atol=0)
+    assert torch.equal(expected.correct, own.correct)
     graph = torch.compile(compiled.row_facts, fullgraph=True, dynamic=True, backend="aot_eager")
     backend = Backend(graph)
     install(backend)

@@ -10,7 +10,7 @@ import reference
 import torch
 from torch.nn import functional as F
 
-from xent_metrics import CrossEntropy, score_hidden_states, score_tokens
+from xent_metrics import CrossEntropy, RowScore, TokenScores, score_hidden_states, score_tokens
 from xent_metrics.errors import InvalidInputError
 from xent_metrics.row_scores import Rows
 from xent_metrics.scoring import as_tensor
@@ -443,3 +443,26 @@ def test_what_cannot_be_scored_says_why(arguments, options, message):
 def test_hidden_states_that_do_not_fit_say_why(hidden, head, options, message):
     with pytest.raises(InvalidInputError, match=message):
         score_hidden_states(hidden, head, torch.zeros(2, dtype=torch.long), **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_alone_has_the_bits_that_it_has_among_others_on_any_number_of_threads(dtype):
+    """torch shares the sum of a single row among its threads."""
+    logits, target = (torch.randn(7, 150_001) * 3).to(dtype), torch.randint(150_001, (7,))
+    alone, largest = [], {"largest": RowScore(lambda log_prob, index: log_prob.amax(-1))}
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            alone.append(score_tokens(logits, target))
+            alone.append(TokenScores.cat([score_tokens(logits[i : i + 1], target[i : i + 1]) for i in range(7)]))
+            alone.append(TokenScores.cat([score_tokens(logits[i], target[i]).map(lambda x: x[None]) for i in range(7)]))
+            alone.append(score_tokens(logits, target, extra=largest))
+            alone.append(score_tokens(logits[2:], target[2:], label_smoothing=0.1))
+    finally:
+        torch.set_num_threads(before)
+    for scores in alone:
+        start = 7 - len(scores)
+        assert torch.equal(scores.nll, alone[0].nll[start:])
+        assert torch.equal(scores.confidence, alone[0].confidence[start:])
+        assert torch.equal(scores.correct, alone[0].correct[start:])

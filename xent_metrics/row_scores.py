@@ -1,7 +1,12 @@
 """What is computed of each row of logits, a chunk of rows at a time, and gathered into a `TokenScores`.
 
+With m the largest logit of a row and s = Σ_v exp(x_v − m):
+
+    nll = (m − x_target) + ln s        confidence = 1 / s        ln p_v = (x_v − m) − ln s
+
 Each row is scored by itself: its bits don't depend on the batch or the chunk it came in. Chunks are small enough to stay
-in the processor's cache between the passes that torch makes over them.
+in the processor's cache between the passes that torch makes over them; on a CPU their memory is taken again by the next
+chunk, since new pages can cost several times the pass itself.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from .scores import TokenScores
 __all__ = ["Plan", "RowScore", "Rows", "first_argmax"]
 
 _ARGMAX_BLOCK = 512
+_BLOCK_ROWS = 2048  # whose top-1 are found at once: a block of classes of each
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Rows:
         self.plan = plan
         self.start = 0
         self.parts: list[dict[str, Tensor]] = []
-        self._memory: Tensor | None = None
+        self._taken: Tensor | None = None
 
     def add(self, logits: Tensor) -> None:
         """Score the next rows, ``(rows, V)``: by a plugin's backend as far as it goes, and by torch a chunk at a time."""
@@ -82,8 +88,10 @@ class Rows:
         scores = None if plan.index is None else score_by_backend(logits, targets)
         first = len(self.parts)
         if scores is None or not plan.plain:
-            score = self._hard if plan.soft is None else self._soft
-            chunks = zip(*(torch.split(tensor, plan.chunk_rows) for tensor in (logits, targets)), strict=True)
+            score, size = self._hard if plan.soft is None else self._soft, plan.chunk_rows
+            if plan.plain and _on_cpu(logits):
+                score, size = self._facts, _BLOCK_ROWS
+            chunks = zip(*(torch.split(tensor, size) for tensor in (logits, targets)), strict=True)
             self.parts += [score(*chunk) for chunk in chunks]
         if scores is not None:  # torch gives what else is asked, which changes no bit of these
             self.parts[first:] = [_joined(self.parts[first:]) | scores]
@@ -94,13 +102,28 @@ class Rows:
         self.parts.append(score(self.plan.index[self.start : self.start + rows]))
         self.start += rows
 
+    def _facts(self, logits: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """nll, confidence and correct of rows with one target class each, and nothing else: the least that does."""
+        maxima, largest, sums = [], [], []
+        for chunk in torch.split(logits, self.plan.chunk_rows):
+            [terms] = self._memory(1, chunk)
+            chunk = chunk if chunk.dtype == terms.dtype else terms.copy_(chunk)
+            maxima.append(_block_maxima(chunk))
+            largest.append(maxima[-1].amax(-1))
+            sums.append(_row_sums(torch.sub(chunk, largest[-1][:, None], out=terms).exp_()))
+        top = first_argmax(logits, torch.cat(maxima))
+        rest = torch.cat(sums).log_()
+        wanted = logits.gather(-1, index[:, None]).squeeze(-1)
+        nll = (torch.cat(largest) - wanted) + rest
+        return {"nll": nll, "confidence": rest.neg_().exp_(), "correct": top == index}
+
     def _hard(self, logits: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """The scores of a chunk of rows with one target class each."""
-        logits, log_prob = self._log_prob(logits)
+        """The same, with the loss and the further scores: to the last bit where both are on a CPU."""
+        log_prob = self._log_prob(logits)
         top = first_argmax(logits)
         nll, surprise = log_prob.gather(-1, torch.stack([index, top], dim=-1)).neg_().unbind(-1)
         facts = {"nll": nll, "confidence": surprise.neg().exp_(), "correct": top == index}
-        rows = {"log_prob": log_prob, "logits": logits}
+        rows = {"log_prob": log_prob, "logits": logits.to(log_prob.dtype)} if self.plan.extra else {}
         further = {name: score.function(rows[score.of], index) for name, score in self.plan.extra.items()}
         return facts | self._loss(log_prob, nll, index) | further
 
@@ -119,7 +142,7 @@ class Rows:
 
     def _soft(self, logits: Tensor, soft: Tensor) -> dict[str, Tensor]:
         """The same for rows whose target is a distribution."""
-        logits, log_prob = self._log_prob(logits)
+        log_prob = self._log_prob(logits)
         top = first_argmax(logits)
         confidence = log_prob.gather(-1, top[:, None]).squeeze(-1).exp()
         soft = soft.to(log_prob.dtype)
@@ -136,23 +159,24 @@ class Rows:
         loss = -smooth.sum(-1)
         return facts | {"loss": loss, "loss_weight": torch.ones_like(loss)}
 
-    def _log_prob(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """A chunk of logits and their ln p, in float32 or wider; on a CPU in memory that the next chunk takes again.
+    def _log_prob(self, logits: Tensor) -> Tensor:
+        """ln p of a chunk, in float32 or wider."""
+        if not _on_cpu(logits):
+            return torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        terms, shifted = self._memory(2, logits)
+        chunk = logits if logits.dtype == terms.dtype else terms.copy_(logits)
+        torch.sub(chunk, chunk.amax(-1, keepdim=True), out=shifted)
+        rest = _row_sums(torch.exp(shifted, out=terms)).log_()
+        log_prob: Tensor = shifted.sub_(rest[:, None])
+        return log_prob
 
-        New pages for every chunk can cost several times the pass itself. Elsewhere logits keep their dtype, if no further
-        score is asked.
-        """
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        # A further score may keep what it was given.
-        if self.plan.extra or logits.device.type != "cpu" or not is_plain(logits):
-            widened = logits.to(wide) if self.plan.extra else logits
-            return widened, torch.log_softmax(logits, dim=-1, dtype=wide)
-        if self._memory is None:
-            rows = min(self.plan.chunk_rows, self.plan.counted.numel())
-            self._memory = torch.empty(2, rows, self.plan.vocab_size, dtype=wide)
-        taken, found = self._memory[:, : len(logits)]
-        widened = logits if logits.dtype == wide else taken.copy_(logits)
-        return widened, torch.log_softmax(widened, dim=-1, out=found)
+    def _memory(self, count: int, chunk: Tensor) -> Tensor:
+        """`count` times the memory of a chunk in float32 or wider, which the next chunk takes again."""
+        rows = min(self.plan.chunk_rows, self.plan.counted.numel())
+        wide = torch.promote_types(chunk.dtype, torch.float32)
+        if self._taken is None or self.plan.extra:  # a further score may keep what it was given
+            self._taken = torch.empty(count, rows, self.plan.vocab_size, dtype=wide)
+        return self._taken[:, : len(chunk)]
 
     def scores(self) -> TokenScores:
         """The scores of all rows in the shape of the targets."""
@@ -187,17 +211,36 @@ def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else ())}
 
 
-def first_argmax(rows: Tensor) -> Tensor:
-    """`rows.argmax(-1)`, the first of equal maxima; on the CPU by blocks, several times as fast as torch's own."""
-    vocab_size = rows.shape[-1]
-    if rows.device.type != "cpu" or torch.compiler.is_compiling() or vocab_size < 2 * _ARGMAX_BLOCK:
+def _on_cpu(logits: Tensor) -> bool:
+    return logits.device.type == "cpu" and is_plain(logits)
+
+
+def _row_sums(terms: Tensor) -> Tensor:
+    """The sum of each row; torch would share one row alone among its threads, and so add it up in another order."""
+    return terms.sum(-1) if len(terms) != 1 else torch.cat([terms, terms]).sum(-1)[:1]
+
+
+def first_argmax(rows: Tensor, maxima: Tensor | None = None) -> Tensor:
+    """`rows.argmax(-1)`, the first of equal maxima; on the CPU by blocks, several times as fast as torch's own.
+
+    `maxima` are the largest of each block, if they are known, in any dtype that holds them.
+    """
+    if rows.device.type != "cpu" or torch.compiler.is_compiling():
         return rows.argmax(-1)
-    whole = vocab_size // _ARGMAX_BLOCK * _ARGMAX_BLOCK
-    maxima = torch.unflatten(rows[:, :whole], -1, (-1, _ARGMAX_BLOCK)).amax(-1)  # (rows, blocks)
-    if whole < vocab_size:
-        maxima = torch.cat([maxima, rows[:, whole:].amax(-1, keepdim=True)], dim=-1)
+    if rows.shape[-1] < 2 * _ARGMAX_BLOCK:
+        return rows.max(-1).indices
+    maxima = _block_maxima(rows) if maxima is None else maxima
     start = maxima.argmax(-1, keepdim=True) * _ARGMAX_BLOCK
     # The last block may be short: repeating its last column leaves the first maximum where it is.
-    columns = (start + torch.arange(_ARGMAX_BLOCK, device=rows.device)).clamp_(max=vocab_size - 1)
-    inside = rows.gather(-1, columns).argmax(-1, keepdim=True)
+    columns = (start + torch.arange(_ARGMAX_BLOCK, device=rows.device)).clamp_(max=rows.shape[-1] - 1)
+    inside = rows.gather(-1, columns).max(-1, keepdim=True).indices
     return torch.squeeze(start + inside, -1)
+
+
+def _block_maxima(rows: Tensor) -> Tensor:
+    """The largest of each block of columns, ``(rows, blocks)``; of few columns that of all."""
+    whole = rows.shape[-1] // _ARGMAX_BLOCK * _ARGMAX_BLOCK
+    if rows.shape[-1] < 2 * _ARGMAX_BLOCK:
+        return rows.amax(-1, keepdim=True)
+    maxima = torch.unflatten(rows[:, :whole], -1, (-1, _ARGMAX_BLOCK)).amax(-1)
+    return maxima if whole == rows.shape[-1] else torch.cat([maxima, rows[:, whole:].amax(-1, keepdim=True)], dim=-1)

@@ -26,7 +26,7 @@ from .vocabulary_blocks import BLOCK_ROWS, score_blocks
 
 __all__ = ["as_tensor", "bytes_of", "check_logits", "check_target", "score_hidden_states", "score_tokens"]
 
-_CPU_CHUNK = 2**20  # logits a chunk: what is computed of them stays in the processor's cache
+_CPU_CHUNK = 2**19  # logits a chunk: what is computed of them stays in the processor's cache
 _DEVICE_CHUNK = 2**22  # 16 MiB of float32: few kernel launches, little memory
 _MATMUL_CHUNK = 6 * 2**20  # logits a block of hidden states: large enough for the matmul to run at its speed
 _LOGITS_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
