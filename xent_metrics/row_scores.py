@@ -21,9 +21,9 @@ from torch import Tensor
 from .backends import is_plain, score_by_backend
 from .scores import TokenScores
 
-__all__ = ["Plan", "RowScore", "Rows", "first_argmax"]
+__all__ = ["Plan", "RowScore", "Rows", "block_maxima", "first_argmax"]
 
-_ARGMAX_BLOCK = 512
+_ARGMAX_BLOCK = 128
 _BLOCK_ROWS = 2048  # whose top-1 are found at once: a block of classes of each
 
 
@@ -108,7 +108,7 @@ class Rows:
         for chunk in torch.split(logits, self.plan.chunk_rows):
             [terms] = self._memory(1, chunk)
             chunk = chunk if chunk.dtype == terms.dtype else terms.copy_(chunk)
-            maxima.append(_block_maxima(chunk))
+            maxima.append(block_maxima(chunk))
             largest.append(maxima[-1].amax(-1))
             sums.append(_row_sums(torch.sub(chunk, largest[-1][:, None], out=terms).exp_()))
         top = first_argmax(logits, torch.cat(maxima))
@@ -229,7 +229,7 @@ def first_argmax(rows: Tensor, maxima: Tensor | None = None) -> Tensor:
         return rows.argmax(-1)
     if rows.shape[-1] < 2 * _ARGMAX_BLOCK:
         return rows.max(-1).indices
-    maxima = _block_maxima(rows) if maxima is None else maxima
+    maxima = block_maxima(rows) if maxima is None else maxima
     start = maxima.argmax(-1, keepdim=True) * _ARGMAX_BLOCK
     # The last block may be short: repeating its last column leaves the first maximum where it is.
     columns = (start + torch.arange(_ARGMAX_BLOCK, device=rows.device)).clamp_(max=rows.shape[-1] - 1)
@@ -237,7 +237,7 @@ def first_argmax(rows: Tensor, maxima: Tensor | None = None) -> Tensor:
     return torch.squeeze(start + inside, -1)
 
 
-def _block_maxima(rows: Tensor) -> Tensor:
+def block_maxima(rows: Tensor) -> Tensor:
     """The largest of each block of columns, ``(rows, blocks)``; of few columns that of all."""
     whole = rows.shape[-1] // _ARGMAX_BLOCK * _ARGMAX_BLOCK
     if rows.shape[-1] < 2 * _ARGMAX_BLOCK:

@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .row_scores import block_maxima, first_argmax
+
 __all__ = ["BLOCK_ROWS", "score_blocks"]
 
 BLOCK_ROWS = 1024
-_BLOCK = 2**20  # logits a block: few enough for the cache, enough for threads to be worth waking
+_BLOCK = 2**21  # logits a block: few enough for the cache, enough for threads to be worth waking
 
 
 def score_blocks(
@@ -37,8 +39,9 @@ def score_blocks(
     for start in range(0, len(head), width):
         offset = None if bias is None else bias[start : start + width]
         logits = adjust(F.linear(hidden, head[start : start + width], offset)).to(wanted.dtype)
-        place = logits.argmax(-1, keepdim=True)
-        maximum = logits.gather(-1, place)
+        of_parts = block_maxima(logits)
+        maximum = of_parts.amax(-1, keepdim=True)
+        places.append(first_argmax(logits, of_parts) + start)
         inside = (index >= start) & (index < start + logits.shape[-1])
         column = (index - start).clamp_(0, logits.shape[-1] - 1)
         wanted = torch.where(inside, logits.gather(-1, column[:, None]).squeeze(-1), wanted)
@@ -46,7 +49,6 @@ def score_blocks(
         shifted = logits.sub_(torch.where(maximum == -torch.inf, 0.0, maximum))
         sums.append(shifted.exp_().sum(-1))
         maxima.append(maximum.squeeze(-1))
-        places.append(place.squeeze(-1) + start)
     return _join(torch.stack(maxima, -1), torch.stack(places, -1), torch.stack(sums, -1), wanted, index)
 
 
