@@ -26,6 +26,11 @@ __all__ = ["Plan", "RowScore", "Rows", "block_maxima", "first_argmax"]
 _ARGMAX_BLOCK = 128
 _BLOCK_ROWS = 2048  # whose top-1 are found at once: a block of classes of each
 
+# MKL chooses its exp and log at the first call. Where threads make that at once, one of them may be given another,
+# whose relative error is 4e-5: three in a hundred processes were seen to begin so. One call, by one thread, settles it.
+for _dtype in (torch.float32, torch.float64):
+    torch.ones(1, dtype=_dtype, device="cpu").exp().log()
+
 
 @dataclass(frozen=True)
 class RowScore:
