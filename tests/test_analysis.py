@@ -216,8 +216,9 @@ def test_so_does_that_of_a_paired_difference(lengths, size):
         ours = compare(CrossEntropy(), packed(y[i], x[i]), packed(b[i], x[i]), num_resamples=1)
         assert (ours.low, ours.high) == pytest.approx((low[i], high[i]), rel=1e-7)
         ratio = compare(Perplexity(), packed(y[i], x[i]), packed(b[i], x[i]), num_resamples=1)
-        factors = np.array([ratio.low, ratio.high]) / ratio.value_a + 1  # of B's perplexity to A's
-        assert np.log(factors) == pytest.approx([low[i], high[i]], rel=1e-7)
+        assert ratio.relative
+        assert ratio.difference == pytest.approx(ratio.value_b / ratio.value_a - 1, rel=1e-9)
+        assert np.log1p([ratio.low, ratio.high]) == pytest.approx([low[i], high[i]], rel=1e-7)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
@@ -282,6 +283,8 @@ def test_perplexity_has_an_interval_above_zero_and_a_verdict_that_agrees_with_p(
     assert result.better == "B"
     assert result.low < result.difference < result.high
     nats = compare(CrossEntropy(), a, b, num_resamples=999)
+    assert result.standard_error == pytest.approx(nats.standard_error * (1 + result.difference), rel=1e-9)
+    assert (result.shown(-0.0123456), nats.shown(-0.0123456)) == ("-1.23 %", "-0.0123")
     assert (result.p_value, result.documents_needed) == (nats.p_value, nats.documents_needed)
 
 

@@ -65,7 +65,9 @@ def test_the_longer_trained_model_is_found_better(runs):
         row = rows[name]
         assert (row["better"], row["documents"]) == ("B", 12), name
         assert row["p_value"] < 0.01
-        assert row["value_b"] - row["value_a"] == pytest.approx(row["difference"], rel=1e-9)
+        unit = row["value_a"] if row["relative"] else 1.0
+        assert row["relative"] == name.endswith("perplexity")
+        assert row["value_b"] - row["value_a"] == pytest.approx(row["difference"] * unit, rel=1e-9)
     assert rows["cross_entropy"]["high"] < 0 < rows["token_accuracy"]["low"]
     reversed_order = CliRunner().invoke(app, ["compare", str(runs[1]), str(runs[0]), "--json"])
     [back] = json.loads(reversed_order.stdout)

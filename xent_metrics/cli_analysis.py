@@ -204,7 +204,7 @@ def _cells(row: RunComparison) -> list[str]:
     result = row.result
     if result is None:
         return [name, *values, "", "", "", escape(f"not compared: {row.reason}")]
-    difference = f"{result.difference:+.3g}\n{result.low:+.3g} … {result.high:+.3g}"
+    difference = f"{result.shown(result.difference)}\n{result.shown(result.low)} … {result.shown(result.high)}"
     needed = f"{result.documents:,}\n" + (
         f"{result.documents_needed:,.0f}" if math.isfinite(result.documents_needed) else "∞"
     )

@@ -363,11 +363,14 @@ class RatioMetric(TokenMetric):
         return f"{self.described()}.numerator", f"{self.described()}.denominator"
 
     def sums(self, scores: TokenScores) -> Mapping[str, Tensor | Binned]:
-        numerator, denominator = self.sum_names()
-        return {
-            numerator: scores.weighted(self.per_token(scores)),
-            denominator: scores.weighted(self.denominator(scores)),
-        }
+        terms = {"per_token": self.per_token(scores), "denominator": self.denominator(scores)}
+        for method, term in terms.items():
+            if not isinstance(term, Tensor) or term.shape != scores.counted.shape:
+                got = tuple(term.shape) if isinstance(term, Tensor) else type(term).__name__
+                raise InvalidInputError(
+                    f"{self.name}: {method} gives a term of each row, here a tensor {tuple(scores.counted.shape)}; got {got}"
+                )
+        return {name: scores.weighted(term) for name, term in zip(self.sum_names(), terms.values(), strict=True)}
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
         numerator, denominator = self.sum_names()

@@ -23,10 +23,10 @@ __all__ = ["Comparison", "compare", "same_documents"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """The difference B − A of a metric over the same documents, in the metric's unit.
+    """The difference of a metric between two runs over the same documents: B − A, in the metric's unit.
 
-    Of perplexities, what is compared is the ratio B/A: standard error and interval are the ratio's, less one, times A's
-    value, so that what A's own value is worth doesn't come into them. `p_value` is of the hypothesis that A and B are
+    Of perplexities it is `relative`, B/A − 1, with standard error and interval: how much more of one model's perplexity is
+    the other's is known far better than either of them, and B − A no better than they are. `p_value` is of the hypothesis that A and B are
     exchangeable document by document. `better` names a run where the metric says which way is better, the interval leaves 0
     out and the p value is at most 1 − `confidence_level`. `documents_needed` is how many such documents would show a
     difference of this size with 80 % power at the 5 % level.
@@ -44,6 +44,11 @@ class Comparison:
     documents_needed: float
     better: str | None
     confidence_level: float = 0.95
+    relative: bool = False
+
+    def shown(self, number: float, digits: int = 3) -> str:
+        """A difference as people read it, with its sign; a relative one in percent."""
+        return f"{100 * number:+.{digits}g} %" if self.relative else f"{number:+.{digits}g}"
 
     def to_json(self) -> dict[str, Any]:
         """As plain values; what is not finite is None."""
@@ -100,14 +105,19 @@ def compare(
     estimates = left_out(metric, b) - left_out(metric, a)
     shift, error = scaled_b - scaled_a, jackknife_error(estimates)
     half = half_width(estimates, pull(metric, a) + pull(metric, b), confidence_level)
-    low, high = (_in_unit(metric, value_a, bound) for bound in (shift - half, shift + half))
+    relative = metric.interval_scale == "log"
+    found = np.array([shift, shift - half, shift + half])
+    if relative:
+        with np.errstate(over="ignore"):
+            found = np.expm1(found)
+    difference, low, high = found.tolist()
     p_value = _permutation_p(metric, a, b, num_resamples, seed)
     return Comparison(
         metric=metric.name,
         value_a=value_a,
         value_b=value_b,
-        difference=value_b - value_a,
-        standard_error=error * value_a if metric.interval_scale == "log" else error,
+        difference=difference,
+        standard_error=error * (1 + difference) if relative else error,
         low=low,
         high=high,
         p_value=p_value,
@@ -115,12 +125,8 @@ def compare(
         documents_needed=_documents_needed(shift, error, len(a)),
         better=_better(metric, low, high) if p_value <= 1 - confidence_level else None,
         confidence_level=confidence_level,
+        relative=relative,
     )
-
-
-def _in_unit(metric: TokenMetric, value_a: float, shift: float) -> float:
-    """A difference on the metric's scale in its unit, from A's value on."""
-    return value_a * float(np.expm1(np.float64(shift))) if metric.interval_scale == "log" else shift
 
 
 def _permutation_p(metric: TokenMetric, a: Tensor, b: Tensor, num_resamples: int, seed: int) -> float:

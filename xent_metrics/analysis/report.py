@@ -153,8 +153,8 @@ def _difference(row: RunComparison, letter: str) -> dict[str, Any]:
     needed = f"{result.documents_needed:,.0f}" if math.isfinite(result.documents_needed) else "∞"
     return {
         "reason": None,
-        "difference": f"{result.difference:+.4g}",
-        "interval": f"{result.low:+.3g} … {result.high:+.3g}",
+        "difference": result.shown(result.difference, 4),
+        "interval": f"{result.shown(result.low)} … {result.shown(result.high)}",
         "p": f"{result.p_value:.3g}",
         "documents": f"{result.documents:,}",
         "needed": needed,
