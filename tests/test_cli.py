@@ -356,3 +356,14 @@ def test_without_lm_eval_the_rest_works(tmp_path):
     assert done.stdout.splitlines() == [str(task_configs_folder()), "status 0", "status 2"]
     assert "pip install 'xent-metrics[lm-eval]'" in done.stderr
     assert Path(done.stdout.splitlines()[0]).is_dir()
+
+
+def test_our_metric_in_a_task_of_lm_evals_own_is_told(tmp_path):
+    """lm-eval would end in a KeyError, or leave it out."""
+    text = "task: vanish\ndataset_path: json\noutput_type: loglikelihood_rolling\nmetric_list:\n  - metric: "
+    (tmp_path / "vanish.yaml").write_text(text + "cross_entropy\n")
+    manager = XentTaskManager(include_path=str(tmp_path), include_defaults=False)
+    with pytest.raises(
+        MetricOptionError, match=r"task vanish: cross_entropy is a metric of xent-metrics.*class: !function"
+    ):
+        manager.load(["vanish"])

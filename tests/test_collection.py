@@ -294,7 +294,7 @@ def test_members_can_be_added_later(passes, batch):
         ({3: "perplexity"}, MetricOptionError, "a key is a string without a dot .* got 3"),
         ({"update": "perplexity"}, MetricOptionError, "no method of the collection; got 'update'"),
         (["ppl"], UnknownMetricError, r"unknown metric 'ppl'\. Did you mean 'perplexity'"),
-        ([CrossEntropy], InvalidInputError, "expected registered names or TokenMetric objects; got _LaidOut"),
+        ([CrossEntropy], InvalidInputError, r"got the class CrossEntropy\. Write CrossEntropy\(\)"),
         (
             [torch.nn.Linear(1, 1)],
             InvalidInputError,
@@ -305,3 +305,15 @@ def test_members_can_be_added_later(passes, batch):
 def test_what_cannot_be_collected_says_why(metrics, error, message):
     with pytest.raises(error, match=message):
         TokenMetricCollection(metrics)
+
+
+def test_an_entry_may_be_a_dict_with_options_as_elsewhere():
+    listed = TokenMetricCollection(
+        [{"metric": "cross_entropy", "unit": "bits", "name": "bits"}, {"metric": "token_accuracy"}, "perplexity"]
+    )
+    assert set(listed.members()) == {"bits", "token_accuracy", "perplexity"}
+    assert listed.members()["bits"].unit == "bits"
+    keyed = TokenMetricCollection({"bits": {"metric": "cross_entropy", "unit": "bits"}})
+    assert keyed.members()["bits"].unit == "bits"
+    with pytest.raises(MetricOptionError, match="Did you mean 'unit'"):
+        TokenMetricCollection([{"metric": "cross_entropy", "units": "bits"}])

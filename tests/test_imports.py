@@ -42,13 +42,15 @@ WITHOUT_EXTRAS = """
 import importlib.machinery as machinery, sys
 from xent_metrics.errors import MissingExtraError
 find = machinery.PathFinder.find_spec
-hidden = {"lm_eval", "lightning", "pytorch_lightning", "matplotlib", "scipy"}
+hidden = {"lm_eval", "lightning", "pytorch_lightning", "matplotlib", "scipy", "tqdm"}
 machinery.PathFinder.find_spec = lambda name, *more: None if name.split(".")[0] in hidden else find(name, *more)
 for name in [name for name in sys.modules if name.split(".")[0] in hidden]:
     del sys.modules[name]
 for statement in (
     "from xent_metrics.hosts.lm_eval import XentTask",
     "from xent_metrics.hosts.lightning import XentCallback",
+    "from xent_metrics.analysis.report import write_report",
+    "from xent_metrics.hosts.model_pair import compare_models",
 ):
     try:
         exec(statement)
@@ -59,9 +61,11 @@ for statement in (
 
 def test_a_missing_extra_is_named_with_the_command_that_installs_it():
     run = subprocess.run([sys.executable, "-c", WITHOUT_EXTRAS], capture_output=True, text=True, check=True)
-    lm_eval, lightning = run.stdout.splitlines()
+    lm_eval, lightning, report, models = run.stdout.splitlines()
     assert lm_eval == "xent_metrics.hosts.lm_eval needs lm-eval: pip install 'xent-metrics[lm-eval]'"
     assert lightning == "xent_metrics.hosts.lightning needs Lightning: pip install 'xent-metrics[lightning]'"
+    assert report == "the report needs tqdm: pip install 'xent-metrics[analysis,plots]'"
+    assert models == "comparing models needs tqdm: pip install 'xent-metrics[analysis,lm-eval]'"
 
 
 TOOLS = ("cli", "testing")  # these speak of hosts, where one is installed

@@ -331,3 +331,43 @@ def test_every_registered_metric_has_its_name_and_a_hash():
         metric = get_metric(name)
         assert metric.name == name
         assert hash(metric) != hash(get_metric(name))
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        (lambda scores: scores.nll.sum(), r"per_token gives a term of each row, here a tensor \(0,\); got \(\)"),
+        (lambda scores: None, r"per_token gives a term of each row, .*; got NoneType"),
+        (lambda scores: scores.nll[0], r"of scores without rows, and raised IndexError: .*It takes any number of rows"),
+        (lambda scores: scores.nll if len(scores) == 0 else scores.nll.mean(), r"here a tensor \(3,\); got \(\)"),
+    ],
+)
+def test_a_term_that_is_none_of_each_row_is_an_error(term, message):
+    """A single number would be taken for that of every row."""
+
+    class Odd(RatioMetric):
+        name = "odd"
+
+        def per_token(self, scores):
+            return term(scores)
+
+    with pytest.raises((InvalidInputError, MetricOptionError), match=message):
+        Odd().update(torch.zeros(3, 4), torch.tensor([0, 1, 2]))
+
+
+def test_a_class_refuses_an_option_as_its_name_does():
+    with pytest.raises(
+        MetricOptionError, match=r"cross_entropy has no option 'label_smoothin'. Did you mean 'label_smoothing'"
+    ):
+        CrossEntropy(label_smoothin=0.1)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan")])
+def test_a_weight_below_0_is_an_error_and_left_out_by_finite_only(weight):
+    metric, rest = CrossEntropy(), CrossEntropy()
+    logits, target = torch.randn(4, 6), torch.tensor([0, 1, 2, -100])
+    metric.update(logits, target, weight=torch.tensor([1.0, weight, 2.0, weight]))
+    rest.update(logits[[0, 2]], target[[0, 2]], weight=torch.tensor([1.0, 2.0]))
+    with pytest.raises(InvalidTargetError, match=r"1 targets were neither .* or had a weight below 0"):
+        metric.compute()
+    assert metric.compute(finite_only=True) == rest.compute()

@@ -333,3 +333,10 @@ def test_units_over_choices_are_per_question(tmp_path):
         "token_accuracy": "share of questions",
         "of_gold": "nats per token",
     }
+
+
+def test_a_folder_of_several_runs_is_told(runs):
+    """The newest of them would be anybody's."""
+    base, _ = runs
+    with pytest.raises(ComparisonError, match=r"holds runs in several folders; name one of them: \S+a\S*, \S+b"):
+        read_run(base)

@@ -12,9 +12,9 @@ from torchmetrics import MetricCollection
 
 from . import exact_sum
 from .distributed import Together, synced
-from .errors import InvalidInputError, MetricOptionError
+from .errors import MetricOptionError
 from .metric import TokenMetric, unusual
-from .plugins import get_metric
+from .plugins import as_metric
 from .scores import TokenScores
 
 __all__ = ["TokenMetricCollection"]
@@ -24,7 +24,8 @@ class TokenMetricCollection(MetricCollection):
     """Metrics that are updated together: logits are scored once, sums of one name are taken once, one all_reduce syncs all.
 
     Args:
-        metrics: registered names or metric objects, in a list (keys are the metrics' names) or a dict with keys of your own.
+        metrics: registered names, ``{"metric": name, **options}`` or metric objects, in a list (keys are the metrics' names,
+            or `name` in such a dict) or a dict with keys of your own.
         prefix, postfix: of every key in the result.
 
     Each member stays a metric of its own: it may be logged, reset, cloned or read alone, and none takes another's state.
@@ -184,21 +185,11 @@ def _by_key(metrics: Any) -> dict[str, TokenMetric]:
                 raise MetricOptionError(
                     f"a key is a string without a dot that is no method of the collection; got {key!r}"
                 )
-        return {key: _built(metric) for key, metric in metrics.items()}
-    built = [_built(metric) for metric in metrics]
-    keys = [metric.name for metric in built]
+        return {key: as_metric(metric) for key, metric in metrics.items()}
+    built = [as_metric(metric) for metric in metrics]
+    named = [metric.get("name") if isinstance(metric, Mapping) else None for metric in metrics]
+    keys = [key or metric.name for key, metric in zip(named, built, strict=True)]
     twice = sorted({key for key in keys if keys.count(key) > 1})
     if twice:
         raise MetricOptionError(f"{', '.join(twice)} stands twice in the list; give a dict with a key for each")
     return dict(zip(keys, built, strict=True))
-
-
-def _built(metric: str | TokenMetric) -> TokenMetric:
-    if isinstance(metric, str):
-        return get_metric(metric)
-    if not isinstance(metric, TokenMetric):
-        raise InvalidInputError(
-            f"expected registered names or TokenMetric objects; got {type(metric).__name__}. "
-            "torchmetrics' own metrics go into a torchmetrics.MetricCollection"
-        )
-    return metric

@@ -23,7 +23,9 @@ from torch import Tensor, nn
 
 from . import exact_sum
 from .errors import InvalidInputError, MetricOptionError
-from .metric import _COUNTS, Binned, TokenMetric, _counts, _no_rows, _readable
+from .metric import _COUNTS, Binned, TokenMetric, _counts, _no_rows
+from .metric_options import readable
+from .plugins import as_metric
 from .row_scores import RowScore
 from .scores import TokenScores
 from .scoring import as_tensor
@@ -116,7 +118,7 @@ class Frequency(Grouping):
 
     def __init__(self, edges: Sequence[int], counts: Any) -> None:
         bucket = torch.searchsorted(torch.tensor(list(edges)), as_tensor(counts).long().contiguous(), right=True) - 1
-        super().__init__(_ranges(edges), f"frequency {list(edges)} {_readable(bucket)}")
+        super().__init__(_ranges(edges), f"frequency {list(edges)} {readable(bucket)}")
         self.register_buffer("bucket", bucket, persistent=False)  # (V,)
 
     def __call__(self, scores: TokenScores) -> Tensor:
@@ -145,8 +147,8 @@ class Grouped(TokenMetric):
     ``value = micro: the metric over the rows of all groups;  macro: the mean of the groups' values`` (of those with rows)
 
     Args:
-        metric: what is taken; its own state is not used. Any whose sums are over rows: a `StandardError`'s are over
-            sequences, and go around a Grouped, not into it.
+        metric: what is taken, or its registered name; its own state is not used. Any whose sums are over rows: a
+            `StandardError`'s are over sequences, and go around a Grouped, not into it.
         by: `Position`, `Frequency`, `Document`, `Label`, or "group" for a `Label` of `labels`.
         labels: the groups' names, by id, for ``by="group"``.
         average: "micro" or "macro".
@@ -167,12 +169,13 @@ class Grouped(TokenMetric):
 
     def __init__(
         self,
-        metric: TokenMetric,
+        metric: TokenMetric | str,
         by: Grouping | Literal["group"] = "group",
         labels: Sequence[str] = (),
         average: Literal["micro", "macro"] = "micro",
         **kwargs: Any,
     ) -> None:
+        metric = as_metric(metric)
         super().__init__(ignore_index=metric.ignore_index, **kwargs)
         if average not in ("micro", "macro"):
             raise MetricOptionError(f'average is "micro" or "macro"; got {average!r}')

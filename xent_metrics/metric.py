@@ -36,7 +36,9 @@ from .errors import (
     MetricOptionError,
     MissingExtraError,
     SyncError,
+    XentMetricsError,
 )
+from .metric_options import check_options, options_of, readable
 from .packed_metric import PackedMetric
 from .row_scores import RowScore
 from .scores import TokenScores, Unit
@@ -61,6 +63,7 @@ class _LaidOut(ABCMeta):
     """Lays the state out after `__init__`, so that a subclass may set its options before or after `super().__init__()`."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        check_options(cls, kwargs)
         metric = super().__call__(*args, **kwargs)
         signature = inspect.signature(cls.__init__)  # type: ignore[misc]
         bound = signature.bind(metric, *args, **kwargs)
@@ -131,17 +134,7 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
     @classmethod
     def options(cls) -> dict[str, inspect.Parameter]:
         """The options that the metric takes, its own and its bases', without torchmetrics' own keywords."""
-        found: dict[str, inspect.Parameter] = {}
-        for base in cls.__mro__:
-            if base is Metric:
-                break
-            if "__init__" not in vars(base):
-                continue
-            parameters = list(inspect.signature(base.__init__).parameters.values())[1:]  # type: ignore[misc]
-            found |= {p.name: p for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in found}
-            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-                break
-        return found
+        return options_of(cls, until=Metric)
 
     def described(self, *leave_out: str) -> str:
         """The metric's name with its options, for the names of sums: ``focal_cross_entropy(gamma=2.0)``."""
@@ -159,9 +152,17 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
         # An attribute goes before what the constructor got: a subclass may fix a base's option, or make a table of it.
         self._options = {k: v if hasattr(TokenMetric, k) else getattr(self, k, v) for k, v in given.items()}
         # Read once, here: a tensor's content is looked at on the host, which an update must never do.
-        self._readable_options = {k: _readable(v) for k, v in self._options.items()}
-        self._scoring_name = ", ".join(f"{k}={_readable(v)}" for k, v in self.scoring_options().items())
-        sums = self.sums(_no_rows(self.requires, self.extra_scores()))
+        self._readable_options = {k: readable(v) for k, v in self._options.items()}
+        self._scoring_name = ", ".join(f"{k}={readable(v)}" for k, v in self.scoring_options().items())
+        try:
+            sums = self.sums(_no_rows(self.requires, self.extra_scores()))
+        except XentMetricsError:
+            raise
+        except Exception as error:
+            raise MetricOptionError(
+                f"{self.name}: what it sums was asked of scores without rows, and raised {type(error).__name__}: {error}. "
+                "It takes any number of rows, and what it reads of itself is set in __init__, which calls super().__init__"
+            ) from error
         self._layout = {name: value.num_bins if isinstance(value, Binned) else None for name, value in sums.items()}
         values = {name: value.values if isinstance(value, Binned) else value for name, value in sums.items()}
         self._values_per_row = {name: value.shape[1:].numel() for name, value in values.items()}
@@ -283,8 +284,8 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
         if invalid and not finite_only:
             raise InvalidTargetError(
                 f"{self.name}: {invalid} targets were neither a class in [0, V) nor ignore_index={self.ignore_index} "
-                "(or, for soft targets, not a distribution). Mask what should not count with ignore_index; "
-                "`compute(finite_only=True)` gives the value without them"
+                "(or, for soft targets, not a distribution), or had a weight below 0. Mask what should not count with "
+                "ignore_index; `compute(finite_only=True)` gives the value without them"
             )
         if bool(exact_sum.overflowed(self.state)):
             raise CapacityError(f"{self.name}: a sum left ±2^78, the range in which it is exact")
@@ -424,11 +425,3 @@ def _no_rows(requires: frozenset[str], extra: Mapping[str, RowScore]) -> TokenSc
     )  # fmt: skip
     others = dict.fromkeys(requires - scores.fields().keys() - {"prob"}, real)
     return replace(scores, extra=others | {name: torch.zeros(0, *score.shape) for name, score in extra.items()})
-
-
-def _readable(value: Any) -> str:
-    """An option as it stands in names; a tensor by the hash of its content."""
-    if isinstance(value, Tensor):
-        content = value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-        return f"{tuple(value.shape)}#{hashlib.sha256(content).hexdigest()[:12]}"
-    return repr(value)

@@ -13,7 +13,7 @@ import functools
 import inspect
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 import pluggy
 
 from . import hookspecs, metrics
-from .errors import MetricOptionError, PluginError, UnknownMetricError
+from .errors import InvalidInputError, MetricOptionError, PluginError, UnknownMetricError
 from .metric import TokenMetric
 
 __all__ = ["Plugin", "Plugins", "get_metric", "list_metrics", "plugins"]
@@ -207,14 +207,6 @@ def get_metric(name: str, **options: Any) -> TokenMetric:
     CrossEntropy(unit='bits', label_smoothing=0.0, class_weight=None, ignore_index=-100)
     """
     metric = plugins().metric_class(name)
-    known = [*metric.options(), *_TORCHMETRICS_OPTIONS]
-    for option in options:
-        if option not in known:
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise MetricOptionError(
-                f"{name} has no option {option!r}.{hint} Its options: {', '.join(metric.options())}"
-            )
     try:
         return metric(**options)
     except TypeError as error:
@@ -223,12 +215,22 @@ def get_metric(name: str, **options: Any) -> TokenMetric:
         raise MetricOptionError(f"{name}({', '.join(f'{k}={v!r}' for k, v in options.items())}): {error}") from error
 
 
-_TORCHMETRICS_OPTIONS = (
-    "compute_on_cpu",
-    "compute_with_cache",
-    "dist_sync_fn",
-    "dist_sync_on_step",
-    "distributed_available_fn",
-    "process_group",
-    "sync_on_compute",
-)
+def as_metric(given: Any) -> TokenMetric:
+    """A metric, or the one of a name, or of ``{"metric": name, **options}`` (whose `name`, the key it gets, is left aside).
+
+    >>> as_metric({"metric": "cross_entropy", "unit": "bits"})
+    CrossEntropy(unit='bits', label_smoothing=0.0, class_weight=None, ignore_index=-100)
+    """
+    if isinstance(given, TokenMetric):
+        return given
+    if isinstance(given, str):
+        return get_metric(given)
+    if isinstance(given, Mapping) and isinstance(given.get("metric"), str):
+        options = {str(key): value for key, value in given.items() if key not in ("metric", "name")}
+        return get_metric(given["metric"], **options)
+    if isinstance(given, type) and issubclass(given, TokenMetric):
+        raise InvalidInputError(f"expected a metric; got the class {given.__name__}. Write {given.__name__}()")
+    raise InvalidInputError(
+        f"expected registered names, dicts with `metric` and its options, or TokenMetric objects; got {type(given).__name__}. "
+        "torchmetrics' own metrics go into a torchmetrics.MetricCollection"
+    )

@@ -74,7 +74,7 @@ def score_tokens(
             scores ``target[t]``.
         target: ``(…)`` of any integer dtype, or ``(…, V)`` floats: a distribution a row (soft targets).
         ignore_index: the target that doesn't count.
-        weight: ``(…)``, the weight of each row in every sum.
+        weight: ``(…)``, the weight of each row in every sum; one below 0, or nan, makes a row that counts invalid.
         token_bytes: ``(V,)`` from `xent_metrics.token_bytes`, to give `num_bytes`.
         label_smoothing, class_weight: give `loss` and `loss_weight` as `torch.nn.functional.cross_entropy` defines them;
             nll and all else stay as they are.
@@ -278,7 +278,8 @@ def _plan(
     index, soft, counted, invalid = check_target(as_tensor(target).to(device), shape, vocab_size, ignore_index)
     row_weight = _check_weight(weight, shape, device)
     if row_weight is not None:  # a weight of 0 is no row: padding enters no sum, and no count
-        counted, invalid = (mask & (row_weight.reshape(-1) != 0) for mask in (counted, invalid))
+        flat = row_weight.reshape(-1)
+        counted, invalid = counted & (flat != 0), (invalid | (counted & ~(flat >= 0))) & (flat != 0)
     if extra and soft is not None:
         raise InvalidInputError(f"{', '.join(extra)} need integer targets; got distributions")
     num_bytes = None

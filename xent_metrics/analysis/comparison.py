@@ -26,10 +26,10 @@ class Comparison:
     """The difference of a metric between two runs over the same documents: B − A, in the metric's unit.
 
     Of perplexities it is `relative`, B/A − 1, with standard error and interval: how much more of one model's perplexity is
-    the other's is known far better than either of them, and B − A no better than they are. `p_value` is of the hypothesis that A and B are
-    exchangeable document by document. `better` names a run where the metric says which way is better, the interval leaves 0
-    out and the p value is at most 1 − `confidence_level`. `documents_needed` is how many such documents would show a
-    difference of this size with 80 % power at the 5 % level.
+    the other's is known far better than either of them, and B − A no better than they are. `p_value` is of the hypothesis
+    that A and B are exchangeable document by document. `better` names a run where the metric says which way is better, the
+    interval leaves 0 out and the p value is at most 1 − `confidence_level`. `documents_needed` is how many such documents
+    would show a difference of this size with 80 % power at the 5 % level.
     """
 
     metric: str

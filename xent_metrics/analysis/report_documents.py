@@ -14,10 +14,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tqdm import tqdm  # type: ignore[import-untyped]
-
+from ..errors import MissingExtraError
 from .logged import Tokens, choices_in, context_in, text_in
 from .runs import Run, Sample, TaskRun
+
+try:
+    from tqdm import tqdm  # type: ignore[import-untyped]
+except ImportError as error:
+    raise MissingExtraError("the report needs tqdm: pip install 'xent-metrics[analysis,plots]'") from error
 
 __all__ = ["Packed", "pack_documents"]
 

@@ -195,6 +195,9 @@ def _newest(path: Path) -> Path:
     found = sorted(path.rglob("results_*.json"), key=lambda file: file.name)
     if not found:
         raise ComparisonError(f"{path}: no results_*.json under it. Write them with lm_eval run … --output_path {path}")
+    folders = sorted({file.parent for file in found})
+    if len(folders) > 1:
+        raise ComparisonError(f"{path} holds runs in several folders; name one of them: {', '.join(map(str, folders))}")
     return found[-1]
 
 

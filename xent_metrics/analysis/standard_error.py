@@ -25,6 +25,7 @@ from .. import exact_sum
 from ..errors import MetricOptionError
 from ..grouped import Grouped
 from ..metric import _COUNTS, Binned, TokenMetric
+from ..plugins import as_metric
 from ..row_scores import RowScore
 from ..scores import TokenScores
 
@@ -104,7 +105,7 @@ class StandardError(TokenMetric):
     sequences, ``(N,)`` are N rows, each a sample of its own. A sequence of which no row counts is not a sample.
 
     Args:
-        metric: whose value it is the error of; its own state is not used.
+        metric: whose value it is the error of, or its registered name; its own state is not used.
 
     The state holds the metric's sums, the sums of all products of two of them, and the number of sequences: a ratio
     takes 9 rows of 8 integers, 15 bins of three kinds 1,084. It merges, syncs and resumes as every metric does.
@@ -125,7 +126,8 @@ class StandardError(TokenMetric):
     reference = "Cochran (1977), Sampling Techniques, section 6.3"
     metric: TokenMetric
 
-    def __init__(self, metric: TokenMetric, **kwargs: Any) -> None:
+    def __init__(self, metric: TokenMetric | str, **kwargs: Any) -> None:
+        metric = as_metric(metric)
         if not metric.has_standard_error:
             raise MetricOptionError(
                 f"{metric.name} is a step function of its sums, of which the delta method knows no error. Keep each "

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ..analysis import StandardError
 from ..collection import TokenMetricCollection
@@ -27,6 +26,11 @@ from ..errors import InvalidInputError, MissingExtraError
 from ..metric import TokenMetric
 from ..pairs import score_pair
 from ..plugins import get_metric
+
+try:
+    from tqdm import tqdm  # type: ignore[import-untyped]
+except ImportError as error:
+    raise MissingExtraError("comparing models needs tqdm: pip install 'xent-metrics[analysis,lm-eval]'") from error
 
 __all__ = ["Finding", "compare_models"]
 

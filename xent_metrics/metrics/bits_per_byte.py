@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import MetricOptionError
-from ..metric import RatioMetric, _readable
+from ..metric import RatioMetric
+from ..metric_options import readable
 from ..scores import TokenScores
 from ..scoring import as_tensor, bytes_of
 from ..token_bytes import token_bytes as make_token_bytes
@@ -50,7 +51,7 @@ class _PerByte(_PerLength):
             is_array = isinstance(table, Tensor) or hasattr(table, "__array__")
             table = _whole(as_tensor(table)) if is_array else make_token_bytes(table)
         self.register_buffer("token_bytes", table, persistent=False)
-        self._table_name = _readable(table)
+        self._table_name = readable(table)
 
     def sum_names(self) -> tuple[str, str]:
         nats, length = super().sum_names()

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import MetricOptionError
-from ..metric import RatioMetric, _readable
+from ..metric import RatioMetric
+from ..metric_options import readable
 from ..scores import TokenScores
 from ..scoring import as_tensor
 
@@ -70,7 +71,7 @@ class CrossEntropy(_NatsPerToken):
         self.register_buffer("_class_weight_bits", bits, persistent=False)
         if self._is_training_loss:
             self.requires = frozenset({"nll", "loss", "loss_weight"})
-        self._loss_options = f"label_smoothing={label_smoothing}, class_weight={_readable(self.class_weight)}"
+        self._loss_options = f"label_smoothing={label_smoothing}, class_weight={readable(self.class_weight)}"
 
     @property
     def class_weight(self) -> Tensor | None:

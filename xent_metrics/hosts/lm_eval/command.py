@@ -20,12 +20,12 @@ from typing import Any
 import lm_eval.models  # lm-eval lists its own models only while its registry is empty
 import lm_eval.tasks
 import yaml  # type: ignore[import-untyped]
-from lm_eval.api.registry import model_registry
+from lm_eval.api.registry import metric_registry, model_registry
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Kind
 
 from ...errors import InvalidInputError, MetricOptionError
-from ...plugins import get_metric
+from ...plugins import get_metric, list_metrics
 from ...task_folders import task_folders
 from .metric_list import ADDED, OWN_KEYS
 from .task import XentTask
@@ -88,8 +88,7 @@ class XentTaskManager(lm_eval.tasks.TaskManager):  # type: ignore[misc]  # lm-ev
         ours = [folder for folder in task_folders() if folder.resolve() not in known]
         super().__init__(*args, include_path=[*ours, *user], **kwargs)  # a later folder's task goes before an earlier's
         self._entries = list(entries)
-        if entries:
-            self._factory = _XentTaskFactory(self._entries, meta=self.metadata)
+        self._factory = _XentTaskFactory(self._entries, meta=self.metadata)
 
     def load(self, task_list: Any) -> Any:
         """lm-eval's own; every task must have taken the metrics."""
@@ -103,7 +102,7 @@ class XentTaskManager(lm_eval.tasks.TaskManager):  # type: ignore[misc]  # lm-ev
 
 
 class _XentTaskFactory(TaskFactory):  # type: ignore[misc]
-    """Builds every YAML task as an `XentTask` with `entries` added."""
+    """Builds every YAML task as an `XentTask` with `entries` added, if there are any."""
 
     def __init__(self, entries: Sequence[dict[str, Any]], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -112,6 +111,9 @@ class _XentTaskFactory(TaskFactory):  # type: ignore[misc]
     def _load_full_config(self, entry: Any, overrides: Any = None) -> dict[str, Any]:
         config: dict[str, Any] = super()._load_full_config(entry, overrides)
         if entry.kind is Kind.GROUP:
+            return config
+        if not self._entries:
+            _check_whose(entry.name, config)
             return config
         made_by = config.get("class", XentTask)
         if not (isinstance(made_by, type) and issubclass(made_by, XentTask)):
@@ -124,6 +126,23 @@ class _XentTaskFactory(TaskFactory):  # type: ignore[misc]
             own = [each for each in config.get("metric_list") or [] if _name(each) not in names]
             return config | {"metric_list": [*own, *added]}
         return config | {"class": XentTask, ADDED: added}
+
+
+def _check_whose(task: str, config: dict[str, Any]) -> None:
+    """Raise where lm-eval's own task would be given a metric that lm-eval doesn't have and we do."""
+    listed = config.get("metric_list") if "class" not in config else None
+    for entry in listed if isinstance(listed, list) else []:
+        name = entry.get("metric") if isinstance(entry, dict) else None
+        if (
+            isinstance(name, str)
+            and name in list_metrics()
+            and name not in metric_registry
+            and "aggregation" not in entry
+        ):
+            raise MetricOptionError(
+                f"task {task}: {name} is a metric of xent-metrics, and the task is lm-eval's own. Write "
+                "`class: !function xent_metrics.hosts.lm_eval.XentTask` into its YAML"
+            )
 
 
 def _name(entry: dict[str, Any]) -> Any:

@@ -15,6 +15,7 @@ does it, since ``accelerate launch --cpu --num_processes 2`` starts one process 
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -63,8 +64,8 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
         log_alternatives: and as many of the likeliest tokens beside each.
 
     Raises:
-        InvalidInputError: a model that isn't causal, a `stride` that doesn't fit, a request without tokens to score or
-            with more than a window holds; before the model runs on any request.
+        InvalidInputError: a model that can't be loaded or isn't causal, a `stride` that doesn't fit, a request without tokens
+            to score or with more than a window holds; before the model runs on any request.
 
     >>> from lm_eval.api.instance import Instance
     >>> from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -94,7 +95,13 @@ class XentHFLM(HFLM):  # type: ignore[misc]  # lm-eval is untyped
     ) -> None:
         if kwargs.get("max_length") is not None:  # `hf` takes 0 for the model's own
             kwargs["max_length"] = at_least_one("max_length", kwargs["max_length"])
-        super().__init__(pretrained, *args, **kwargs)
+        for name in kwargs:  # `hf` passes on what it doesn't know to the model
+            if near := difflib.get_close_matches(name, ("stride", "log_tokens", "log_alternatives"), n=1, cutoff=0.8):
+                raise InvalidInputError(f"xent-hf has no argument {name!r}; did you mean {near[0]!r}?")
+        try:
+            super().__init__(pretrained, *args, **kwargs)
+        except (OSError, TypeError) as error:
+            raise InvalidInputError(f"{_shown(pretrained)} can't be loaded: {error}") from error
         self._join_processes()
         check_backend(self.model.config, self.backend)
         if self.batch_size == "auto":
@@ -297,6 +304,10 @@ def _no_scores(extra: Mapping[str, RowScore]) -> TokenScores:
         num_bytes=empty.long(),
         extra={name: torch.zeros(0, *score.shape) for name, score in extra.items()},
     )
+
+
+def _shown(pretrained: Any) -> str:
+    return repr(pretrained) if isinstance(pretrained, str) else type(pretrained).__name__
 
 
 def _short(text: str) -> str:
