@@ -4,8 +4,8 @@
         logits = self(batch["ids"])
         return {"logits": logits[:, :-1], "targets": batch["ids"][:, 1:]}     # logits[t] scores targets[t]
 
-A step returns a `TokenScores`, or a mapping (or an object) with `scores`, or with `logits` and `targets` (or `labels`) and,
-if it likes, `weight`. What returns none of these is read by an adapter.
+A step returns a `TokenScores`, or a mapping (or an object) with `scores`, or with `logits` and `targets` (or
+`target`, or `labels`) and, if it likes, `weight`. What returns none of these is read by an adapter.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ class Batch(NamedTuple):
 def read(output: Any, *, shift: bool = False) -> Batch:
     """The batch in a step's output; `shift` pairs logits[t] with targets[t + 1], for labels that are the inputs.
 
+    >>> read({"logits": torch.zeros(1, 2, 8), "target": torch.tensor([[2, 3]])}).target
+    tensor([[2, 3]])
     >>> read({"logits": torch.zeros(1, 3, 8), "labels": torch.tensor([[1, 2, 3]])}, shift=True).target
     tensor([[2, 3]])
     """
@@ -73,8 +75,8 @@ def _get(output: Any, name: str) -> Any:
 
 
 def _target(output: Any) -> Any:
-    targets = _get(output, "targets")
-    return _get(output, "labels") if targets is None else targets
+    found = (_get(output, name) for name in ("targets", "target", "labels"))
+    return next((target for target in found if target is not None), None)
 
 
 def _shown(output: Any) -> str:
