@@ -1,9 +1,10 @@
 /* One pass over each row of logits: nll, the top-1 probability, and whether the top-1 class is the target.
  *
- * A row is read in blocks of 2,048, converted to float where it isn't. For each logit x the maximum is kept and exp(x)
- * is added: exp(x) = 2^k e^f with |f| <= ln(2)/2. e^f - 1 is a polynomial in float, the rest is double, whose exponent
- * is wide enough that nothing is rescaled while the maximum lies in [LOWEST, HIGHEST]; the few rows beyond are read
- * again, less their maximum. In the end the maximum's own term is replaced by the true one:
+ * A row is read in blocks of 2,048, the next of which is fetched meanwhile, and converted to float where it isn't. For
+ * each logit x the maximum is kept and exp(x) is added: exp(x) = 2^k e^f with |f| <= ln(2)/2. e^f - 1 is a polynomial in
+ * float, the rest is double, whose exponent is wide enough that nothing is rescaled while the maximum lies in
+ * [LOWEST, HIGHEST]; the few rows beyond are read again, less their maximum. In the end the maximum's own term is
+ * replaced by the true one:
  *
  *     rest = sum of the other terms / exp(top),   nll = log1p(rest) + (top - logit),   confidence = 1 / (1 + rest).
  *
@@ -85,6 +86,7 @@ INLINE const float *load(const char *row, int32_t dtype, int64_t start, int64_t 
 INLINE Totals pass(const Job *job, const char *row, float shift) {
     float block[BLOCK];
     const float floor = FLOOR;
+    const int64_t size = job->dtype == FLOAT32 ? 4 : 2;
     Totals totals = {0.0, -INFINITY, 0};
     for (int64_t start = 0; start < job->vocab_size; start += BLOCK) {
         int64_t count = job->vocab_size - start < BLOCK ? job->vocab_size - start : BLOCK;
@@ -93,6 +95,8 @@ INLINE Totals pass(const Job *job, const char *row, float shift) {
         float top[LANES];
         for (int lane = 0; lane < LANES; lane++) top[lane] = -INFINITY;
         for (int64_t j = 0; j < count; j += LANES) {
+            /* The next block, or the next row. A prefetch of what isn't there does nothing. */
+            __builtin_prefetch(row + (start + BLOCK + j) * size);
 #pragma omp simd
             for (int lane = 0; lane < LANES; lane++) {
                 top[lane] = x[j + lane] > top[lane] ? x[j + lane] : top[lane];
