@@ -367,3 +367,12 @@ def test_our_metric_in_a_task_of_lm_evals_own_is_told(tmp_path):
         MetricOptionError, match=r"task vanish: cross_entropy is a metric of xent-metrics.*class: !function"
     ):
         manager.load(["vanish"])
+
+
+def test_a_pipe_gets_whole_tables():
+    """Every metric's plugin stands in the last column, and every name in one line."""
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    command = [sys.executable, "-m", "xent_metrics.cli", "metrics"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.count("built-in") >= len(list_metrics()) - 3  # the plugins' own aside
+    assert all(name in done.stdout for name in list_metrics())

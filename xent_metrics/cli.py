@@ -21,6 +21,7 @@ from rich.table import Table
 
 from . import cli_plot
 from .cli_analysis import compare, compare_models, intervals, report
+from .cli_tables import table_console
 from .errors import XentMetricsError
 
 if TYPE_CHECKING:
@@ -232,7 +233,7 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(column, overflow="fold", min_width=0 if place else names)  # a name stays in one piece
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    table_console().print(table)
 
 
 def _print_set_aside(loaded: Plugins) -> None:

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .cli_tables import table_console
+
 if TYPE_CHECKING:
     from .analysis.run_comparison import RunComparison
     from .analysis.runs import Run
@@ -114,7 +116,7 @@ def intervals(
             bounds,
             f"{row['documents']:,}",
         )
-    Console().print(table)
+    table_console().print(table)
 
 
 def report(
@@ -144,7 +146,7 @@ def _print_findings(base: str, other: str, found: list[Finding]) -> None:
         error = "" if math.isnan(finding.standard_error) else f"{finding.standard_error:.2g}"
         row = [names[finding.of], finding.name, f"{finding.value:.6g}", error, finding.unit]
         table.add_row(*row, end_section=is_last)
-    Console().print(table)
+    table_console().print(table)
 
 
 def _as_json(first: Run, found: list[tuple[Run, list[RunComparison]]]) -> list[dict[str, Any]]:
@@ -171,7 +173,7 @@ def _as_json(first: Run, found: list[tuple[Run, list[RunComparison]]]) -> list[d
 
 
 def _print(first: Run, other: Run, rows: list[RunComparison]) -> None:
-    console = Console()
+    console = table_console()
     console.print(f"A: {escape(first.model)} ({escape(str(first.path.parent))})", highlight=False, soft_wrap=True)
     console.print(f"B: {escape(other.model)} ({escape(str(other.path.parent))})", highlight=False, soft_wrap=True)
     for task in dict.fromkeys(row.task for row in rows):
