@@ -21,7 +21,7 @@ from .row_scores import block_maxima, first_argmax
 
 __all__ = ["BLOCK_ROWS", "score_blocks"]
 
-BLOCK_ROWS = 1024
+BLOCK_ROWS = 2048
 _BLOCK = 2**21  # logits a block: few enough for the cache, enough for threads to be worth waking
 
 
