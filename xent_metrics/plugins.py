@@ -25,7 +25,7 @@ from . import hookspecs, metrics
 from .errors import InvalidInputError, MetricOptionError, PluginError, UnknownMetricError
 from .metric import TokenMetric
 
-__all__ = ["Plugin", "Plugins", "get_metric", "list_metrics", "plugins"]
+__all__ = ["Plugin", "Plugins", "as_metric", "get_metric", "list_metrics", "plugins"]
 
 GROUP = hookspecs.PROJECT
 SELECTION = "XENT_METRICS_PLUGINS"
