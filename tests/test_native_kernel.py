@@ -379,7 +379,7 @@ def run(**chosen: str) -> dict:
 def test_without_a_compiler_there_is_no_kernel_and_the_plugin_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("CC", "/no/such/compiler")
     package = native_support.copy_package(tmp_path)
-    assert not native_support.hatch_build().compile_kernel(native_support.PACKAGE / "kernel.c", package / "_kernel.so")
+    assert not native_support.hatch_build().compile_all(native_support.PACKAGE, package)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "xent_metrics_native", raising=False)
     with pytest.warns(UserWarning, match="is set aside: ImportError: .* installed without a C compiler"):
@@ -389,15 +389,16 @@ def test_without_a_compiler_there_is_no_kernel_and_the_plugin_says_so(monkeypatc
 
 
 def test_a_compiler_without_openmp_makes_a_kernel_with_one_thread_and_the_same_bits(monkeypatch, tmp_path):
-    compiler, library = tmp_path / "plain-cc", tmp_path / "_kernel.so"
+    compiler = tmp_path / "plain-cc"
     compiler.write_text('#!/bin/sh\ncase "$*" in *-fopenmp\\ *) exit 1;; esac\nexec cc "$@"\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
-    assert native_support.hatch_build().compile_kernel(native_support.PACKAGE / "kernel.c", library)
+    assert native_support.hatch_build().compile_all(native_support.PACKAGE, tmp_path)
+    library = tmp_path / "_kernel.so"
     assert b"GOMP_parallel" not in library.read_bytes()
     logits, target = random_batch(9, 5003)
     expected = kernel(logits, target)
-    monkeypatch.setattr(native, "_kernel", native._load(library))
+    monkeypatch.setattr(native, "_kernel", native._load_kernel(library))
     assert same(kernel(logits, target), expected)
 
 

@@ -1,6 +1,7 @@
-"""Asks the plugins' `score_backend` hooks for the scores of plain rows, and checks what they return.
+"""Asks the plugins' backends, and checks what they return: `score_backend` for the scores of plain rows, others for the
+parts of a model's layers.
 
-Without such a plugin torch scores, and this costs a few microseconds a block of rows. With one nothing else changes: the
+Without such a plugin torch does it, and this costs a few microseconds a block of rows. With one nothing else changes: the
 same fields, and an error that names the plugin where it breaks the hook's contract.
 """
 
@@ -9,12 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pluggy import HookImpl
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor  # torch.func has no public name for it
 
 from .errors import PluginError
 
-__all__ = ["is_plain", "score_by_backend"]
+__all__ = ["has_backend", "is_plain", "part_by_backend", "score_by_backend"]
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -26,11 +28,43 @@ def score_by_backend(logits: Tensor, target: Tensor) -> dict[str, Tensor] | None
     """The first backend's scores of the rows ``(N, V)``, by name, or None where no backend takes them."""
     if not (is_plain(logits) and is_plain(target) and len(logits)):
         return None
+    found = _first("score_backend", logits=logits, target=target)
+    if found is None:
+        return None
+    nll, confidence, correct = _checked(*found, logits)
+    return {"nll": nll, "confidence": confidence, "correct": correct}
+
+
+def part_by_backend(hook: str, shape: torch.Size, **given: Any) -> Tensor | None:
+    """The first backend's result of `shape` and like the first given tensor, or None where no backend takes them."""
+    tensors = [value for value in given.values() if isinstance(value, Tensor)]
+    found = _first(hook, **given) if all(is_plain(tensor) for tensor in tensors) else None
+    if found is None:
+        return None
+    result, name = found
+    first = tensors[0]
+    if type(result) is not Tensor or (result.shape, result.dtype, result.device) != (shape, first.dtype, first.device):
+        got = _described(result) if isinstance(result, Tensor) else f"{result!r:.200}"
+        expected = f"{tuple(shape)} of {str(first.dtype).removeprefix('torch.')} on {first.device}"
+        raise PluginError(f"{name} returned {got}; expected a tensor {expected}")
+    return result
+
+
+def has_backend(hook: str) -> bool:
+    """Whether some plugin implements it."""
+    return bool(_implementations(hook))
+
+
+def _implementations(hook: str) -> list[HookImpl]:
     from .plugins import plugins  # which loads the metrics, which score through here
 
-    given = {"logits": logits, "target": target}
-    for implementation in reversed(plugins().manager.hook.score_backend.get_hookimpls()):  # pluggy's own order
-        name = f"{implementation.plugin_name}: score_backend"
+    return list(reversed(getattr(plugins().manager.hook, hook).get_hookimpls()))  # pluggy's own order
+
+
+def _first(hook: str, **given: Any) -> tuple[Any, str] | None:
+    """The first result that isn't None, and whose it is."""
+    for implementation in _implementations(hook):
+        name = f"{implementation.plugin_name}: {hook}"
         try:
             result = implementation.function(*(given[argument] for argument in implementation.argnames))
         except Exception as error:
@@ -38,12 +72,11 @@ def score_by_backend(logits: Tensor, target: Tensor) -> dict[str, Tensor] | None
                 f"{name} raised {type(error).__name__}: {error}. XENT_METRICS_PLUGINS=a,b loads only the plugins named"
             ) from error
         if result is not None:
-            nll, confidence, correct = _checked(result, logits, name)
-            return {"nll": nll, "confidence": confidence, "correct": correct}
+            return result, name
     return None
 
 
-def _checked(result: Any, logits: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
+def _checked(result: Any, name: str, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if not isinstance(result, tuple | list) or [type(column) for column in result] != [Tensor] * 3:
         raise PluginError(f"{name} returned {result!r:.200}; expected three tensors: nll, confidence, correct")
     nll, confidence, correct = result

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
     from .metric import TokenMetric
 
-__all__ = ["PROJECT", "hookimpl", "hookspec", "register_metrics", "register_task_configs", "score_backend"]
+__all__ = [
+    "PROJECT", "attention_backend", "gate_backend", "hookimpl", "hookspec", "norm_backend", "register_metrics",
+    "register_task_configs", "rotary_backend", "score_backend",
+]  # fmt: skip
 
 PROJECT = "xent_metrics"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -52,4 +55,64 @@ def score_backend(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tenso
     It is not asked under `torch.compile`, for tensor subclasses (fake tensors among them) or soft targets; the losses of label
     smoothing and class weights, and `extra` scores, are always torch's. A backend that raises, or returns anything else, is
     a `PluginError` that names it.
+    """
+
+
+# Parts of a model's layers, for `xent-hf`. The tensors are plain ones without gradients; None leaves a part to the model, and
+# so does a backend that doesn't agree with it at load. What a backend returns has the dtype and the device of its first
+# argument; one that raises, or returns anything else, is a `PluginError` that names it.
+
+
+@hookspec(firstresult=True)
+def attention_backend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor | None:
+    """softmax(scale · q kᵀ + causal mask) v, as `torch.nn.functional.scaled_dot_product_attention` computes it.
+
+    Args:
+        query: ``(B, H, S, D)``, any strides.
+        key: ``(B, K, S, D)``, where each of the K heads serves H / K neighbouring heads of the queries.
+        value: ``(B, K, S, E)``.
+        scale: what the products of queries and keys are multiplied by.
+
+    Returns:
+        ``(B, H, S, E)``, best with memory as of ``(B, S, H, E)``.
+    """
+
+
+@hookspec(firstresult=True)
+def rotary_backend(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor | None:
+    """Rotary positions (Su et al., 2021): x · cos + (−x₂, x₁) · sin, where x₁ and x₂ are the halves of a head.
+
+    Args:
+        states: queries or keys ``(B, H, S, D)``, any strides.
+        cos, sin: ``(B, S, D)`` or ``(1, S, D)``.
+
+    Returns:
+        of the shape of `states`.
+    """
+
+
+@hookspec(firstresult=True)
+def norm_backend(states: Tensor, weight: Tensor, eps: float) -> Tensor | None:
+    """RMSNorm (Zhang and Sennrich, 2019): weight · x / √(mean x² + eps).
+
+    Args:
+        states: ``(..., H)``.
+        weight: ``(H,)``.
+        eps: is added to the mean of squares.
+
+    Returns:
+        of the shape of `states`.
+    """
+
+
+@hookspec(firstresult=True)
+def gate_backend(gate: Tensor, up: Tensor) -> Tensor | None:
+    """silu(gate) · up, of a gated MLP (Shazeer, 2020). Nobody needs `gate` any more, so the result may be written over it.
+
+    Args:
+        gate: ``(..., I)``.
+        up: of the same shape.
+
+    Returns:
+        of the same shape.
     """

@@ -1,8 +1,8 @@
 """Hidden states to scores over blocks of the vocabulary, so that no row of logits is ever whole.
 
 A matmul of few rows with a large `lm_head` waits for its weights. Here many rows meet a block of the vocabulary while
-that lies in the cache, and of each block only three numbers a row stay: its maximum m, where that is, and
-s = Σ exp(logit − m). With M the largest m, S = ln Σ s · exp(m − M) joins them:
+that lies in the cache, and of each block only two numbers a row stay: its maximum m and s = Σ exp(logit − m). With M the
+largest m, S = ln Σ s · exp(m − M) joins them:
 
     nll = (M − logit of the target) + S        confidence = exp(−S)
 
@@ -35,29 +35,36 @@ def score_blocks(
     (tensor([2.0794, 2.0794]), tensor([ True, False]))
     """
     width = max(512, _BLOCK // max(1, len(hidden)))
-    maxima, places, sums, wanted = [], [], [], torch.zeros_like(index, dtype=_wide(hidden.dtype))
+    maxima, sums = [], []
+    wanted = torch.zeros_like(index, dtype=_wide(hidden.dtype))
+    first, block = (
+        torch.zeros_like(index, dtype=torch.bool),
+        index // width,
+    )  # whether the target leads its block, and which
     for start in range(0, len(head), width):
         offset = None if bias is None else bias[start : start + width]
         logits = adjust(F.linear(hidden, head[start : start + width], offset)).to(wanted.dtype)
         of_parts = block_maxima(logits)
-        maximum = of_parts.amax(-1, keepdim=True)
-        places.append(first_argmax(logits, of_parts) + start)
-        inside = (index >= start) & (index < start + logits.shape[-1])
+        maximum = of_parts.amax(-1)
+        inside = block == start // width
         column = (index - start).clamp_(0, logits.shape[-1] - 1)
-        wanted = torch.where(inside, logits.gather(-1, column[:, None]).squeeze(-1), wanted)
+        logit = logits.gather(-1, column[:, None]).squeeze(-1)
+        wanted = torch.where(inside, logit, wanted)
+        (leading,) = torch.where(inside & (logit == maximum))  # few: only there the first of equal logits is looked for
+        first[leading] = first_argmax(logits[leading], of_parts[leading]) == column[leading]
         # A block of −inf adds nothing; −inf − (−inf) would be nan.
-        shifted = logits.sub_(torch.where(maximum == -torch.inf, 0.0, maximum))
+        shifted = logits.sub_(torch.where(maximum == -torch.inf, 0.0, maximum)[:, None])
         sums.append(shifted.exp_().sum(-1))
-        maxima.append(maximum.squeeze(-1))
-    return _join(torch.stack(maxima, -1), torch.stack(places, -1), torch.stack(sums, -1), wanted, index)
+        maxima.append(maximum)
+    return _join(torch.stack(maxima, -1), torch.stack(sums, -1), wanted, first, block)
 
 
-def _join(maxima: Tensor, places: Tensor, sums: Tensor, wanted: Tensor, index: Tensor) -> dict[str, Tensor]:
+def _join(maxima: Tensor, sums: Tensor, wanted: Tensor, first: Tensor, block: Tensor) -> dict[str, Tensor]:
     """The facts of whole rows from those of their blocks ``(R, blocks)``; of equal maxima the first counts."""
-    block = maxima.argmax(-1, keepdim=True)
-    largest = maxima.gather(-1, block)
+    leading = maxima.argmax(-1, keepdim=True)
+    largest = maxima.gather(-1, leading)
     rest = (sums * (maxima - largest).exp()).sum(-1).log()
-    correct = places.gather(-1, block).squeeze(-1) == index
+    correct = first & (leading.squeeze(-1) == block)
     return {"nll": (largest.squeeze(-1) - wanted) + rest, "confidence": rest.neg().exp_(), "correct": correct}
 
 

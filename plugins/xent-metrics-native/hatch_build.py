@@ -1,4 +1,4 @@
-"""Compiles kernel.c when the package is built; without a compiler the package is built without it, and says so."""
+"""Compiles the C sources when the package is built; without a compiler the package is built without them, and says so."""
 
 from __future__ import annotations
 
@@ -13,42 +13,51 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-PACKAGE, LIBRARY = "xent_metrics_native", "_kernel.so"
+PACKAGE = "xent_metrics_native"
+# A library for each source, and what fused multiply-adds it may be compiled to: in kernel.c each is written as one.
+LIBRARIES = {"_kernel.so": ("kernel.c", "-ffp-contract=off"), "_layers.so": ("layers.c", "-ffp-contract=fast")}
 # No fast-math: nan and infinities are scored as torch does, and bits depend on nothing but the row.
-FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 THREADS = (["-fopenmp"], ["-fopenmp-simd"], [])  # the first that this compiler has
 
 
 class KernelBuildHook(BuildHookInterface):
-    """Adds the compiled kernel to the wheel, or, in an editable installation, to the source tree."""
+    """Adds the compiled libraries to the wheel, or, in an editable installation, to the source tree."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         root = Path(self.root)
         if version == "editable":
-            compile_kernel(root / "kernel.c", root / PACKAGE / LIBRARY)
+            compile_all(root, root / PACKAGE)
             return
         self.folder = tempfile.mkdtemp()
-        library = Path(self.folder) / LIBRARY
-        if compile_kernel(root / "kernel.c", library):
-            build_data["force_include"][str(library)] = f"{PACKAGE}/{LIBRARY}"
+        if compile_all(root, Path(self.folder)):
+            for name in LIBRARIES:
+                build_data["force_include"][str(Path(self.folder) / name)] = f"{PACKAGE}/{name}"
             build_data["pure_python"] = False
             platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
             build_data["tag"] = f"py3-none-{platform}"  # no Python in it: one wheel for every version
         else:
-            self.app.display_warning("no C compiler could compile kernel.c; the package is built without it")
+            self.app.display_warning("no C compiler could compile the sources; the package is built without them")
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         if version != "editable":
             shutil.rmtree(self.folder)
 
 
-def compile_kernel(source: Path, library: Path) -> bool:
-    """Compile `source` with $CC, cc, gcc or clang; whether it could be done."""
+def compile_all(sources: Path, libraries: Path) -> bool:
+    """Compile every library into the folder `libraries`; whether it could be done."""
+    return all(
+        _compile(sources / source, libraries / name, contraction) for name, (source, contraction) in LIBRARIES.items()
+    )
+
+
+def _compile(source: Path, library: Path, contraction: str) -> bool:
+    """Compile `source` with $CC, cc, gcc or clang."""
     chosen = os.environ.get("CC")
     compilers = [shlex.split(chosen)] if chosen else [[name] for name in ("cc", "gcc", "clang")]
     for compiler in compilers:
         for threads in THREADS:
-            command = [*compiler, *FLAGS, *threads, str(source), "-o", str(library), "-lm"]
+            command = [*compiler, *FLAGS, contraction, *threads, str(source), "-o", str(library), "-lm"]
             try:
                 done = subprocess.run(command, capture_output=True, text=True)
             except OSError:

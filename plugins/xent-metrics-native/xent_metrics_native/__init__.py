@@ -1,8 +1,14 @@
-"""A C kernel behind the hook `score_backend`: nll, confidence and correct of CPU logits in one pass over them.
+"""C kernels for the CPU behind the hooks of xent-metrics.
 
-Installed, it is used by itself; `XENT_METRICS_PLUGINS=` (empty) leaves it out. It takes float32, bfloat16 and float16, with
-any distance between rows; where classes aren't adjacent, a block of rows at a time is copied. The rest is left to torch:
-other devices and dtypes, soft targets, and the losses of label smoothing and class weights.
+    score_backend      nll, confidence and correct of logits in one pass over them: float32, bfloat16 and float16, with any
+                       distance between rows; where classes aren't adjacent, a block of rows at a time is copied
+    attention_backend  causal attention whose scores never leave the caches, in float32
+    rotary_backend     rotary positions in one pass, in float32
+    norm_backend       RMSNorm in one pass, in float32
+    gate_backend       silu(gate) · up in one pass, in float32
+
+Installed, they are used by themselves; `XENT_METRICS_PLUGINS=` (empty) leaves them out. The rest is left to torch: other
+devices and dtypes, soft targets, the losses of label smoothing and class weights, whatever has no memory of its own.
 """
 
 from __future__ import annotations
@@ -15,11 +21,14 @@ from torch import Tensor
 
 from xent_metrics import hookimpl
 
-__all__ = ["score_backend"]
+__all__ = ["attention_backend", "gate_backend", "norm_backend", "rotary_backend", "score_backend"]
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _LOGITS_A_THREAD = 2**16  # fewer are scored sooner than a thread wakes up
 _LOGITS_A_COPY = 2**22  # where classes aren't adjacent
+_LONG = 64  # ids in a row: on shorter ones torch's attention is as fast
+_DIM = 256  # of a head, at most: MAX_DIM of layers.c
+_NUMBERS_A_THREAD = 2**14
 
 
 class _Job(ctypes.Structure):
@@ -38,14 +47,47 @@ class _Job(ctypes.Structure):
     )
 
 
+class _Strides(ctypes.Structure):
+    """`Strides` of layers.c."""
+
+    _fields_ = (("batch", ctypes.c_int64), ("head", ctypes.c_int64), ("row", ctypes.c_int64))
+
+
+class _Attention(ctypes.Structure):
+    """`Attention` of layers.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("query", "key", "value", "out")),
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "key_heads", "length", "dim", "value_dim")),
+        *((name, _Strides) for name in ("of_query", "of_key", "of_value", "of_out")),
+        ("scale", ctypes.c_float),
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+    )
+
+
+class _Rotary(ctypes.Structure):
+    """`Rotary` of layers.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("states", "cos", "sin", "out")),
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "length", "dim")),
+        *((name, _Strides) for name in ("of_states", "of_cos", "of_sin", "of_out")),
+    )
+
+
 def _load(path: Path) -> ctypes.CDLL:
-    """The compiled kernel, or the reason why this plugin is set aside."""
+    """A compiled library, or the reason why this plugin is set aside."""
     if not path.exists():
         raise ImportError(
             "xent-metrics-native was installed without a C compiler, so it has no kernel and torch scores. Install gcc or "
             "clang, then `pip install --force-reinstall --no-deps --no-cache-dir xent-metrics-native`"
         )
-    kernel = ctypes.CDLL(str(path))
+    return ctypes.CDLL(str(path))
+
+
+def _load_kernel(path: Path) -> ctypes.CDLL:
+    kernel = _load(path)
     kernel.xent_score.argtypes = [ctypes.POINTER(_Job), ctypes.c_int32, ctypes.c_int32]
     kernel.xent_score.restype = None
     if kernel.xent_level() == 0:
@@ -55,7 +97,20 @@ def _load(path: Path) -> ctypes.CDLL:
     return kernel
 
 
-_kernel = _load(Path(__file__).with_name("_kernel.so"))
+def _load_layers(path: Path) -> ctypes.CDLL:
+    layers = _load(path)
+    array, size, few = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+    layers.xent_attention.argtypes = [ctypes.POINTER(_Attention), few, few]
+    layers.xent_rotary.argtypes = [ctypes.POINTER(_Rotary), few, few]
+    layers.xent_rms_norm.argtypes = [array, array, ctypes.c_float, size, size, array, few, few]
+    layers.xent_silu.argtypes = [array, array, size, few, few]
+    for function in (layers.xent_attention, layers.xent_rotary, layers.xent_rms_norm, layers.xent_silu):
+        function.restype = None
+    return layers
+
+
+_folder = Path(__file__).parent
+_kernel, _layers = _load_kernel(_folder / "_kernel.so"), _load_layers(_folder / "_layers.so")
 _level: int = _kernel.xent_level()  # 2: AVX-512, 1: AVX2 or NEON
 
 
@@ -75,15 +130,19 @@ def score_backend(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 def _takes(logits: Tensor, target: Tensor) -> bool:
     """Whether these are rows, and memory that the kernel may read."""
-    readable = all(
-        given.device.type == "cpu"
-        and given.layout is torch.strided
-        and not given.is_neg()
-        and not given._is_zerotensor()
-        for given in (logits, target)
-    )
     rows = logits.ndim == 2 and logits.shape[1] > 0 and target.shape == logits.shape[:1]
-    return readable and rows and logits.dtype in _DTYPES and target.dtype == torch.int64
+    return _readable(logits, target) and rows and logits.dtype in _DTYPES and target.dtype == torch.int64
+
+
+def _readable(*given: Tensor) -> bool:
+    """Whether these tensors have memory that a kernel may read."""
+    return all(
+        tensor.device.type == "cpu"
+        and tensor.layout is torch.strided
+        and not tensor.is_neg()
+        and not tensor._is_zerotensor()
+        for tensor in given
+    )
 
 
 def _score(logits: Tensor, target: Tensor, *, level: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,3 +165,98 @@ def _score(logits: Tensor, target: Tensor, *, level: int) -> tuple[Tensor, Tenso
     threads = min(torch.get_num_threads(), 1 + rows * vocab_size // _LOGITS_A_THREAD)
     _kernel.xent_score(ctypes.byref(job), level, threads)
     return nll, confidence, correct
+
+
+def _floats(*given: Tensor) -> bool:
+    """Whether these are float32 in the CPU's memory, and something."""
+    return _readable(*given) and all(tensor.dtype == torch.float32 and tensor.numel() for tensor in given)
+
+
+def _threads(numbers: int) -> int:
+    return min(torch.get_num_threads(), 1 + numbers // _NUMBERS_A_THREAD)
+
+
+@hookimpl
+def attention_backend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor | None:
+    """softmax(scale · q kᵀ + causal mask) v in float32, for rows of at least 64 and heads of at most 256."""
+    return _attention(query, key, value, scale, level=_level) if _attends(query, key, value) else None
+
+
+def _attends(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    if not _floats(query, key, value) or query.ndim != 4 or query.shape[2] < _LONG:
+        return False
+    adjacent = all(tensor.stride(-1) == 1 for tensor in (query, key, value))
+    return adjacent and max(query.shape[-1], value.shape[-1]) <= _DIM
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, scale: float, *, level: int) -> Tensor:
+    batch, heads, length, dim = query.shape
+    key_heads, value_dim = value.shape[1], value.shape[-1]
+    out = torch.empty(batch, length, heads, value_dim, dtype=torch.float32, device="cpu").transpose(1, 2)
+    packed = -(-length // 32) * 32  # WIDE of attention.h, at most
+    keys = torch.empty(batch * key_heads * packed * dim, dtype=torch.float32, device="cpu")
+    values = torch.empty(batch * key_heads * packed * -(-value_dim // 32) * 32, dtype=torch.float32, device="cpu")
+    job = _Attention(
+        *(tensor.data_ptr() for tensor in (query, key, value, out)),
+        batch, heads, key_heads, length, dim, value_dim,
+        *(_Strides(*tensor.stride()[:3]) for tensor in (query, key, value, out)),
+        scale, keys.data_ptr(), values.data_ptr(),
+    )  # fmt: skip
+    _layers.xent_attention(ctypes.byref(job), level, _threads(batch * heads * length * length))
+    return out
+
+
+@hookimpl
+def rotary_backend(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor | None:
+    """x · cos + (−x₂, x₁) · sin of the halves x₁ and x₂ of each head, in float32."""
+    if not _floats(states, cos, sin) or states.ndim != 4 or states.shape[-1] % 2 or cos.shape != sin.shape:
+        return None
+    batch, _, length, dim = states.shape
+    adjacent = all(tensor.stride(-1) == 1 for tensor in (states, cos, sin))
+    if not adjacent or cos.shape not in ((batch, length, dim), (1, length, dim)):
+        return None
+    return _rotated(states, cos.expand(batch, -1, -1), sin.expand(batch, -1, -1), level=_level)
+
+
+def _rotated(states: Tensor, cos: Tensor, sin: Tensor, *, level: int) -> Tensor:
+    batch, heads, length, dim = states.shape
+    out = torch.empty(batch, length, heads, dim, dtype=torch.float32, device="cpu").transpose(1, 2)
+    job = _Rotary(
+        *(tensor.data_ptr() for tensor in (states, cos, sin, out)),
+        batch, heads, length, dim,
+        *(_Strides(tensor.stride(0), 0 if tensor.ndim == 3 else tensor.stride(1), tensor.stride(-2))
+          for tensor in (states, cos, sin, out)),
+    )  # fmt: skip
+    _layers.xent_rotary(ctypes.byref(job), level, _threads(states.numel()))
+    return out
+
+
+@hookimpl
+def norm_backend(states: Tensor, weight: Tensor, eps: float) -> Tensor | None:
+    """weight · x / √(mean x² + eps) in float32, in one pass over the rows of `states`."""
+    if not _floats(states, weight) or weight.ndim != 1 or states.shape[-1:] != weight.shape:
+        return None
+    return _norm(states.contiguous(), weight.contiguous(), eps, level=_level)
+
+
+def _norm(states: Tensor, weight: Tensor, eps: float, *, level: int) -> Tensor:
+    out = torch.empty_like(states)
+    size = len(weight)
+    rows = states.numel() // size
+    _layers.xent_rms_norm(
+        states.data_ptr(), weight.data_ptr(), eps, rows, size, out.data_ptr(), level, _threads(states.numel())
+    )
+    return out
+
+
+@hookimpl
+def gate_backend(gate: Tensor, up: Tensor) -> Tensor | None:
+    """silu(gate) · up in float32, written over `gate`."""
+    if not _floats(gate, up) or gate.shape != up.shape or not (gate.is_contiguous() and up.is_contiguous()):
+        return None
+    return _gated(gate, up, level=_level)
+
+
+def _gated(gate: Tensor, up: Tensor, *, level: int) -> Tensor:
+    _layers.xent_silu(gate.data_ptr(), up.data_ptr(), gate.numel(), level, _threads(gate.numel()))
+    return gate

@@ -1,10 +1,11 @@
 """From rows of ids to scores, by the shortest way that has been checked: `Forward`.
 
-Three ways to run less, each switched on only where probe.py has seen that it agrees with the model's own forward:
+Ways to run less, each switched on only where probe.py has seen that it agrees with the model's own forward:
 
     hidden     the base model gives hidden states, and the scored ones alone meet `lm_head` (`score_hidden_states`)
     packing    a tree of windows in one row, by a 4-D mask and position ids
     caching    rows behind a stem whose keys and values are kept
+    layers     parts of the layers are a plugin's (layers.py)
 
 Without any of them this is ``model(ids).logits``, as stock `hf` runs it, and its scored positions alone are looked at.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,7 @@ from ...errors import InvalidInputError
 from ...row_scores import RowScore
 from ...scores import TokenScores
 from ...scoring import score_hidden_states, score_tokens
+from .layers import Layers, may_replace
 from .packing import Row
 
 __all__ = ["Forward", "Head"]
@@ -118,8 +121,9 @@ class Forward:
         bytes_table: Callable[[int], Tensor | None] = lambda vocab_size: None,
     ) -> None:
         self.model, self.device, self.autocast, self.wider = model, device, autocast, wider
-        self.hidden = self.packing = self.caching = False
+        self.hidden = self.packing = self.caching = self.layers = False
         self.head: Head | None = None
+        self._layers: Layers | None = None
         self.extra: Mapping[str, RowScore] = {}
         self.rounding = 0.0
         self._bytes_table = bytes_table
@@ -164,6 +168,15 @@ class Forward:
         self.head = Head.of(self._causal)
 
     @property
+    def has_backends(self) -> bool:
+        """Whether plugins may compute parts of the layers."""
+        return self.autocast is None and may_replace(self.model)
+
+    def find_layers(self) -> None:
+        """Find those parts."""
+        self._layers = Layers(self.model)
+
+    @property
     def module(self) -> nn.Module:
         """What is run: the base model, or the whole of it."""
         module: nn.Module = self._causal.base_model if self.hidden else self.model
@@ -204,7 +217,8 @@ class Forward:
         return picked
 
     def _run(self, ids: Tensor, **arguments: Any) -> Any:
-        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+        layers = self._layers.used() if self.layers and self._layers is not None else nullcontext()
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None), layers:
             return self.module(ids, **arguments)
 
     def _arguments(self, rows: Sequence[Row], length: int, stem: Any) -> dict[str, Any]:

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 _LENGTH = 40  # ids of the longest made-up window …
 _WINDOW = 256  # … or a little more than a sliding window of at most this many
+_LONG = 320  # ids of the one for plugins' layers, whose attention may go by blocks of ids
 #: Relative error of hidden states (or logits) that passes for rounding where less, and at most, was measured.
 _LEAST = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 _MOST = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -45,6 +46,7 @@ _INSTEAD = {
     "hidden": "the model's own logits are scored",
     "packing": "windows that branch run row by row",
     "caching": "shared beginnings aren't kept",
+    "layers": "torch computes all of the layers",
 }
 
 
@@ -82,6 +84,13 @@ def probe(forward: Forward, ids: Sequence[int], max_length: int) -> None:
         stem = length // 2 - 1
         family = behind(stem, windows, packing=forward.packing)
         _try(forward, "caching", _Check(off, lambda: _error(forward, family, expected), bound))
+    if forward.has_backends:
+        long = max_length if forward.turn is None else min(max_length, forward.turn.length)
+        off = "its results are {} off those of the model's own"
+        _try(
+            forward, "layers",
+            _Check(off, lambda: _layers_error(forward, _windows(ids, min(long, _LONG))[0]), tolerance(forward)),
+        )  # fmt: skip
     states = ", ".join(f"{name} {'on' if getattr(forward, name) else 'off'}" for name in _INSTEAD)
     log.info("xent-hf runs %s with %s", forward.name, states)
 
@@ -165,6 +174,17 @@ def _hidden_error(forward: Forward, windows: Sequence[Window]) -> float:
     by_logits = nll(torch.cat([forward.states([row]) for row in rows]))
     forward.hidden = True
     return distance(by_hidden, by_logits)
+
+
+def _layers_error(forward: Forward, window: Window) -> float:
+    """The relative error of hidden states (or logits) by plugins' layers."""
+    forward.find_layers()
+    row = alone(0, Window(window.inputs, window.inputs))
+    found = forward.states([row])
+    forward.layers = False
+    expected = forward.states([row])
+    forward.layers = True
+    return distance(found, expected)
 
 
 def _rounding(forward: Forward, windows: Sequence[Window], expected: dict[int, Tensor]) -> float:

@@ -1,0 +1,153 @@
+/* layers.c for one instruction set: TARGET, LEVEL, LANES to a vector, ROWS to a tile of 2 vectors, all in registers. */
+#define NAME(name) JOIN(name, LEVEL)
+#define vector NAME(vector)
+#define WIDE (2 * LANES)       /* columns of a tile */
+#define QUERIES (TILES * ROWS) /* of a block */
+
+typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+/* c (ROWS x WIDE) = a (ROWS x depth) b (depth x WIDE), added to what is there if `add`. */
+INLINE void NAME(tile)(
+    int add, int64_t depth, const float *a, int64_t a_row, const float *b, float *c, int64_t c_row
+) {
+    vector sum[ROWS][2];
+#pragma GCC unroll 12
+    for (int i = 0; i < ROWS; i++) {
+        sum[i][0] = add ? *(vector *)(c + i * c_row) : (vector){0};
+        sum[i][1] = add ? *(vector *)(c + i * c_row + LANES) : (vector){0};
+    }
+    for (int64_t k = 0; k < depth; k++) {
+        vector left = *(const vector *)(b + k * WIDE), right = *(const vector *)(b + k * WIDE + LANES);
+#pragma GCC unroll 12
+        for (int i = 0; i < ROWS; i++) {
+            vector x = a[i * a_row + k] - (vector){0};
+            sum[i][0] += x * left;
+            sum[i][1] += x * right;
+        }
+    }
+#pragma GCC unroll 12
+    for (int i = 0; i < ROWS; i++) {
+        *(vector *)(c + i * c_row) = sum[i][0];
+        *(vector *)(c + i * c_row + LANES) = sum[i][1];
+    }
+}
+
+/* WIDE keys and values of one head, zeros behind the last: keys as [dim][WIDE], values as [value_dim / WIDE][length][WIDE]. */
+TARGET static void NAME(pack)(const Attention *job, int64_t head, int64_t start) {
+    const int64_t length = padded(job->length, WIDE), batch = head / job->key_heads, of_batch = head % job->key_heads;
+    const float *key = job->key + batch * job->of_key.batch + of_batch * job->of_key.head;
+    const float *value = job->value + batch * job->of_value.batch + of_batch * job->of_value.head;
+    float *keys = job->keys + head * length * job->dim + start * job->dim;
+    float *values = job->values + head * length * padded(job->value_dim, WIDE) + start * WIDE;
+    const int64_t count = least(WIDE, job->length - start);
+    if (count < WIDE) memset(keys, 0, WIDE * job->dim * sizeof *keys);
+    for (int64_t j = 0; j < count; j++) {
+        const float *from = key + (start + j) * job->of_key.row;
+        for (int64_t d = 0; d < job->dim; d++) keys[d * WIDE + j] = from[d];
+    }
+    for (int64_t first = 0; first < job->value_dim; first += WIDE, values += length * WIDE) {
+        const int64_t some = least(WIDE, job->value_dim - first);
+        if (count < WIDE || some < WIDE) memset(values, 0, WIDE * WIDE * sizeof *values);
+        for (int64_t j = 0; j < count; j++)
+            memcpy(values + j * WIDE, value + (start + j) * job->of_value.row + first, some * sizeof *values);
+    }
+}
+
+/* exp(scores - their maximum so far) of one row, in place; `seen` of them count, the rest up to `size` become 0. What was
+ * added up before is scaled to the new maximum. */
+INLINE void NAME(soften)(float *scores, int64_t seen, int64_t size, float *top, float *total, float *out, int64_t dim) {
+    const int64_t end = padded(seen, LANES);
+    float high = *top, sum = 0.0f;
+    for (int64_t j = seen; j < end; j++) scores[j] = -INFINITY;
+#pragma omp simd reduction(max : high)
+    for (int64_t j = 0; j < end; j++) high = scores[j] > high ? scores[j] : high;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < end; j++) {
+        scores[j] = exp_of(scores[j] - high);
+        sum += scores[j];
+    }
+    memset(scores + seen, 0, (size - seen) * sizeof *scores);
+    if (*total != 0.0f) { /* not the first block */
+        float less = exp_of(*top - high);
+        sum += *total * less;
+        for (int64_t d = 0; d < dim; d++) out[d] *= less;
+    }
+    *top = high, *total = sum;
+}
+
+/* The block of queries of one head from `first`. */
+TARGET static void NAME(attend)(const Attention *job, int64_t head, int64_t first) {
+    const int64_t length = padded(job->length, WIDE), dim = job->dim, value_dim = padded(job->value_dim, WIDE);
+    const int64_t batch = head / job->heads, of_batch = head % job->heads;
+    const int64_t key_head = batch * job->key_heads + of_batch / (job->heads / job->key_heads);
+    const float *keys = job->keys + key_head * length * dim, *values = job->values + key_head * length * value_dim;
+    const float *query = job->query + batch * job->of_query.batch + of_batch * job->of_query.head;
+    float *result = job->out + batch * job->of_out.batch + of_batch * job->of_out.head;
+    /* Rows are a few cache lines longer than a power of 2, whose multiples would share lines of the cache. */
+    const int64_t wide = padded(dim > value_dim ? dim : value_dim, WIDE) + 16;
+    float queries[QUERIES * (MAX_DIM + WIDE + 16)], out[QUERIES * (MAX_DIM + WIDE + 16)];
+    float scores[QUERIES][BLOCK + 16], top[QUERIES], total[QUERIES];
+    const int64_t count = least(QUERIES, job->length - first);
+    for (int64_t i = 0; i < QUERIES; i++) {
+        const float *from = query + (first + (i < count ? i : 0)) * job->of_query.row;
+        for (int64_t d = 0; d < dim; d++) queries[i * wide + d] = from[d] * job->scale;
+        for (int64_t d = 0; d < value_dim; d++) out[i * wide + d] = 0.0f;
+        top[i] = -INFINITY, total[i] = 0.0f;
+    }
+    for (int64_t start = 0; start < first + count; start += BLOCK) {
+        const int64_t size = least(BLOCK, padded(first + count - start, WIDE));
+        for (int64_t j = 0; j < size; j += WIDE)
+            for (int64_t i = 0; i < QUERIES; i += ROWS)
+                if (start + j < first + i + ROWS) /* some row of the tile sees some key */
+                    NAME(tile)(0, dim, queries + i * wide, wide, keys + (start + j) * dim, scores[i] + j, BLOCK + 16);
+        for (int64_t i = 0; i < QUERIES; i++) {
+            const int64_t seen = i < count ? least(size, first + i + 1 - start) : 0;
+            if (seen > 0) NAME(soften)(scores[i], seen, size, top + i, total + i, out + i * wide, value_dim);
+            else memset(scores[i], 0, size * sizeof(float));
+        }
+        for (int64_t d = 0; d < value_dim; d += WIDE)
+            for (int64_t i = 0; i < QUERIES; i += ROWS) {
+                const int64_t depth = least(size, first + i + ROWS - start);
+                if (depth > 0)
+                    NAME(tile)(
+                        1, depth, scores[i], BLOCK + 16, values + d * length + start * WIDE, out + i * wide + d, wide
+                    );
+            }
+    }
+    for (int64_t i = 0; i < count; i++) {
+        float *to = result + (first + i) * job->of_out.row;
+        for (int64_t d = 0; d < job->value_dim; d++) to[d] = out[i * wide + d] / total[i];
+    }
+}
+
+static void NAME(attention)(const Attention *job, int32_t threads) {
+    const int64_t packs = padded(job->length, WIDE) / WIDE, blocks = padded(job->length, QUERIES) / QUERIES;
+    const int64_t heads = job->batch * job->heads, key_heads = job->batch * job->key_heads;
+    (void)threads; /* without OpenMP */
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < key_heads * packs; i++) NAME(pack)(job, i / packs, i % packs * WIDE);
+#pragma omp for schedule(dynamic, 1) /* the longest blocks, the last ones, first */
+        for (int64_t i = 0; i < heads * blocks; i++) NAME(attend)(job, i % heads, (blocks - 1 - i / heads) * QUERIES);
+    }
+}
+
+TARGET static void NAME(rotate)(const float *x, const float *cos, const float *sin, int64_t half, float *out) {
+    rotate(x, cos, sin, half, out);
+}
+
+TARGET static void NAME(norm)(const float *x, const float *weight, float eps, int64_t size, float *out) {
+    norm(x, weight, eps, size, out);
+}
+
+TARGET static void NAME(silu)(float *gate, const float *up, int64_t size) { silu(gate, up, size); }
+
+#undef NAME
+#undef vector
+#undef WIDE
+#undef QUERIES
+#undef TARGET
+#undef LEVEL
+#undef LANES
+#undef ROWS

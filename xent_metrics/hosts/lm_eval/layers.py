@@ -1,0 +1,196 @@
+"""The parts of a model's layers that a plugin computes faster: `Layers`.
+
+    attention   calls of `scaled_dot_product_attention` without a mask but the causal one
+    rotation    functions called `apply_rotary_pos_emb`, beside a layer, that compute x · cos + (−x₂, x₁) · sin
+    RMSNorm     modules that compute weight · x / √(mean x² + eps), or (1 + weight) · …
+    gated MLPs  modules that compute down(silu(gate(x)) · up(x))
+
+A part is taken for what it is by its name and its children, and then tried: what doesn't give the same on random numbers
+runs as it is. The model is changed while `used` is open, in one thread at a time, and only then.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from ...backends import has_backend, part_by_backend
+
+__all__ = ["Layers", "may_replace"]
+
+_HOOKS = ("attention_backend", "rotary_backend", "norm_backend", "gate_backend")
+_ROTATE = "apply_rotary_pos_emb"
+_AGREE = 1e-6  # relative error of a module's part on random numbers, in float32
+_EPSILONS = ("variance_epsilon", "eps", "epsilon")
+_ONE_AT_A_TIME = threading.RLock()
+
+
+class Layers:
+    """The replaceable parts of a model.
+
+    Args:
+        model: a model that `may_replace`.
+
+    Raises:
+        PluginError: a backend that breaks its hook's contract.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parts: list[tuple[Any, str, Callable[..., Any]]] = []  # whose, its name, what takes its place
+        for module in model.modules():
+            forward = _norm(module) or _gated(module)
+            if forward is not None:
+                self._parts.append((module, "forward", forward))
+        for source in {sys.modules.get(type(module).__module__) for module in model.modules()}:
+            rotate = _rotary(source)
+            if rotate is not None:
+                self._parts.append((source, _ROTATE, rotate))
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Within it the plugins' parts are used."""
+        with _ONE_AT_A_TIME, ExitStack() as stack:
+            for owner, name, part in self._parts:
+                if isinstance(owner, nn.Module):
+                    stack.callback(delattr, owner, name)  # the class has its own
+                else:
+                    stack.callback(setattr, owner, name, getattr(owner, name))
+                setattr(owner, name, part)
+            stack.enter_context(_CausalAttention())
+            yield
+
+
+def may_replace(model: nn.Module) -> bool:
+    """Whether some plugin has a part, and all of the model is float32 in the CPU's memory and not compiled."""
+    compiled = any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules())
+    plain = all(parameter.device.type == "cpu" and parameter.dtype == torch.float32 for parameter in model.parameters())
+    return any(map(has_backend, _HOOKS)) and plain and not compiled
+
+
+class _CausalAttention(TorchFunctionMode):
+    """Asks the plugins before torch."""
+
+    def __torch_function__(
+        self, function: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is F.scaled_dot_product_attention:
+            result = _attention(*args, **kwargs)
+            if result is not None:
+                return result
+        return function(*args, **kwargs)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor | None:
+    """As `scaled_dot_product_attention`, or None where it isn't causal attention of a text to itself."""
+    if attn_mask is not None or dropout_p or not is_causal or query.ndim != 4 or key.shape[:3] != value.shape[:3]:
+        return None
+    batch, heads, length, dim = query.shape
+    key_heads = key.shape[1]
+    grouped = key_heads == heads or (enable_gqa and key_heads and heads % key_heads == 0)
+    if not grouped or (key.shape[0], *key.shape[2:]) != (batch, length, dim):
+        return None
+    shape = torch.Size((batch, heads, length, value.shape[-1]))
+    scale = 1 / math.sqrt(dim) if scale is None else scale
+    return part_by_backend("attention_backend", shape, query=query, key=key, value=value, scale=scale)
+
+
+def _rotary(source: ModuleType | None) -> Callable[..., Any] | None:
+    """The rotation of queries and keys by a plugin, if the models of this file have it."""
+    own = getattr(source, _ROTATE, None)
+    if own is None or not has_backend("rotary_backend"):
+        return None
+
+    def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *others: Any, **options: Any) -> Any:
+        if not (others or options):
+            query, key = (part_by_backend("rotary_backend", x.shape, states=x, cos=cos, sin=sin) for x in (q, k))
+            if query is not None and key is not None:
+                return query, key
+        return own(q, k, cos, sin, *others, **options)
+
+    q, k, cos, sin = torch.randn(4, 2, 3, 5, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    given = (q, k[:, :1], cos[:, 0], sin[:, 0])
+    return rotate if _agree(lambda: own(*given), lambda: rotate(*given)) else None
+
+
+def _norm(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """The forward of an RMSNorm by a plugin, if it is one."""
+    if "RMSNorm" not in type(module).__name__ or not has_backend("norm_backend"):
+        return None
+    weight = dict(module.named_parameters()).get("weight")
+    eps = next((value for name in _EPSILONS if isinstance(value := getattr(module, name, None), float)), None)
+    if weight is None or weight.ndim != 1 or eps is None:
+        return None
+    own = module.forward
+
+    def forward(states: Tensor, *, offset: int) -> Tensor:
+        scale = weight.detach() + offset if offset else weight.detach()
+        found = part_by_backend("norm_backend", states.shape, states=states, weight=scale, eps=eps)
+        return own(states) if found is None else found
+
+    tried = (partial(forward, offset=offset) for offset in (0, 1))  # Gemma's weights are added to 1
+    return next((candidate for candidate in tried if _replaces(candidate, module, len(weight))), None)
+
+
+def _gated(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """The forward of a gated MLP by a plugin, if it is one."""
+    children = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")]
+    width = getattr(children[0], "in_features", None)
+    modules = [child for child in children if isinstance(child, nn.Module)]
+    if len(modules) < len(children) or not isinstance(width, int) or not has_backend("gate_backend"):
+        return None
+    gate_proj, up_proj, down_proj, activation = modules
+
+    def forward(states: Tensor) -> Tensor:
+        gate, up = gate_proj(states), up_proj(states)
+        found = part_by_backend("gate_backend", gate.shape, gate=gate, up=up)
+        result: Tensor = down_proj(activation(gate) * up if found is None else found)
+        return result
+
+    return forward if _replaces(forward, module, width) else None
+
+
+def _replaces(forward: Callable[[Tensor], Tensor], module: nn.Module, width: int) -> bool:
+    """Whether it gives what the module does, which takes nothing but states."""
+    if "forward" in vars(module) or len(inspect.signature(module.forward).parameters) != 1:  # accelerate's hooks, say
+        return False
+    states = torch.randn(2, 8, width, generator=torch.Generator().manual_seed(0))
+    return _agree(lambda: module(states), lambda: forward(states))
+
+
+@torch.no_grad()
+def _agree(own: Callable[[], Any], part: Callable[[], Any]) -> bool:
+    """Whether both give the same tensor, or tensors."""
+    try:
+        expected = own()
+    except Exception:  # whatever is raised by what only looks like such a part
+        return False
+    found = part()
+    if isinstance(expected, Tensor):
+        expected, found = (expected,), (found,)
+    return len(expected) == len(found) and all(
+        theirs.shape == ours.shape and bool((ours - theirs).norm() <= _AGREE * theirs.norm())
+        for theirs, ours in zip(expected, found, strict=True)
+    )
