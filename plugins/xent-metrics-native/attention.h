@@ -32,7 +32,8 @@ INLINE void NAME(tile)(
     }
 }
 
-/* WIDE keys and values of one head, zeros behind the last: keys as [dim][WIDE], values as [value_dim / WIDE][length][WIDE]. */
+/* WIDE keys and values of one head: keys as [dim][WIDE], values as [value_dim / WIDE][length][WIDE], with zeros behind the
+ * last. What stands behind the last key only makes scores that nobody reads. */
 TARGET static void NAME(pack)(const Attention *job, int64_t head, int64_t start) {
     const int64_t length = padded(job->length, WIDE), batch = head / job->key_heads, of_batch = head % job->key_heads;
     const float *key = job->key + batch * job->of_key.batch + of_batch * job->of_key.head;
@@ -40,7 +41,6 @@ TARGET static void NAME(pack)(const Attention *job, int64_t head, int64_t start)
     float *keys = job->keys + head * length * job->dim + start * job->dim;
     float *values = job->values + head * length * padded(job->value_dim, WIDE) + start * WIDE;
     const int64_t count = least(WIDE, job->length - start);
-    if (count < WIDE) memset(keys, 0, WIDE * job->dim * sizeof *keys);
     for (int64_t j = 0; j < count; j++) {
         const float *from = key + (start + j) * job->of_key.row;
         for (int64_t d = 0; d < job->dim; d++) keys[d * WIDE + j] = from[d];

@@ -1,0 +1,308 @@
+"""Parts of a model's layers by plugins' hooks: what is found, what it is asked, and what happens when it isn't right."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import pytest
+import torch
+from hf_model_support import CONFIGS, TEXT, multiple_choice, requests, stock, tiny_model, tiny_tokenizer
+from torch.nn import functional as F
+
+import xent_metrics.plugins
+from xent_metrics import hookimpl
+from xent_metrics.errors import PluginError
+from xent_metrics.hosts.lm_eval import XentHFLM
+from xent_metrics.hosts.lm_eval.layers import Layers, may_replace
+from xent_metrics.plugins import Plugin, Plugins
+
+HOOKS = ("attention_backend", "rotary_backend", "norm_backend", "gate_backend")
+
+
+class Backends:
+    """A plugin of all four hooks, in float64 by torch, which counts what it is asked; other results by name."""
+
+    def __init__(self, **others):
+        self.forget()
+
+        def answer(hook, *given):
+            result = others[hook](*given) if hook in others else right(hook, *given)
+            self.asked[hook] += 1
+            self.answered[hook] += result is not None
+            return result
+
+        @hookimpl
+        def attention_backend(query, key, value, scale):
+            return answer("attention_backend", query, key, value, scale)
+
+        @hookimpl
+        def rotary_backend(states, cos, sin):
+            return answer("rotary_backend", states, cos, sin)
+
+        @hookimpl
+        def norm_backend(states, weight, eps):
+            return answer("norm_backend", states, weight, eps)
+
+        @hookimpl
+        def gate_backend(gate, up):
+            return answer("gate_backend", gate, up)
+
+        made = (attention_backend, rotary_backend, norm_backend, gate_backend)
+        self.__dict__ |= dict(zip(HOOKS, made, strict=True))
+
+    def forget(self) -> None:
+        self.asked, self.answered = dict.fromkeys(HOOKS, 0), dict.fromkeys(HOOKS, 0)
+
+    @property
+    def used(self):
+        return {hook for hook, count in self.answered.items() if count}
+
+
+def right(hook, *given):
+    given = [part.double() if isinstance(part, torch.Tensor) else part for part in given]
+    if hook == "attention_backend":
+        query, key, value, scale = given
+        result = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+    elif hook == "rotary_backend":
+        states, cos, sin = given
+        if cos.shape[-1] != states.shape[-1]:
+            return None
+        left, right = states.chunk(2, -1)
+        result = states * cos[:, None] + torch.cat([-right, left], -1) * sin[:, None]
+    elif hook == "norm_backend":
+        result = F.rms_norm(given[0], given[1].shape, given[1], given[2])
+    else:
+        result = F.silu(given[0]) * given[1]
+    return result.float()
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """Make the process' plugins the built-ins and these modules."""
+
+    def install(*modules) -> None:
+        loaded = Plugins()
+        for number, module in enumerate(modules, start=1):
+            loaded.add(Plugin(f"layers{number}", "a-third-party", "1.0"), module)
+        monkeypatch.setattr(xent_metrics.plugins, "plugins", lambda: loaded)
+
+    return install
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+def told(caplog) -> list[str]:
+    """What xent-hf logged."""
+    return [record.message for record in caplog.records if record.name.startswith("xent_metrics")]
+
+
+#: What a plugin can take over of each architecture, in windows without a mask.
+ALL = {*HOOKS}
+FOUND = {
+    "gpt2": {"attention_backend"},
+    "gpt_neo_local": set(),  # its attention is its own
+    "gpt_neox": {"attention_backend"},  # rotates a quarter of each head, within the function
+    "llama_tied": ALL,
+    "llama_untied": ALL,
+    "mistral_window": ALL - {"attention_backend"},  # by a mask
+    "gemma2": ALL - {"attention_backend", "gate_backend"},  # caps scores; gelu
+    "gemma3": ALL - {"gate_backend"},  # gelu
+    "qwen2": ALL,
+    "qwen2_window": ALL,
+    "qwen3": ALL,
+    "phi": {"attention_backend", "rotary_backend"},
+    "opt": {"attention_backend"},
+    "bloom": set(),
+    "mamba": {"norm_backend"},
+    "mixtral": ALL - {"gate_backend"},  # experts
+    "cohere": {"attention_backend", "gate_backend"},  # rotates neighbours; layer norms
+    "granite": ALL,
+    "mpt": set(),
+    "recurrent_gemma": {"attention_backend", "norm_backend"},  # rotates half of each head; gelu
+    "qwen3_next": ALL - {"rotary_backend"},  # rotates a quarter of each head
+    "phi3_longrope": ALL - {"gate_backend"},  # one projection for gate and up
+    "llama_dynamic": ALL,
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_a_plugin_computes_of_each_architecture_changes_no_answer(name, install, tokenizer, caplog):
+    given = requests("loglikelihood", multiple_choice())
+    rolling = requests("loglikelihood_rolling", [(TEXT[:120],)])
+    install()
+    plain = XentHFLM(tiny_model(name), tokenizer=tokenizer, batch_size=4, max_length=48)
+    assert not plain.forward.layers
+    backends = Backends()
+    install(backends)
+    with caplog.at_level(logging.WARNING):
+        lm = XentHFLM(tiny_model(name), tokenizer=tokenizer, batch_size=4, max_length=48)
+    assert not [line for line in told(caplog) if "layers" in line]
+    assert lm.forward.layers
+    backends.forget()
+    found, expected = (list(model.loglikelihood(given, disable_tqdm=True)) for model in (lm, plain))
+    assert [float(value) for value, _ in found] == pytest.approx([float(value) for value, _ in expected], rel=1e-5)
+    assert [bool(greedy) for _, greedy in found] == [bool(greedy) for _, greedy in expected]
+    texts = [model.loglikelihood_rolling(rolling, disable_tqdm=True)[0] for model in (lm, plain)]
+    assert float(texts[0]) == pytest.approx(float(texts[1]), rel=1e-5)
+    assert backends.used == FOUND[name]
+
+
+def test_the_answers_are_those_of_hf(install, tokenizer):
+    install(Backends())
+    given = requests("loglikelihood", multiple_choice())
+    found = XentHFLM(tiny_model("qwen3"), tokenizer=tokenizer, batch_size=4).loglikelihood(given, disable_tqdm=True)
+    expected = stock(tiny_model("qwen3"), tokenizer).loglikelihood(given, disable_tqdm=True)
+    assert [float(value) for value, _ in found] == pytest.approx([value for value, _ in expected], rel=1e-5)
+
+
+@torch.no_grad()
+def test_the_model_is_its_own_again_afterwards_and_after_an_error(install):
+    import transformers.models.llama.modeling_llama as source
+
+    install(Backends())
+    model, rotate = tiny_model("llama_tied"), source.apply_rotary_pos_emb
+    ids = torch.arange(20)[None]
+    expected = model(ids).logits
+    layers = Layers(model)
+    with layers.used():
+        assert source.apply_rotary_pos_emb is not rotate
+        assert "forward" in vars(model.model.norm)
+        inside = model(ids).logits
+    with pytest.raises(IndexError), layers.used():
+        model(torch.tensor([[9999]]))
+    assert source.apply_rotary_pos_emb is rotate
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert torch.equal(model(ids).logits, expected)
+    assert not torch.equal(inside, expected)  # float64 within
+    torch.testing.assert_close(inside, expected, rtol=1e-4, atol=1e-4)
+
+
+def wrong(hook):
+    return {hook: lambda *given: right(hook, *given) * 1.01}
+
+
+@pytest.mark.parametrize("hook", ["rotary_backend", "norm_backend", "gate_backend"])
+def test_a_part_that_is_wrong_runs_as_it_is(hook, install, tokenizer, caplog):
+    backends = Backends(**wrong(hook))
+    install(backends)
+    with caplog.at_level(logging.WARNING):
+        lm = XentHFLM(tiny_model("llama_tied"), tokenizer=tokenizer, batch_size=4)
+    assert not told(caplog)
+    backends.forget()
+    given = requests("loglikelihood_rolling", [(TEXT,)])
+    [found] = lm.loglikelihood_rolling(given, disable_tqdm=True)
+    [expected] = stock(tiny_model("llama_tied"), tokenizer).loglikelihood_rolling(given, disable_tqdm=True)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+    assert backends.used == ALL - {hook}
+
+
+BROKEN = [
+    (wrong("attention_backend"), r"its results are \d\.\de-0\d off those of the model's own"),
+    (
+        {"norm_backend": lambda *given: 1 / 0},
+        "raises PluginError: layers1 of a-third-party: norm_backend raised ZeroDiv",
+    ),
+    (
+        {"gate_backend": lambda gate, up: right("gate_backend", gate, up)[..., gate.shape[-2] // 20 :]},
+        "gate_backend returned",
+    ),
+    (
+        {"attention_backend": lambda query, *rest: query.double()},
+        r"returned \(1, 4, \d+, 12\) of float64 on cpu; expected",
+    ),
+    ({"rotary_backend": lambda *given: "no"}, "rotary_backend returned 'no'; expected a tensor"),
+]
+
+
+@pytest.mark.parametrize(("others", "says"), BROKEN)
+def test_layers_are_off_with_one_line_if_a_backend_is_wrong_or_breaks_its_contract(
+    others, says, install, tokenizer, caplog
+):
+    install(Backends(**others))
+    with caplog.at_level(logging.WARNING):
+        lm = XentHFLM(tiny_model("llama_tied"), tokenizer=tokenizer, batch_size=4)
+    [record] = told(caplog)
+    assert record.startswith("xent-hf: layers is off for LlamaForCausalLM, so torch computes all of the layers: ")
+    assert re.search(says, record)
+    given = requests("loglikelihood_rolling", [(TEXT,)])
+    [found] = lm.loglikelihood_rolling(given, disable_tqdm=True)
+    [expected] = stock(tiny_model("llama_tied"), tokenizer).loglikelihood_rolling(given, disable_tqdm=True)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_backend_that_fails_later_is_named(install, tokenizer):
+    fails = []
+    install(Backends(norm_backend=lambda *given: 1 / 0 if fails else right("norm_backend", *given)))
+    lm = XentHFLM(tiny_model("llama_tied"), tokenizer=tokenizer, batch_size=4)
+    fails.append(True)
+    with pytest.raises(PluginError, match="layers1 of a-third-party: norm_backend raised ZeroDivisionError"):
+        lm.loglikelihood_rolling(requests("loglikelihood_rolling", [(TEXT,)]), disable_tqdm=True)
+
+
+def test_the_next_backend_is_asked_where_one_takes_nothing(install):
+    takes_nothing = Backends(**dict.fromkeys(HOOKS, lambda *given: None))
+    takes_all = Backends()
+    install(takes_all, takes_nothing)  # the last one is asked first
+    model = tiny_model("llama_tied")
+    with torch.no_grad(), Layers(model).used():
+        model(torch.arange(20)[None], use_cache=False)
+    assert min(takes_nothing.asked.values()) > 0
+    assert not takes_nothing.used
+    assert takes_all.used == ALL
+
+
+def test_only_plain_float32_models_on_the_cpu_have_parts(install):
+    model = tiny_model("llama_tied")
+    install()
+    assert not may_replace(model)  # no plugin
+    install(Backends())
+    assert may_replace(model)
+    assert not may_replace(tiny_model("llama_tied").bfloat16())
+    assert not may_replace(tiny_model("llama_tied").to("meta"))
+    assert not may_replace(torch.compile(tiny_model("llama_tied")))
+    model.model.layers[0].compile()
+    assert not may_replace(model)
+
+
+def test_mixed_precision_has_no_parts(install, tokenizer):
+    backends = Backends()
+    install(backends)
+    lm = XentHFLM(tiny_model("llama_tied"), tokenizer=tokenizer, mixed_precision_dtype="bfloat16")
+    assert not lm.forward.layers
+    assert not backends.used
+
+
+@torch.no_grad()
+def test_a_forward_that_somebody_else_replaced_stays(install):
+    backends = Backends()
+    install(backends)
+    model = tiny_model("llama_tied")
+    norm = model.model.norm
+    norm.forward = lambda states, own=norm.forward: own(states) * 2
+    with Layers(model).used():
+        inside = model(torch.arange(20)[None]).logits
+    torch.testing.assert_close(inside, model(torch.arange(20)[None]).logits, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"is_causal": False}, {"is_causal": True, "attn_mask": "mask"}, {"is_causal": True, "dropout_p": 0.5}],
+)
+def test_attention_that_is_not_plainly_causal_is_left_to_torch(options, install):
+    backends = Backends()
+    install(backends)
+    query = torch.randn(1, 2, 6, 4)
+    if "attn_mask" in options:
+        options = {**options, "is_causal": False, "attn_mask": torch.ones(6, 6).tril().bool()}
+    with Layers(torch.nn.Linear(1, 1)).used():
+        F.scaled_dot_product_attention(query, query, query, **options)
+        F.scaled_dot_product_attention(query, query[:, :, :5], query[:, :, :5], is_causal=True)
+        F.scaled_dot_product_attention(query[0], query[0], query[0], is_causal=True)
+        assert not backends.used
+        F.scaled_dot_product_attention(query, query, query, None, 0.0, True)
+    assert backends.used == {"attention_backend"}
