@@ -12,12 +12,13 @@ export TOKENIZERS_PARALLELISM ?= false
 demo: $(READY)            ## train a small language model, evaluate it in Lightning and in lm-eval, compare
 	$(BIN)/python -m xent_metrics.demo $(DEMO_ARGS)
 
-# First on torch's own scoring pass, then what scores once more on the C kernel.
-NATIVE_TESTS := $(addprefix tests/test_,native_kernel.py scoring.py metric.py collection.py metrics_builtin.py contract.py)
+# First on torch's own passes, then what scores, or runs a model's layers, once more on the C kernels.
+NATIVE_TESTS := $(addprefix tests/test_,native_kernel.py native_layers.py scoring.py metric.py collection.py \
+  metrics_builtin.py contract.py hf_model.py hf_model_architectures.py)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
 test: $(READY) browser    ## every test, doctests included
-	XENT_METRICS_PLUGINS=emd,focal $(PYTEST) --ignore tests/test_native_kernel.py $(TEST_ARGS)
+	XENT_METRICS_PLUGINS=emd,focal $(PYTEST) --ignore-glob 'tests/test_native_*' $(TEST_ARGS)
 	$(PYTEST) $(NATIVE_TESTS) $(TEST_ARGS)
 
 lint: $(READY)            ## ruff and mypy --strict
