@@ -57,10 +57,14 @@ TARGET static void NAME(pack)(const Attention *job, int64_t head, int64_t start)
  * added up before is scaled to the new maximum. */
 INLINE void NAME(soften)(float *scores, int64_t seen, int64_t size, float *top, float *total, float *out, int64_t dim) {
     const int64_t end = padded(seen, LANES);
-    float high = *top, sum = 0.0f;
+    float high = *top, sum = 0.0f, tops[LANES];
     for (int64_t j = seen; j < end; j++) scores[j] = -INFINITY;
-#pragma omp simd reduction(max : high)
-    for (int64_t j = 0; j < end; j++) high = scores[j] > high ? scores[j] : high;
+    for (int lane = 0; lane < LANES; lane++) tops[lane] = high;
+    for (int64_t j = 0; j < end; j += LANES)
+#pragma omp simd
+        for (int lane = 0; lane < LANES; lane++)
+            tops[lane] = scores[j + lane] > tops[lane] ? scores[j + lane] : tops[lane];
+    for (int lane = 0; lane < LANES; lane++) high = tops[lane] > high ? tops[lane] : high;
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < end; j++) {
         scores[j] = exp_of(scores[j] - high);
