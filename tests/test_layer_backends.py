@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -66,8 +67,6 @@ def right(hook, *given):
         result = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
     elif hook == "rotary_backend":
         states, cos, sin = given
-        if cos.shape[-1] != states.shape[-1]:
-            return None
         left, right = states.chunk(2, -1)
         result = states * cos[:, None] + torch.cat([-right, left], -1) * sin[:, None]
     elif hook == "norm_backend":
@@ -212,7 +211,7 @@ BROKEN = [
     ),
     (
         {"attention_backend": lambda query, *rest: query.double()},
-        r"returned \(1, 4, \d+, 12\) of float64 on cpu; expected",
+        r"returned \(2, 4, \d+, 12\) of float64 on cpu; expected",
     ),
     ({"rotary_backend": lambda *given: "no"}, "rotary_backend returned 'no'; expected a tensor"),
 ]
@@ -309,3 +308,128 @@ def test_attention_that_is_not_plainly_causal_is_left_to_torch(install):
         assert not backends.used
         F.scaled_dot_product_attention(query, query, query, None, 0.0, True)
     assert backends.used == {"attention_backend"}
+
+
+class Limited(torch.nn.Module):
+    """A gated MLP that differs from others in large numbers only."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = (torch.nn.Linear(width, width) for _ in range(3))
+        self.act_fn = torch.nn.SiLU()
+
+    def forward(self, states):
+        return self.down_proj(self.act_fn(self.gate_proj(states).clamp(max=10)) * self.up_proj(states))
+
+
+class Gelu(Limited):
+    """… that gives nothing but zeros at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.act_fn = torch.nn.GELU()
+        torch.nn.init.zeros_(self.down_proj.weight)
+        torch.nn.init.zeros_(self.down_proj.bias)
+
+    def forward(self, states):
+        return self.down_proj(self.act_fn(self.gate_proj(states)) * self.up_proj(states))
+
+
+class EpsilonOutsideRMSNorm(torch.nn.Module):
+    """A norm that differs from others in small numbers only."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.eps = torch.nn.Parameter(torch.ones(8)), 1e-6
+
+    def forward(self, states):
+        return self.weight * states / (states.pow(2).mean(-1, keepdim=True).sqrt() + self.eps)
+
+
+class TwoArgumentsRMSNorm(EpsilonOutsideRMSNorm):
+    def forward(self, states, gate=None):
+        return F.rms_norm(states, (8,), self.weight, self.eps)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [Limited, Gelu, EpsilonOutsideRMSNorm, TwoArgumentsRMSNorm])
+def test_what_only_looks_like_a_part_runs_as_it_is(kind, install):
+    install(Backends())
+    module = kind()
+    with Layers(module).used():
+        assert "forward" not in vars(module)
+
+
+def adapted(model):
+    import peft
+
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["gate_proj", "up_proj", "down_proj", "q_proj"])
+    found = peft.get_peft_model(model, config)
+    for name, parameter in found.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+
+
+def other_weights(model):
+    state = {name: torch.randn_like(value) * 0.3 for name, value in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+
+
+def steered(model):
+    model.model.layers[1].mlp.act_fn.register_forward_hook(lambda module, args, output: output * 2)
+
+
+def hooked(model):
+    norm = model.model.layers[0].input_layernorm
+    norm.forward = lambda states, own=norm.forward: own(states) * 2
+
+
+def another_activation(model):
+    model.model.layers[0].mlp.act_fn = torch.nn.GELU()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", [adapted, other_weights, steered, hooked, another_activation])
+def test_a_model_that_is_changed_later_is_run_as_it_is_then(change, install):
+    install(Backends())
+    model, ids = tiny_model("llama_untied"), torch.arange(20)[None]
+    layers, before = Layers(model), model(ids).logits
+    change(model)
+    with layers.used():
+        inside = model(ids).logits
+    expected = model(ids).logits
+    assert float((expected - before).norm() / before.norm()) > 0.1
+    torch.testing.assert_close(inside, expected, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_what_a_hook_keeps_of_a_gate_is_not_written_over(install):
+    install(Backends(gate_backend=lambda gate, up: gate.copy_(right("gate_backend", gate, up))))
+    model, kept = tiny_model("llama_untied"), []
+    layers = Layers(model)
+    model.model.layers[0].mlp.gate_proj.register_forward_hook(
+        lambda module, args, output: kept.append((output, output.clone()))
+    )
+    with layers.used():
+        model(torch.arange(20)[None])
+    [(output, copy)] = kept
+    assert torch.equal(output, copy)
+
+
+def test_another_thread_may_train_meanwhile(install):
+    install(Backends())
+    model, other = tiny_model("llama_untied"), tiny_model("llama_tied")
+    layers = Layers(model)
+    with torch.no_grad(), layers.used(), layers.used(), ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: other(torch.arange(20)[None]).logits.sum().backward()).result()
+    assert all(parameter.grad is not None for parameter in other.parameters())
+    assert float(other.model.layers[0].self_attn.q_proj.weight.grad.norm()) > 0
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_attention_behind_a_sliding_window_is_checked_without_its_mask_too(install, tokenizer, caplog):
+    install(Backends(**wrong("attention_backend")))
+    with caplog.at_level(logging.WARNING):
+        lm = XentHFLM(tiny_model("mistral_window"), tokenizer=tokenizer, batch_size=4)
+    assert not lm.forward.layers
+    assert "layers is off" in told(caplog)[-1]

@@ -90,6 +90,16 @@ def test_scores_of_any_size_leave_no_infinity():
         assert_as_exact_as_torch(query, key, torch.randn(1, 1, 600, 5), scale=1.0)
 
 
+def test_blocks_of_scores_of_minus_infinity_weigh_nothing():
+    query, key, value = random_heads(1, 600, 1, 1, 4, 5)
+    query[..., 0], key[..., 0] = 1e30, 0.0
+    key[:, :, :300, 0] = -1e30
+    expected = attention(query[:, :, 300:], key[:, :, 300:], value[:, :, 300:])
+    found = attention(query, key, value)
+    assert bool(found.isfinite().all())
+    torch.testing.assert_close(found[:, :, 300:], expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("place", ["query", "key", "value"])
 def test_a_nan_is_in_every_row_that_sees_it_and_in_no_other(place):
     given = dict(zip(("query", "key", "value"), random_heads(1, 300, 2, 2, 8, 8), strict=True))
@@ -230,3 +240,17 @@ STATES, WEIGHT, ANGLES = torch.randn(2, 3, 4, 8), torch.randn(8), torch.randn(2,
 )
 def test_other_tensors_are_left_to_torch(hook, given):
     assert getattr(native, hook)(*given) is None
+
+
+def test_the_scores_work_where_the_layers_could_not_be_compiled(monkeypatch, tmp_path):
+    compiler = tmp_path / "some-cc"
+    compiler.write_text('#!/bin/sh\ncase "$*" in *layers.c*) exit 1;; esac\nexec cc "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    package = native_support.copy_package(tmp_path)
+    assert native_support.hatch_build().compile_all(native_support.PACKAGE, package) == {"_kernel.so"}
+    half = native_support.load("xent_metrics_native", package / "__init__.py")
+    assert half.score_backend(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)) is not None
+    assert half.attention_backend(QUERY, KEY, VALUE, 1.0) is None
+    assert half.norm_backend(STATES, WEIGHT, 1e-6) is None
+    assert half.gate_backend(STATES, STATES) is None

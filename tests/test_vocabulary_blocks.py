@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from xent_metrics import score_hidden_states, scoring, vocabulary_blocks
@@ -90,3 +91,18 @@ def test_ignored_and_invalid_targets_are_as_with_whole_rows(monkeypatch):
     rows = score_hidden_states(hidden, head, target)
     for name, value in rows.fields().items():
         torch.testing.assert_close(blocks.fields()[name], value, equal_nan=True, atol=2e-6, rtol=1e-6)
+
+
+def test_transformed_and_fake_tensors_are_scored_too():
+    """Which have no number of rows that depends on the data."""
+    hidden, head, target = torch.randn(3, 5, H), torch.randn(V, H), torch.randint(V, (3, 5))
+    target[0] = F.linear(hidden[0], head).argmax(-1)
+    expected = score_hidden_states(hidden, head, target)
+    for name in ("nll", "correct"):
+        found = torch.vmap(lambda rows, ids, name=name: getattr(score_hidden_states(rows, head, ids), name))(
+            hidden, target
+        )
+        torch.testing.assert_close(found, getattr(expected, name))
+    with FakeTensorMode() as mode:
+        fake = score_hidden_states(*(mode.from_tensor(given) for given in (hidden, head, target)))
+    assert fake.correct.shape == (3, 5)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .backends import is_plain
 from .row_scores import block_maxima, first_argmax
 
 __all__ = ["BLOCK_ROWS", "score_blocks"]
@@ -50,8 +51,12 @@ def score_blocks(
         column = (index - start).clamp_(0, logits.shape[-1] - 1)
         logit = logits.gather(-1, column[:, None]).squeeze(-1)
         wanted = torch.where(inside, logit, wanted)
-        (leading,) = torch.where(inside & (logit == maximum))  # few: only there the first of equal logits is looked for
-        first[leading] = first_argmax(logits[leading], of_parts[leading]) == column[leading]
+        leads = inside & (logit == maximum)
+        if is_plain(logits):
+            (few,) = torch.where(leads)  # only there the first of equal logits is looked for
+            first[few] = first_argmax(logits[few], of_parts[few]) == column[few]
+        else:
+            first = torch.where(leads, first_argmax(logits, of_parts) == column, first)
         # A block of −inf adds nothing; −inf − (−inf) would be nan.
         shifted = logits.sub_(torch.where(maximum == -torch.inf, 0.0, maximum)[:, None])
         sums.append(shifted.exp_().sum(-1))

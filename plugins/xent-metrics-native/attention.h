@@ -65,14 +65,15 @@ INLINE void NAME(soften)(float *scores, int64_t seen, int64_t size, float *top, 
         for (int lane = 0; lane < LANES; lane++)
             tops[lane] = scores[j + lane] > tops[lane] ? scores[j + lane] : tops[lane];
     for (int lane = 0; lane < LANES; lane++) high = tops[lane] > high ? tops[lane] : high;
+    const float shift = high == -INFINITY ? 0.0f : high; /* a block may be nothing but -inf */
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < end; j++) {
-        scores[j] = exp_of(scores[j] - high);
+        scores[j] = exp_of(scores[j] - shift);
         sum += scores[j];
     }
     memset(scores + seen, 0, (size - seen) * sizeof *scores);
     if (*total != 0.0f) { /* not the first block */
-        float less = exp_of(*top - high);
+        float less = exp_of(*top - shift);
         sum += *total * less;
         for (int64_t d = 0; d < dim; d++) out[d] *= less;
     }

@@ -26,29 +26,33 @@ class KernelBuildHook(BuildHookInterface):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         root = Path(self.root)
-        if version == "editable":
-            compile_all(root, root / PACKAGE)
-            return
-        self.folder = tempfile.mkdtemp()
-        if compile_all(root, Path(self.folder)):
-            for name in LIBRARIES:
-                build_data["force_include"][str(Path(self.folder) / name)] = f"{PACKAGE}/{name}"
+        editable = version == "editable"
+        self.folder = None if editable else tempfile.mkdtemp()
+        folder = Path(self.folder) if self.folder else root / PACKAGE
+        compiled = compile_all(root, folder)
+        for name in LIBRARIES.keys() - compiled:
+            self.app.display_warning(
+                f"no C compiler could compile {LIBRARIES[name][0]}; the package is built without it"
+            )
+        if compiled and not editable:
+            for name in compiled:
+                build_data["force_include"][str(folder / name)] = f"{PACKAGE}/{name}"
             build_data["pure_python"] = False
             platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
             build_data["tag"] = f"py3-none-{platform}"  # no Python in it: one wheel for every version
-        else:
-            self.app.display_warning("no C compiler could compile the sources; the package is built without them")
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        if version != "editable":
+        if self.folder:
             shutil.rmtree(self.folder)
 
 
-def compile_all(sources: Path, libraries: Path) -> bool:
-    """Compile every library into the folder `libraries`; whether it could be done."""
-    return all(
-        _compile(sources / source, libraries / name, contraction) for name, (source, contraction) in LIBRARIES.items()
-    )
+def compile_all(sources: Path, libraries: Path) -> set[str]:
+    """Compile every library into the folder `libraries`; the names of those that could be."""
+    return {
+        name
+        for name, (source, contraction) in LIBRARIES.items()
+        if _compile(sources / source, libraries / name, contraction)
+    }
 
 
 def _compile(source: Path, library: Path, contraction: str) -> bool:

@@ -97,7 +97,10 @@ def _load_kernel(path: Path) -> ctypes.CDLL:
     return kernel
 
 
-def _load_layers(path: Path) -> ctypes.CDLL:
+def _load_layers(path: Path) -> ctypes.CDLL | None:
+    """None if it couldn't be compiled: the scores don't need it."""
+    if not path.exists():
+        return None
     layers = _load(path)
     array, size, few = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
     layers.xent_attention.argtypes = [ctypes.POINTER(_Attention), few, few]
@@ -168,8 +171,12 @@ def _score(logits: Tensor, target: Tensor, *, level: int) -> tuple[Tensor, Tenso
 
 
 def _floats(*given: Tensor) -> bool:
-    """Whether these are float32 in the CPU's memory, and something."""
-    return _readable(*given) and all(tensor.dtype == torch.float32 and tensor.numel() for tensor in given)
+    """Whether there is a kernel for them: float32 in the CPU's memory, and something."""
+    return (
+        _layers is not None
+        and _readable(*given)
+        and all(tensor.dtype == torch.float32 and tensor.numel() for tensor in given)
+    )
 
 
 def _threads(numbers: int) -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -85,11 +86,11 @@ def probe(forward: Forward, ids: Sequence[int], max_length: int) -> None:
         family = behind(stem, windows, packing=forward.packing)
         _try(forward, "caching", _Check(off, lambda: _error(forward, family, expected), bound))
     if forward.has_backends:
-        long = max_length if forward.turn is None else min(max_length, forward.turn.length)
         off = "its results are {} off those of the model's own"
         _try(
             forward, "layers",
-            _Check(off, lambda: _layers_error(forward, _windows(ids, min(long, _LONG))[0]), tolerance(forward)),
+            *(_Check(off, partial(_layers_error, forward, _windows(ids, size)), tolerance(forward))
+              for size in _sizes(forward, max_length)),
         )  # fmt: skip
     states = ", ".join(f"{name} {'on' if getattr(forward, name) else 'off'}" for name in _INSTEAD)
     log.info("xent-hf runs %s with %s", forward.name, states)
@@ -176,13 +177,19 @@ def _hidden_error(forward: Forward, windows: Sequence[Window]) -> float:
     return distance(by_hidden, by_logits)
 
 
-def _layers_error(forward: Forward, window: Window) -> float:
-    """The relative error of hidden states (or logits) by plugins' layers."""
+def _sizes(forward: Forward, max_length: int) -> list[int]:
+    """How many ids the windows have that try plugins' layers: many, and few enough for a sliding window to need no mask."""
+    most = min(max_length, _LONG if forward.turn is None else forward.turn.length)
+    return sorted({most, min(most, forward.window - 1)}) if forward.window and forward.window > 1 else [most]
+
+
+def _layers_error(forward: Forward, windows: Sequence[Window]) -> float:
+    """The relative error of hidden states (or logits) by plugins' layers, of two windows in a batch."""
     forward.find_layers()
-    row = alone(0, Window(window.inputs, window.inputs))
-    found = forward.states([row])
+    rows = [alone(place, Window(windows[place].inputs, windows[place].inputs)) for place in (0, -1)]
+    found = forward.states(rows)
     forward.layers = False
-    expected = forward.states([row])
+    expected = forward.states(rows)
     forward.layers = True
     return distance(found, expected)
 
