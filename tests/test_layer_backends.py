@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -416,14 +417,19 @@ def test_what_a_hook_keeps_of_a_gate_is_not_written_over(install):
     assert torch.equal(output, copy)
 
 
+def without_gradients(hook, *given):
+    with torch.no_grad():
+        return right(hook, *given)
+
+
 def test_another_thread_may_train_meanwhile(install):
-    install(Backends())
+    install(Backends(**{hook: partial(without_gradients, hook) for hook in HOOKS}))
     model, other = tiny_model("llama_untied"), tiny_model("llama_tied")
     layers = Layers(model)
     with torch.no_grad(), layers.used(), layers.used(), ThreadPoolExecutor(1) as pool:
         pool.submit(lambda: other(torch.arange(20)[None]).logits.sum().backward()).result()
-    assert all(parameter.grad is not None for parameter in other.parameters())
-    assert float(other.model.layers[0].self_attn.q_proj.weight.grad.norm()) > 0
+    for parameter in other.parameters():
+        assert float(parameter.grad.norm()) > 0
     assert not any("forward" in vars(module) for module in model.modules())
 
 
