@@ -36,9 +36,13 @@ def score_by_backend(logits: Tensor, target: Tensor) -> dict[str, Tensor] | None
 
 
 def part_by_backend(hook: str, shape: torch.Size, **given: Any) -> Tensor | None:
-    """The first backend's result of `shape` and like the first given tensor, or None where no backend takes them."""
+    """The first backend's result of `shape` and like the first given tensor, or None where no backend takes them.
+
+    Backends have no gradients, so none is asked where those may be wanted.
+    """
     tensors = [value for value in given.values() if isinstance(value, Tensor)]
-    found = _first(hook, **given) if all(is_plain(tensor) for tensor in tensors) else None
+    asked = not torch.is_grad_enabled() and all(is_plain(tensor) for tensor in tensors)
+    found = _first(hook, **given) if asked else None
     if found is None:
         return None
     result, name = found

@@ -126,7 +126,7 @@ def _rotary(source: ModuleType | None) -> Callable[..., Any] | None:
         return None
 
     def rotate(*given: Any, **options: Any) -> Any:
-        if len(given) == 4 and not options and not torch.is_grad_enabled():
+        if len(given) == 4 and not options:
             rotated = tuple(_rotated(states, *given[2:]) for states in given[:2])
             if all(states is not None for states in rotated):
                 return rotated
@@ -158,7 +158,7 @@ def _norm(module: Any) -> Callable[..., Tensor] | None:
 
     def forward(*given: Any, offset: int, **options: Any) -> Tensor:
         found = None
-        if len(given) == 1 and not options and not torch.is_grad_enabled():
+        if len(given) == 1 and not options:
             scale = module.weight.detach() + offset if offset else module.weight.detach()
             found = part_by_backend("norm_backend", given[0].shape, states=given[0], weight=scale, eps=eps)
         return own(*given, **options) if found is None else found
@@ -179,7 +179,7 @@ def _gated(module: Any) -> Callable[..., Tensor] | None:
     def forward(*given: Any, **options: Any) -> Tensor:
         seen = _is_hooked(module.gate_proj) or _is_hooked(module.act_fn)  # somebody keeps or changes what they give
         changed = seen or module.act_fn is not activation
-        if changed or len(given) != 1 or options or torch.is_grad_enabled():
+        if changed or len(given) != 1 or options:
             return own(*given, **options)
         gate, up = module.gate_proj(given[0]), module.up_proj(given[0])
         found = part_by_backend("gate_backend", gate.shape, gate=gate, up=up)
