@@ -39,7 +39,7 @@ def assert_as_exact_as_torch(query, key, value, scale=None) -> None:
     theirs = F.scaled_dot_product_attention(query, key, value, **options) - truth
     ours = attention(query, key, value, scale) - truth
     assert ours.shape == truth.shape
-    for error, times in ((torch.norm, 2), (lambda off: off.abs().max(), 6)):
+    for error, times in ((torch.norm, 2), (lambda off: off.abs().max(), 3)):  # 1.6 and 2.2 were seen in 400 draws
         assert float(error(ours)) <= times * float(error(theirs)) + 1e-7 * float(error(truth))
 
 
