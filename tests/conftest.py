@@ -6,6 +6,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+import xent_metrics.plugins
+from xent_metrics.plugins import Plugin, Plugins
+
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("repeatable")
 torch.set_num_threads(1)
@@ -22,3 +25,17 @@ def batch():
     logits, target = 3 * torch.randn(3, 8, 13), torch.randint(13, (3, 8))
     target[0, :2] = target[2, 7] = -100
     return logits, target
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """Make the process' plugins these modules, in this order of loading."""
+
+    def install(*modules) -> Plugins:
+        loaded = Plugins()
+        for number, module in enumerate(modules, start=1):
+            loaded.add(Plugin(f"backend{number}", "a-third-party", "1.0"), module)
+        monkeypatch.setattr(xent_metrics.plugins, "plugins", lambda: loaded)
+        return loaded
+
+    return install

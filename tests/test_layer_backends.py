@@ -12,12 +12,10 @@ import torch
 from hf_model_support import CONFIGS, TEXT, multiple_choice, requests, stock, tiny_model, tiny_tokenizer
 from torch.nn import functional as F
 
-import xent_metrics.plugins
 from xent_metrics import hookimpl
 from xent_metrics.errors import PluginError
 from xent_metrics.hosts.lm_eval import XentHFLM
 from xent_metrics.hosts.lm_eval.layers import Layers, may_replace
-from xent_metrics.plugins import Plugin, Plugins
 
 HOOKS = ("attention_backend", "rotary_backend", "norm_backend", "gate_backend")
 
@@ -75,19 +73,6 @@ def right(hook, *given):
     else:
         result = F.silu(given[0]) * given[1]
     return result.float()
-
-
-@pytest.fixture
-def install(monkeypatch):
-    """Make the process' plugins the built-ins and these modules."""
-
-    def install(*modules) -> None:
-        loaded = Plugins()
-        for number, module in enumerate(modules, start=1):
-            loaded.add(Plugin(f"layers{number}", "a-third-party", "1.0"), module)
-        monkeypatch.setattr(xent_metrics.plugins, "plugins", lambda: loaded)
-
-    return install
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +189,7 @@ BROKEN = [
     (wrong("attention_backend"), r"its results are \d\.\de-0\d off those of the model's own"),
     (
         {"norm_backend": lambda *given: 1 / 0},
-        "raises PluginError: layers1 of a-third-party: norm_backend raised ZeroDiv",
+        "raises PluginError: backend1 of a-third-party: norm_backend raised ZeroDiv",
     ),
     (
         {"gate_backend": lambda gate, up: right("gate_backend", gate, up)[..., gate.shape[-2] // 20 :]},
@@ -239,7 +224,7 @@ def test_a_backend_that_fails_later_is_named(install, tokenizer):
     install(Backends(norm_backend=lambda *given: 1 / 0 if fails else right("norm_backend", *given)))
     lm = XentHFLM(tiny_model("llama_tied"), tokenizer=tokenizer, batch_size=4)
     fails.append(True)
-    with pytest.raises(PluginError, match="layers1 of a-third-party: norm_backend raised ZeroDivisionError"):
+    with pytest.raises(PluginError, match="backend1 of a-third-party: norm_backend raised ZeroDivisionError"):
         lm.loglikelihood_rolling(requests("loglikelihood_rolling", [(TEXT,)]), disable_tqdm=True)
 
 

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 import xent_metrics.plugins
 from xent_metrics import TokenScores, compiled, hookimpl, score_hidden_states, score_tokens
 from xent_metrics.errors import PluginError
-from xent_metrics.plugins import Plugin, Plugins
 from xent_metrics.row_scores import RowScore
 from xent_metrics.testing import no_host_sync
 
@@ -47,20 +46,6 @@ def marked(nll: float) -> Backend:
 
 def broken(logits, target):
     raise ZeroDivisionError("no rows today")
-
-
-@pytest.fixture
-def install(monkeypatch):
-    """Make the process' plugins these modules, in this order of loading."""
-
-    def install(*modules) -> Plugins:
-        loaded = Plugins()
-        for number, module in enumerate(modules, start=1):
-            loaded.add(Plugin(f"backend{number}", "a-third-party", "1.0"), module)
-        monkeypatch.setattr(xent_metrics.plugins, "plugins", lambda: loaded)
-        return loaded
-
-    return install
 
 
 def test_a_backend_gives_nll_confidence_and_correct_and_the_core_the_rest(install, batch):

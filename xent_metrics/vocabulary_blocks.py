@@ -38,10 +38,8 @@ def score_blocks(
     width = max(512, _BLOCK // max(1, len(hidden)))
     maxima, sums = [], []
     wanted = torch.zeros_like(index, dtype=_wide(hidden.dtype))
-    first, block = (
-        torch.zeros_like(index, dtype=torch.bool),
-        index // width,
-    )  # whether the target leads its block, and which
+    block = index // width  # the target's
+    first = torch.zeros_like(index, dtype=torch.bool)  # whether it is the first of its block's largest
     for start in range(0, len(head), width):
         offset = None if bias is None else bias[start : start + width]
         logits = adjust(F.linear(hidden, head[start : start + width], offset)).to(wanted.dtype)
