@@ -195,26 +195,10 @@ def test_rotary_positions(positions, dim):
         torch.testing.assert_close(native.rotary_backend(states.contiguous(), cos, sin), expected)
 
 
-@pytest.mark.parametrize("size", [1, 15, 16, 17, 4095, 4096, 4097, 100_003])
-def test_a_gate(size):
-    gate = torch.randn(size) * 30
-    gate[: min(size, 4)] = torch.tensor([0.0, -0.0, 200.0, -200.0])[: min(size, 4)]
-    up = torch.randn(size)
-    expected = F.silu(gate.double()) * up.double()
-    found = native.gate_backend(gate, up)
-    torch.testing.assert_close(found.double(), expected, rtol=4e-7, atol=1e-30)
-    assert found is gate
-
-
 def test_a_row_with_a_nan_has_a_nan_norm_and_the_others_have_their_own():
     states = torch.tensor([[1.0, torch.nan, 2.0], [1.0, torch.inf, 2.0], [1.0, 2.0, 3.0]])
     found = native.norm_backend(states, torch.ones(3), 1e-6)
     torch.testing.assert_close(found, LlamaRMSNorm(3)(states).detach(), equal_nan=True)
-
-
-def test_a_gate_that_is_not_finite_shows():
-    gate = torch.tensor([torch.nan, torch.inf, -torch.inf, 1.0])
-    assert native.gate_backend(gate, torch.ones(4)).isfinite().tolist() == [False, False, False, True]
 
 
 STATES, WEIGHT, ANGLES = torch.randn(2, 3, 4, 8), torch.randn(8), torch.randn(2, 4, 8)
@@ -233,9 +217,6 @@ STATES, WEIGHT, ANGLES = torch.randn(2, 3, 4, 8), torch.randn(8), torch.randn(2,
         ("rotary_backend", (STATES, ANGLES, ANGLES[:1])),
         ("rotary_backend", (STATES[..., :7], ANGLES[..., :7], ANGLES[..., :7])),
         ("rotary_backend", (STATES, ANGLES.transpose(1, 2), ANGLES.transpose(1, 2))),
-        ("gate_backend", (STATES.half(), STATES.half())),
-        ("gate_backend", (STATES, STATES[:1])),
-        ("gate_backend", (STATES.transpose(0, 1), STATES.transpose(0, 1))),
     ],
 )
 def test_other_tensors_are_left_to_torch(hook, given):
@@ -253,4 +234,6 @@ def test_the_scores_work_where_the_layers_could_not_be_compiled(monkeypatch, tmp
     assert half.score_backend(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)) is not None
     assert half.attention_backend(QUERY, KEY, VALUE, 1.0) is None
     assert half.norm_backend(STATES, WEIGHT, 1e-6) is None
-    assert half.gate_backend(STATES, STATES) is None
+    weight = torch.randn(5, 8)
+    assert half.gated_backend(torch.randn(64, 8), weight, weight) is None
+    assert half.head_backend(torch.randn(64, 8), weight, torch.zeros(64, dtype=torch.long)) is None

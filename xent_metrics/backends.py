@@ -1,5 +1,5 @@
-"""Asks the plugins' backends, and checks what they return: `score_backend` for the scores of plain rows, others for the
-parts of a model's layers.
+"""Asks the plugins' backends, and checks what they return: `score_backend` and `head_backend` for the scores of plain rows,
+others for the parts of a model's layers.
 
 Without such a plugin torch does it, and this costs a few microseconds a block of rows. With one nothing else changes: the
 same fields, and an error that names the plugin where it breaks the hook's contract.
@@ -24,14 +24,14 @@ def is_plain(tensor: Tensor) -> bool:
     return type(tensor) is Tensor and not torch.compiler.is_compiling() and not is_functorch_wrapped_tensor(tensor)
 
 
-def score_by_backend(logits: Tensor, target: Tensor) -> dict[str, Tensor] | None:
-    """The first backend's scores of the rows ``(N, V)``, by name, or None where no backend takes them."""
-    if not (is_plain(logits) and is_plain(target) and len(logits)):
+def score_by_backend(hook: str, rows: Tensor, **given: Tensor) -> dict[str, Tensor] | None:
+    """The first backend's scores of rows that are among what is given, by name, or None where no backend takes them."""
+    if not (all(map(is_plain, given.values())) and len(rows)):
         return None
-    found = _first("score_backend", logits=logits, target=target)
+    found = _first(hook, **given)
     if found is None:
         return None
-    nll, confidence, correct = _checked(*found, logits)
+    nll, confidence, correct = _checked(*found, rows)
     return {"nll": nll, "confidence": confidence, "correct": correct}
 
 
@@ -80,16 +80,16 @@ def _first(hook: str, **given: Any) -> tuple[Any, str] | None:
     return None
 
 
-def _checked(result: Any, name: str, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _checked(result: Any, name: str, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if not isinstance(result, tuple | list) or [type(column) for column in result] != [Tensor] * 3:
         raise PluginError(f"{name} returned {result!r:.200}; expected three tensors: nll, confidence, correct")
     nll, confidence, correct = result
     wide = nll.dtype if nll.dtype == torch.float64 else torch.float32
     for column, dtype in ((nll, wide), (confidence, wide), (correct, torch.bool)):
-        if column.shape != logits.shape[:1] or column.dtype != dtype or column.device != logits.device:
+        if column.shape != rows.shape[:1] or column.dtype != dtype or column.device != rows.device:
             raise PluginError(
                 f"{name} returned {', '.join(map(_described, result))}; expected nll and confidence in float32 or wider and "
-                f"correct as bool, each of shape ({len(logits)},) on {logits.device}"
+                f"correct as bool, each of shape ({len(rows)},) on {rows.device}"
             )
     return nll, confidence, correct
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .metric import TokenMetric
 
 __all__ = [
-    "PROJECT", "attention_backend", "gate_backend", "hookimpl", "hookspec", "norm_backend", "register_metrics",
+    "PROJECT", "attention_backend", "gated_backend", "head_backend", "hookimpl", "hookspec", "norm_backend", "register_metrics",
     "register_task_configs", "rotary_backend", "score_backend",
 ]  # fmt: skip
 
@@ -55,6 +55,23 @@ def score_backend(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tenso
     It is not asked under `torch.compile`, for tensor subclasses (fake tensors among them) or soft targets; the losses of label
     smoothing and class weights, and `extra` scores, are always torch's. A backend that raises, or returns anything else, is
     a `PluginError` that names it.
+    """
+
+
+@hookspec(firstresult=True)
+def head_backend(hidden_states: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Score rows of hidden states, whose logits are ``hidden_states @ weight.T``, or return None; the first result wins.
+
+    Args:
+        hidden_states: ``(N, H)`` with N ≥ 1, plain tensors without gradients, as for `score_backend`.
+        weight: ``(V, H)``, of the same dtype.
+        target: ``(N,)`` int64 on the same device, contiguous, every value in ``[0, V)``.
+
+    Returns:
+        ``(nll, confidence, correct)``, to the letter as `score_backend` gives them.
+
+    It is asked where torch would go by blocks of the vocabulary: in full precision on a CPU, without a bias, a scale or a
+    cap on the logits, and where no more is wanted than these three.
     """
 
 
@@ -106,13 +123,13 @@ def norm_backend(states: Tensor, weight: Tensor, eps: float) -> Tensor | None:
 
 
 @hookspec(firstresult=True)
-def gate_backend(gate: Tensor, up: Tensor) -> Tensor | None:
-    """silu(gate) · up, of a gated MLP (Shazeer, 2020). Nobody needs `gate` any more, so the result may be written over it.
+def gated_backend(states: Tensor, gate: Tensor, up: Tensor) -> Tensor | None:
+    """silu(x Gᵀ) · (x Uᵀ), of a gated MLP (Shazeer, 2020).
 
     Args:
-        gate: ``(..., I)``.
-        up: of the same shape.
+        states: ``(..., H)``.
+        gate, up: the weights G and U ``(I, H)``.
 
     Returns:
-        of the same shape.
+        ``(..., I)``.
     """

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .backends import score_by_backend
 from .errors import InvalidInputError
 from .row_scores import Plan, Rows, RowScore
 from .scores import TokenScores
@@ -211,11 +212,23 @@ def score_hidden_states(
     rows = Rows(plan)
     if _by_vocabulary_blocks(plan, head):
         for hidden in _split(hidden_states, BLOCK_ROWS):
-            rows.add_facts(len(hidden), partial(score_blocks, hidden.to(dtype), head, offset, adjust))
+            rows.add_facts(
+                len(hidden), partial(_score_blocks, hidden.to(dtype), head, offset, logit_scale, logit_softcap)
+            )
         return rows.scores()
     for hidden in _split(hidden_states, max(1, _MATMUL_CHUNK // max(1, head.shape[0]))):
         rows.add(adjust(F.linear(hidden.to(dtype), head, offset)))
     return rows.scores()
+
+
+def _score_blocks(
+    hidden: Tensor, head: Tensor, bias: Tensor | None, scale: float | None, softcap: float | None, index: Tensor
+) -> dict[str, Tensor]:
+    """nll, confidence and correct of rows, by a backend or block by block of the vocabulary."""
+    found = None
+    if bias is None and scale is None and softcap is None:
+        found = score_by_backend("head_backend", hidden, hidden_states=hidden, weight=head, target=index)
+    return found or score_blocks(hidden, head, bias, partial(_adjust, scale=scale, softcap=softcap), index)
 
 
 def _by_vocabulary_blocks(plan: Plan, head: Tensor) -> bool:

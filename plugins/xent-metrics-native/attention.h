@@ -11,25 +11,61 @@ INLINE void NAME(tile)(
     int add, int64_t depth, const float *a, int64_t a_row, const float *b, float *c, int64_t c_row
 ) {
     vector sum[ROWS][2];
+    const float *of[ROWS / 3]; /* every third row: that many addresses stay in registers */
+#pragma GCC unroll 4
+    for (int i = 0; i < ROWS / 3; i++) of[i] = a + 3 * i * a_row;
 #pragma GCC unroll 12
-    for (int i = 0; i < ROWS; i++) {
-        sum[i][0] = add ? *(vector *)(c + i * c_row) : (vector){0};
-        sum[i][1] = add ? *(vector *)(c + i * c_row + LANES) : (vector){0};
-    }
-    for (int64_t k = 0; k < depth; k++) {
-        vector left = *(const vector *)(b + k * WIDE), right = *(const vector *)(b + k * WIDE + LANES);
+    for (int i = 0; i < ROWS; i++) sum[i][0] = sum[i][1] = (vector){0};
+    for (int64_t k = 0; k < depth; k++, b += WIDE) {
+        vector left = *(const vector *)b, right = *(const vector *)(b + LANES);
+        __builtin_prefetch(b + 8 * WIDE);
+        __builtin_prefetch(b + 8 * WIDE + LANES);
 #pragma GCC unroll 12
         for (int i = 0; i < ROWS; i++) {
-            vector x = a[i * a_row + k] - (vector){0};
+            vector x = of[i / 3][i % 3 * a_row + k] - (vector){0};
             sum[i][0] += x * left;
             sum[i][1] += x * right;
         }
     }
 #pragma GCC unroll 12
     for (int i = 0; i < ROWS; i++) {
-        *(vector *)(c + i * c_row) = sum[i][0];
-        *(vector *)(c + i * c_row + LANES) = sum[i][1];
+        vector *left = (vector *)(c + i * c_row), *right = (vector *)(c + i * c_row + LANES);
+        if (add) sum[i][0] += *left, sum[i][1] += *right;
+        *left = sum[i][0], *right = sum[i][1];
     }
+}
+
+/* LANES x LANES. */
+INLINE void NAME(transpose)(const float *from, int64_t row, float *to) {
+#ifdef SHUFFLE /* log2(LANES) times, as a pack of cards: its halves one into the other */
+    vector x[LANES], y[LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) x[i] = *(const vector *)(from + i * row);
+#pragma GCC unroll 4
+    for (int round = 1; round < LANES; round *= 2) {
+#pragma GCC unroll 8
+        for (int i = 0; i < LANES / 2; i++) {
+            y[2 * i] = SHUFFLE(x[i], x[i + LANES / 2], LOW);
+            y[2 * i + 1] = SHUFFLE(x[i], x[i + LANES / 2], HIGH);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) x[i] = y[i];
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) *(vector *)(to + i * WIDE) = x[i];
+#else
+    for (int64_t k = 0; k < LANES; k++)
+        for (int64_t j = 0; j < LANES; j++) to[k * WIDE + j] = from[j * row + k];
+#endif
+}
+
+/* A vector's columns side by side, each of `depth`, from `row` apart to WIDE apart, with zeros behind the last. */
+INLINE void NAME(pack_columns)(const float *from, int64_t row, int64_t count, int64_t depth, float *to) {
+    int64_t k = 0;
+    if (count == LANES)
+        for (; k + LANES <= depth; k += LANES) NAME(transpose)(from + k, row, to + k * WIDE);
+    for (; k < depth; k++)
+        for (int64_t j = 0; j < LANES; j++) to[k * WIDE + j] = j < count ? from[j * row + k] : 0.0f;
 }
 
 /* WIDE keys and values of one head: keys as [dim][WIDE], values as [value_dim / WIDE][length][WIDE], with zeros behind the
@@ -41,9 +77,9 @@ TARGET static void NAME(pack)(const Attention *job, int64_t head, int64_t start)
     float *keys = job->keys + head * length * job->dim + start * job->dim;
     float *values = job->values + head * length * padded(job->value_dim, WIDE) + start * WIDE;
     const int64_t count = least(WIDE, job->length - start);
-    for (int64_t j = 0; j < count; j++) {
+    for (int64_t j = 0; j < count; j += LANES) {
         const float *from = key + (start + j) * job->of_key.row;
-        for (int64_t d = 0; d < job->dim; d++) keys[d * WIDE + j] = from[d];
+        NAME(pack_columns)(from, job->of_key.row, least(LANES, count - j), job->dim, keys + j);
     }
     for (int64_t first = 0; first < job->value_dim; first += WIDE, values += length * WIDE) {
         const int64_t some = least(WIDE, job->value_dim - first);
@@ -146,7 +182,7 @@ TARGET static void NAME(norm)(const float *x, const float *weight, float eps, in
     norm(x, weight, eps, size, out);
 }
 
-TARGET static void NAME(silu)(float *gate, const float *up, int64_t size) { silu(gate, up, size); }
+#include "products.h"
 
 #undef NAME
 #undef vector
@@ -155,4 +191,6 @@ TARGET static void NAME(silu)(float *gate, const float *up, int64_t size) { silu
 #undef TARGET
 #undef LEVEL
 #undef LANES
+#undef LOW
+#undef HIGH
 #undef ROWS

@@ -1,17 +1,23 @@
-/* What a decoder layer does beside its matrix products, in float32: causal attention, rotary positions, RMSNorm, and
- * silu(gate) * up.
+/* What a decoder layer does, in float32: causal attention, rotary positions, RMSNorm, silu(x gate') * (x up'); and what
+ * becomes of its last states, the scores of x head'.
  *
  * Attention: softmax(scale q k' + causal mask) v, a block of queries at a time over blocks of keys, none of whose scores
  * leaves the caches (Milakov and Gimelshein, 2018; Dao et al., 2022). Both products are made of tiles of ROWS x 2 vectors that
  * stay in registers; keys are packed before, so that a vector holds one dimension of neighbouring keys. attention.h is that
- * for one instruction set.
+ * for one instruction set, and products.h the products with weights, made of the same tiles. Logits never leave the caches
+ * (Wijmans et al., 2025): of each row and block of the vocabulary stay the largest and a sum.
  *
- * Bits: a row is added up in the same order whatever stands beside it, so it depends on its own query, the keys and values
- * it sees and the instruction set, not on the batch or the threads.
+ * Bits: a row is added up in the same order whatever stands beside it, so it depends on itself (its own query, the keys and
+ * values it sees), the weights and the instruction set, not on the batch or the threads.
  */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#else
+#define omp_get_thread_num() 0
+#endif
 
 #define INLINE static inline __attribute__((always_inline))
 #define JOIN_(name, level) name##_##level
@@ -19,7 +25,8 @@
 #define BLOCK 256     /* keys whose scores are kept at a time */
 #define TILES 4       /* of queries, that go over them together */
 #define MAX_DIM 256
-#define AT_ONCE 4096  /* elements of a product that a thread takes */
+#define DEPTH 576     /* products of a row that are added up before they meet the sums of others */
+#define MAX_WIDTH 512 /* columns of a block of products */
 
 typedef struct {
     int64_t batch, head, row; /* distances in floats; dimensions are adjacent */
@@ -36,6 +43,8 @@ typedef struct {
 
 INLINE int64_t padded(int64_t size, int64_t to) { return (size + to - 1) / to * to; }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+/* Of the `rest` of a depth what comes next: as much as of all parts to follow, DEPTH at most. */
+INLINE int64_t part(int64_t rest) { return (rest - 1) / ((rest + DEPTH - 1) / DEPTH) + 1; }
 
 typedef struct {
     const float *states, *cos, *sin;
@@ -43,6 +52,21 @@ typedef struct {
     int64_t batch, heads, length, dim;
     Strides of_states, of_cos, of_sin, of_out; /* cos and sin have no heads */
 } Rotary;
+
+/* silu(states weight') * (states up'), or, without `up`, the scores of such rows of logits. */
+typedef struct {
+    const float *states, *weight, *up; /* [rows][depth]; [columns][depth]; the same or none */
+    int64_t rows, depth, columns;
+    int64_t blocks; /* of columns, each with at most MAX_WIDTH of one and the other matrix */
+    float *room;    /* [threads][of_thread], for a packed block each */
+    int64_t of_thread;
+    float *out;            /* [rows][columns]; or none of it, and what follows */
+    const int64_t *target; /* [rows] */
+    float *nll, *confidence;
+    uint8_t *correct;
+    float *top, *rest, *logit; /* room: [rows][blocks]; the same; [rows] */
+    uint8_t *leads;            /* room: [rows] */
+} Products;
 
 /* exp(x) for x <= 0; below -87 it is taken for that, 1.6e-38. */
 INLINE float exp_of(float x) {
@@ -71,12 +95,9 @@ INLINE void norm(const float *x, const float *weight, float eps, int64_t size, f
     for (int64_t i = 0; i < size; i++) out[i] = weight[i] * (x[i] * scale);
 }
 
-INLINE void silu(float *gate, const float *up, int64_t size) {
-#pragma omp simd
-    for (int64_t i = 0; i < size; i++) {
-        float x = gate[i], e = exp_of(x > 0.0f ? -x : x);
-        gate[i] = x * ((x > 0.0f ? 1.0f : e) / (1.0f + e)) * up[i];
-    }
+INLINE float silu(float x) {
+    float size = x > 0.0f ? x : -x, e = size > 87.0f ? 0.0f : exp_of(-size);
+    return x * ((x > 0.0f ? 1.0f : e) / (1.0f + e));
 }
 
 INLINE void rotate(const float *x, const float *cos, const float *sin, int64_t half, float *out) {
@@ -87,11 +108,19 @@ INLINE void rotate(const float *x, const float *cos, const float *sin, int64_t h
     }
 }
 
+#ifdef __has_builtin
+#if __has_builtin(__builtin_shufflevector)
+#define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#endif
+#endif
+
 /* The same functions for several instruction sets. */
 #if defined(__x86_64__) && defined(__GNUC__)
 #define TARGET __attribute__((target("avx2,fma")))
 #define LEVEL 1
 #define LANES 8
+#define LOW 0, 8, 1, 9, 2, 10, 3, 11 /* one lane of each in turn, of their lower halves */
+#define HIGH 4, 12, 5, 13, 6, 14, 7, 15
 #define ROWS 6
 #include "attention.h"
 #ifdef __clang__
@@ -101,18 +130,23 @@ INLINE void rotate(const float *x, const float *cos, const float *sin, int64_t h
 #endif
 #define LEVEL 2
 #define LANES 16
+#define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #define ROWS 12
 #include "attention.h"
 #else /* NEON, or whatever vectors the compiler makes */
 #define TARGET
 #define LEVEL 1
 #define LANES 4
+#define LOW 0, 4, 1, 5
+#define HIGH 2, 6, 3, 7
 #define ROWS 12
 #include "attention.h"
 #define attention_2 attention_1
 #define norm_2 norm_1
 #define rotate_2 rotate_1
-#define silu_2 silu_1
+#define multiply_block_2 multiply_block_1
+#define join_2 join_1
 #endif
 
 void xent_attention(const Attention *job, int32_t level, int32_t threads) {
@@ -144,9 +178,17 @@ void xent_rms_norm(
     for (int64_t i = 0; i < rows; i++) of(x + i * size, weight, eps, size, out + i * size);
 }
 
-void xent_silu(float *gate, const float *up, int64_t size, int32_t level, int32_t threads) {
-    void (*of)(float *, const float *, int64_t) = level == 2 ? silu_2 : silu_1;
+void xent_products(const Products *job, int32_t level, int32_t threads) {
+    void (*multiply)(const Products *, int64_t, float *) = level == 2 ? multiply_block_2 : multiply_block_1;
+    void (*join)(const Products *, int64_t) = level == 2 ? join_2 : join_1;
     (void)threads;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t i = 0; i < size; i += AT_ONCE) of(gate + i, up + i, least(AT_ONCE, size - i));
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < job->blocks; i++) multiply(job, i, job->room + omp_get_thread_num() * job->of_thread);
+        if (!job->up) {
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < job->rows; i++) join(job, i);
+        }
+    }
 }

@@ -5,7 +5,8 @@
     attention_backend  causal attention whose scores never leave the caches, in float32
     rotary_backend     rotary positions in one pass, in float32
     norm_backend       RMSNorm in one pass, in float32
-    gate_backend       silu(gate) · up in one pass, in float32
+    gated_backend      silu(x Gᵀ) · (x Uᵀ) in one pass over the weights, in float32
+    head_backend       nll, confidence and correct of x Wᵀ, whose logits never leave the caches, in float32
 
 Installed, they are used by themselves; `XENT_METRICS_PLUGINS=` (empty) leaves them out. The rest is left to torch: other
 devices and dtypes, soft targets, the losses of label smoothing and class weights, whatever has no memory of its own.
@@ -18,10 +19,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from xent_metrics import hookimpl
 
-__all__ = ["attention_backend", "gate_backend", "norm_backend", "rotary_backend", "score_backend"]
+__all__ = [
+    "attention_backend", "gated_backend", "head_backend", "norm_backend", "rotary_backend", "score_backend"
+]  # fmt: skip
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _LOGITS_A_THREAD = 2**16  # fewer are scored sooner than a thread wakes up
@@ -29,6 +33,11 @@ _LOGITS_A_COPY = 2**22  # where classes aren't adjacent
 _LONG = 64  # ids in a row: on shorter ones torch's attention is as fast
 _DIM = 256  # of a head, at most: MAX_DIM of layers.c
 _NUMBERS_A_THREAD = 2**14
+_ROWS = 64  # of states: fewer torch multiplies as fast
+_TILE_ROWS = 12  # ROWS of attention.h, at most
+_PACKED = 2**18  # weights that lie in a core's cache: 1 MiB
+_WIDE = 32  # WIDE of attention.h, at most
+_TILES = 15  # of a block of products, at most: MAX_WIDTH of layers.c, less one
 
 
 class _Job(ctypes.Structure):
@@ -76,6 +85,21 @@ class _Rotary(ctypes.Structure):
     )
 
 
+class _Products(ctypes.Structure):
+    """`Products` of layers.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("states", "weight", "up")),
+        *((name, ctypes.c_int64) for name in ("rows", "depth", "columns", "blocks")),
+        ("room", ctypes.c_void_p),
+        ("of_thread", ctypes.c_int64),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("out", "target", "nll", "confidence", "correct", "top", "rest", "logit", "leads")
+        ),
+    )
+
+
 def _load(path: Path) -> ctypes.CDLL:
     """A compiled library, or the reason why this plugin is set aside."""
     if not path.exists():
@@ -106,8 +130,8 @@ def _load_layers(path: Path) -> ctypes.CDLL | None:
     layers.xent_attention.argtypes = [ctypes.POINTER(_Attention), few, few]
     layers.xent_rotary.argtypes = [ctypes.POINTER(_Rotary), few, few]
     layers.xent_rms_norm.argtypes = [array, array, ctypes.c_float, size, size, array, few, few]
-    layers.xent_silu.argtypes = [array, array, size, few, few]
-    for function in (layers.xent_attention, layers.xent_rotary, layers.xent_rms_norm, layers.xent_silu):
+    layers.xent_products.argtypes = [ctypes.POINTER(_Products), few, few]
+    for function in (layers.xent_attention, layers.xent_rotary, layers.xent_rms_norm, layers.xent_products):
         function.restype = None
     return layers
 
@@ -200,9 +224,9 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, scale: float, *, level
     batch, heads, length, dim = query.shape
     key_heads, value_dim = value.shape[1], value.shape[-1]
     out = torch.empty(batch, length, heads, value_dim, dtype=torch.float32, device="cpu").transpose(1, 2)
-    packed = -(-length // 32) * 32  # WIDE of attention.h, at most
+    packed = -(-length // _WIDE) * _WIDE
     keys = torch.empty(batch * key_heads * packed * dim, dtype=torch.float32, device="cpu")
-    values = torch.empty(batch * key_heads * packed * -(-value_dim // 32) * 32, dtype=torch.float32, device="cpu")
+    values = torch.empty(batch * key_heads * packed * -(-value_dim // _WIDE) * _WIDE, dtype=torch.float32, device="cpu")
     job = _Attention(
         *(tensor.data_ptr() for tensor in (query, key, value, out)),
         batch, heads, key_heads, length, dim, value_dim,
@@ -257,13 +281,63 @@ def _norm(states: Tensor, weight: Tensor, eps: float, *, level: int) -> Tensor:
 
 
 @hookimpl
-def gate_backend(gate: Tensor, up: Tensor) -> Tensor | None:
-    """silu(gate) · up in float32, written over `gate`."""
-    if not _floats(gate, up) or gate.shape != up.shape or not (gate.is_contiguous() and up.is_contiguous()):
+def gated_backend(states: Tensor, gate: Tensor, up: Tensor) -> Tensor | None:
+    """silu(x Gᵀ) · (x Uᵀ) in float32, for at least 64 rows."""
+    if not _multiplies(states, gate) or not _floats(up) or up.shape != gate.shape:
         return None
-    return _gated(gate, up, level=_level)
+    if states.numel() < _ROWS * states.shape[-1]:
+        return None
+    return _gated(states.contiguous(), gate.contiguous(), up.contiguous(), level=_level)
 
 
-def _gated(gate: Tensor, up: Tensor, *, level: int) -> Tensor:
-    _layers.xent_silu(gate.data_ptr(), up.data_ptr(), gate.numel(), level, _threads(gate.numel()))
-    return gate
+@hookimpl
+def head_backend(hidden_states: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """nll (float32, nats), confidence (float32) and correct (bool) of x Wᵀ with targets ``(N,)``."""
+    rows = hidden_states.ndim == 2 and target.shape == hidden_states.shape[:1] and target.dtype == torch.int64
+    if not rows or not _readable(target) or not _multiplies(hidden_states, weight):
+        return None
+    return _head(hidden_states.contiguous(), weight.contiguous(), target.contiguous(), level=_level)
+
+
+def _multiplies(states: Tensor, weight: Tensor) -> bool:
+    """Whether these are rows, and a matrix for them."""
+    return _floats(states, weight) and weight.ndim == 2 and states.ndim > 0 and states.shape[-1] == weight.shape[1]
+
+
+def _gated(states: Tensor, gate: Tensor, up: Tensor, *, level: int) -> Tensor:
+    out = torch.empty(*states.shape[:-1], len(gate), dtype=torch.float32, device="cpu")
+    _multiply(states, gate, 2, level, up=up, out=out)
+    return out
+
+
+def _head(states: Tensor, weight: Tensor, target: Tensor, *, level: int) -> tuple[Tensor, Tensor, Tensor]:
+    rows = len(states)
+    if rows < _TILE_ROWS:
+        states, target = F.pad(states, (0, 0, 0, _TILE_ROWS - rows)), F.pad(target, (0, _TILE_ROWS - rows))
+    nll, confidence, logit = torch.empty(3, len(states), dtype=torch.float32, device="cpu")
+    correct, leads = torch.empty(2, len(states), dtype=torch.bool, device="cpu")
+    scores = {"nll": nll, "confidence": confidence, "correct": correct}
+    _multiply(states, weight, 1, level, target=target, logit=logit, leads=leads, **scores)
+    return nll[:rows], confidence[:rows], correct[:rows]
+
+
+def _multiply(states: Tensor, weight: Tensor, matrices: int, level: int, **others: Tensor) -> None:
+    """Run the kernel over blocks of columns, of all matrices, that fill a core's cache."""
+    columns, depth = weight.shape
+    rows = states.numel() // depth
+    tiles = -(-columns * matrices // _WIDE)
+    most = max(1, min(_TILES, _PACKED // (_WIDE * depth)))
+    blocks = -(-tiles // most)
+    threads = min(torch.get_num_threads(), tiles)
+    if "out" in others:  # what a block gives doesn't depend on which columns it has
+        blocks = -(-blocks // threads) * threads
+    else:
+        others["top"], others["rest"] = torch.empty(2, rows * blocks, dtype=torch.float32, device="cpu")
+    of_thread = (most + 1) * _WIDE * depth
+    room = torch.empty(threads * of_thread, dtype=torch.float32, device="cpu")
+    addresses = {name: tensor.data_ptr() for name, tensor in others.items()}
+    job = _Products(
+        states=states.data_ptr(), weight=weight.data_ptr(), rows=rows, depth=depth, columns=columns,
+        blocks=blocks, room=room.data_ptr(), of_thread=of_thread, **addresses,
+    )  # fmt: skip
+    _layers.xent_products(ctypes.byref(job), level, threads)

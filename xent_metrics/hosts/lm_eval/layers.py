@@ -30,9 +30,10 @@ from ...backends import has_backend, part_by_backend
 
 __all__ = ["Layers", "may_replace"]
 
-_HOOKS = ("attention_backend", "rotary_backend", "norm_backend", "gate_backend")
+_HOOKS = ("attention_backend", "rotary_backend", "norm_backend", "gated_backend")
 _ROTATE = "apply_rotary_pos_emb"
-_AGREE = 1e-6  # relative error of a row of random numbers, in float32
+_AGREE = 1e-6  # relative error of a row of random numbers, in float32 …
+_AGREE_IN_PRODUCTS = 1e-5  # … or of one that three products of matrices round
 _EPSILONS = ("variance_epsilon", "eps", "epsilon")
 _ONE_AT_A_TIME = threading.RLock()
 
@@ -169,37 +170,43 @@ def _norm(module: Any) -> Callable[..., Tensor] | None:
 
 def _gated(module: Any) -> Callable[..., Tensor] | None:
     """The forward of a gated MLP by a plugin, if it is one."""
-    activation = getattr(module, "act_fn", None)
-    width = getattr(getattr(module, "gate_proj", None), "in_features", None)
+    gate, activation = getattr(module, "gate_proj", None), getattr(module, "act_fn", None)
     known = all(isinstance(getattr(module, name, None), nn.Module) for name in ("up_proj", "down_proj", "act_fn"))
-    if not known or not isinstance(width, int) or not has_backend("gate_backend"):
+    if not known or not isinstance(gate, nn.Linear) or not has_backend("gated_backend"):
         return None
     own: Callable[..., Tensor] = module.forward
 
     def forward(*given: Any, **options: Any) -> Tensor:
-        seen = _is_hooked(module.gate_proj) or _is_hooked(module.act_fn)  # somebody keeps or changes what they give
-        changed = seen or module.act_fn is not activation
-        if changed or len(given) != 1 or options:
-            return own(*given, **options)
-        gate, up = module.gate_proj(given[0]), module.up_proj(given[0])
-        found = part_by_backend("gate_backend", gate.shape, gate=gate, up=up)
-        result: Tensor = module.down_proj(module.act_fn(gate) * up if found is None else found)
+        found, gate, up = None, module.gate_proj, module.up_proj
+        same = module.act_fn is activation and _is_own(activation) and _multiplies(gate) and _multiplies(up)
+        if same and len(given) == 1 and not options:
+            shape = torch.Size((*given[0].shape[:-1], gate.out_features))
+            weights = {"gate": gate.weight.detach(), "up": up.weight.detach()}
+            found = part_by_backend("gated_backend", shape, states=given[0], **weights)
+        result: Tensor = own(*given, **options) if found is None else module.down_proj(found)
         return result
 
-    return forward if _replaces(forward, module, width) else None
+    tried = _multiplies(gate) and _replaces(forward, module, gate.in_features, _AGREE_IN_PRODUCTS)
+    return forward if tried else None
 
 
-def _is_hooked(module: Any) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def _multiplies(module: Any) -> bool:
+    """Whether it is a product with weights, and only that."""
+    return type(module) is nn.Linear and module.bias is None and _is_own(module)
 
 
-def _replaces(forward: Callable[..., Tensor], module: nn.Module, width: int) -> bool:
+def _is_own(module: nn.Module) -> bool:
+    """Whether nobody sees or changes what it takes and gives."""
+    return "forward" not in vars(module) and not module._forward_hooks and not module._forward_pre_hooks
+
+
+def _replaces(forward: Callable[..., Tensor], module: nn.Module, width: int, bound: float = _AGREE) -> bool:
     """Whether it gives what the module does, which takes nothing but states, small or large."""
     if "forward" in vars(module) or len(inspect.signature(module.forward).parameters) != 1:
         return False
     sizes = torch.tensor([1e-4, 1e-2, 1.0, 30.0, 1e3])  # an epsilon shows in small numbers, a limit in large ones
-    states = _drawn(len(sizes), 8, width) * sizes[:, None, None]
-    return _agree(lambda: module(states), lambda: forward(states))
+    states = _drawn(len(sizes), 16, width) * sizes[:, None, None]
+    return _agree(lambda: module(states), lambda: forward(states), bound)
 
 
 def _drawn(*shape: int) -> Tensor:
@@ -207,7 +214,7 @@ def _drawn(*shape: int) -> Tensor:
 
 
 @torch.no_grad()
-def _agree(own: Callable[[], Any], part: Callable[[], Any]) -> bool:
+def _agree(own: Callable[[], Any], part: Callable[[], Any], bound: float = _AGREE) -> bool:
     """Whether both give the same tensor, or tensors, row by row; of rows of zeros that can't be told."""
     try:
         expected = own()
@@ -217,6 +224,6 @@ def _agree(own: Callable[[], Any], part: Callable[[], Any]) -> bool:
     if isinstance(expected, Tensor):
         expected, found = (expected,), (found,)
     return len(expected) == len(found) and all(
-        theirs.shape == ours.shape and bool(((ours - theirs).norm(dim=-1) < _AGREE * theirs.norm(dim=-1)).all())
+        theirs.shape == ours.shape and bool(((ours - theirs).norm(dim=-1) < bound * theirs.norm(dim=-1)).all())
         for theirs, ours in zip(expected, found, strict=True)
     )

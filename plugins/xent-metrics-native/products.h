@@ -1,0 +1,93 @@
+/* Rows of states times weights, a block of columns at a time: they are packed into the cache once and meet all rows there.
+ * ROWS of a block's products lie in the cache when they become what is wanted of them. */
+
+/* The first column of a block: blocks have whole tiles, that of a gated product LANES of its gate and the same of `up`. */
+INLINE int64_t NAME(begin)(const Products *job, int64_t block) {
+    const int64_t columns = job->up ? LANES : WIDE;
+    return block * (padded(job->columns, columns) / columns) / job->blocks * columns;
+}
+
+/* The columns of a block, as [tile][depth][WIDE] for each DEPTH or less of depth, with zeros behind the last. */
+TARGET static void NAME(pack_block)(const Products *job, int64_t block, float *to) {
+    const int64_t first = NAME(begin)(job, block), end = NAME(begin)(job, block + 1);
+    for (int64_t start = 0, size; start < job->depth; start += size) {
+        size = part(job->depth - start);
+        for (int64_t of_tile = first; of_tile < end; of_tile += job->up ? LANES : WIDE, to += size * WIDE)
+            for (int64_t half = 0; half < WIDE; half += LANES) {
+                const int64_t column = of_tile + (job->up ? 0 : half), count = least(LANES, job->columns - column);
+                const float *from = (job->up && half ? job->up : job->weight) + column * job->depth + start;
+                NAME(pack_columns)(from, job->depth, count, size, to + half);
+            }
+    }
+}
+
+/* `count` logits of a row, of a block: the largest, and the sum of exp(logit - largest) of the others. */
+INLINE void NAME(sum_up)(const Products *job, int64_t row, int64_t block, int64_t first, int64_t count, float *x) {
+    const int64_t end = padded(count, LANES), at = row * job->blocks + block, target = job->target[row] - first;
+    float high = -INFINITY, sum = 0.0f, tops[LANES];
+    int32_t index = INT32_MAX; /* the first of the largest */
+    for (int64_t j = count; j < end; j++) x[j] = -INFINITY;
+    for (int lane = 0; lane < LANES; lane++) tops[lane] = high;
+    for (int64_t j = 0; j < end; j += LANES)
+#pragma omp simd
+        for (int lane = 0; lane < LANES; lane++) tops[lane] = x[j + lane] > tops[lane] ? x[j + lane] : tops[lane];
+    for (int lane = 0; lane < LANES; lane++) high = tops[lane] > high ? tops[lane] : high;
+#pragma omp simd reduction(min : index)
+    for (int32_t j = 0; j < (int32_t)end; j++) {
+        int32_t here = x[j] == high ? j : INT32_MAX;
+        index = here < index ? here : index;
+    }
+    if (target >= 0 && target < count) job->logit[row] = x[target], job->leads[row] = target == index;
+    if (index < count) x[index] = -INFINITY;
+    const float shift = high == -INFINITY ? 0.0f : high;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < end; j++) sum += exp_of(x[j] - shift);
+    job->top[at] = high, job->rest[at] = high == INFINITY ? NAN : sum;
+}
+
+/* ROWS rows from `row` with the columns of a block. */
+TARGET static void NAME(multiply)(const Products *job, int64_t row, int64_t block, const float *packed) {
+    float products[ROWS][MAX_WIDTH + 16]; /* rows not a power of 2 apart, whose multiples share lines of the cache */
+    const int64_t first = NAME(begin)(job, block), end = NAME(begin)(job, block + 1), count = least(end, job->columns) - first;
+    const int64_t width = (end - first) * (job->up ? 2 : 1);
+    for (int64_t start = 0, size; start < job->depth; start += size) {
+        size = part(job->depth - start);
+        for (int64_t j = 0; j < width; j += WIDE, packed += size * WIDE)
+            NAME(tile)(
+                start > 0, size, job->states + row * job->depth + start, job->depth, packed, products[0] + j, MAX_WIDTH + 16
+            );
+    }
+    for (int64_t i = 0; i < ROWS; i++) {
+        float *x = products[i], *out = job->up ? job->out + (row + i) * job->columns + first : NULL;
+        if (!job->up) NAME(sum_up)(job, row + i, block, first, count, x);
+        else
+            for (int64_t j = 0; j < count; j += LANES, x += WIDE)
+#pragma omp simd
+                for (int64_t lane = 0; lane < least(LANES, count - j); lane++)
+                    out[j + lane] = silu(x[lane]) * x[LANES + lane];
+    }
+}
+
+/* A block with all rows; the last tile of them begins earlier rather than end behind the last. */
+static void NAME(multiply_block)(const Products *job, int64_t block, float *packed) {
+    NAME(pack_block)(job, block, packed);
+    for (int64_t row = 0; row < job->rows; row += ROWS) NAME(multiply)(job, least(row, job->rows - ROWS), block, packed);
+}
+
+/* A row of logits, of what its blocks gave. */
+TARGET static void NAME(join)(const Products *job, int64_t row) {
+    const float *tops = job->top + row * job->blocks, *rests = job->rest + row * job->blocks;
+    const int64_t target = job->target[row];
+    float high = -INFINITY;
+    int64_t lead = 0;
+    for (int64_t j = 0; j < job->blocks; j++)
+        if (tops[j] > high) high = tops[j], lead = j;
+    double rest = rests[lead];
+#pragma omp simd reduction(+ : rest)
+    for (int64_t j = 0; j < job->blocks; j++) rest += j == lead ? 0.0f : (1.0f + rests[j]) * exp_of(tops[j] - high);
+    if (high == -INFINITY) rest = NAN; /* as log_softmax has it */
+    job->nll[row] = (float)(log1p(rest) + ((double)high - job->logit[row]));
+    job->confidence[row] = (float)(1.0 / (1.0 + rest));
+    const int leads = job->leads[row] && target >= NAME(begin)(job, lead) && target < NAME(begin)(job, lead + 1);
+    job->correct[row] = leads && rest >= 0.0;
+}
