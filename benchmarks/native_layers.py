@@ -34,7 +34,7 @@ def parts(rows: int, length: int) -> dict[str, Part]:
     query, key, value = (torch.randn(rows, length, heads, 64).transpose(1, 2) for heads in (9, 3, 3))
     angles = torch.outer(torch.arange(length), 1e4 ** -(torch.arange(0, 64, 2) / 64)).repeat(1, 2)[None]
     states, norm = torch.randn(rows, length, 576), LlamaRMSNorm(576)
-    gate, up = torch.randn(2, rows, length, 1536)
+    gate, up = torch.randn(2, 1536, 576) / 24
 
     def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
@@ -51,10 +51,10 @@ def parts(rows: int, length: int) -> dict[str, Part]:
         "attention": (lambda *given: native.attention_backend(*given, 64**-0.5), attention, (query, key, value)),
         "rotary positions": (native.rotary_backend, rotated, (query, angles.cos(), angles.sin())),
         "RMSNorm": (native.norm_backend, normed, (states, norm.weight.detach(), 1e-6)),
-        "silu(gate) · up": (
-            lambda gate, up: native.gate_backend(gate.clone(), up),  # written over
-            lambda gate, up: F.silu(gate.clone()) * up,
-            (gate, up),
+        "silu(x Gᵀ) · (x Uᵀ)": (
+            native.gated_backend,
+            lambda states, gate, up: F.silu(F.linear(states, gate)) * F.linear(states, up),
+            (states, gate, up),
         ),
     }
 

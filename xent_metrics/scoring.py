@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .backends import score_by_backend
 from .errors import InvalidInputError
 from .row_scores import Plan, Rows, RowScore
 from .scores import TokenScores
 from .two_classes import Binary, two_classes
-from .vocabulary_blocks import BLOCK_ROWS, score_blocks
+from .vocabulary_blocks import BLOCK_ROWS, score_by_vocabulary
 
 __all__ = ["as_tensor", "bytes_of", "check_logits", "check_target", "score_hidden_states", "score_tokens"]
 
@@ -208,27 +207,17 @@ def score_hidden_states(
         class_weight=class_weight,
         extra=extra,
     )
-    adjust = partial(_adjust, scale=logit_scale, softcap=logit_softcap)
+    is_adjusted = logit_scale is not None or logit_softcap is not None
+    adjust = partial(_adjust, scale=logit_scale, softcap=logit_softcap) if is_adjusted else None
     rows = Rows(plan)
     if _by_vocabulary_blocks(plan, head):
         for hidden in _split(hidden_states, BLOCK_ROWS):
-            rows.add_facts(
-                len(hidden), partial(_score_blocks, hidden.to(dtype), head, offset, logit_scale, logit_softcap)
-            )
+            rows.add_facts(len(hidden), partial(score_by_vocabulary, hidden.to(dtype), head, offset, adjust))
         return rows.scores()
     for hidden in _split(hidden_states, max(1, _MATMUL_CHUNK // max(1, head.shape[0]))):
-        rows.add(adjust(F.linear(hidden.to(dtype), head, offset)))
+        logits = F.linear(hidden.to(dtype), head, offset)
+        rows.add(logits if adjust is None else adjust(logits))
     return rows.scores()
-
-
-def _score_blocks(
-    hidden: Tensor, head: Tensor, bias: Tensor | None, scale: float | None, softcap: float | None, index: Tensor
-) -> dict[str, Tensor]:
-    """nll, confidence and correct of rows, by a backend or block by block of the vocabulary."""
-    found = None
-    if bias is None and scale is None and softcap is None:
-        found = score_by_backend("head_backend", hidden, hidden_states=hidden, weight=head, target=index)
-    return found or score_blocks(hidden, head, bias, partial(_adjust, scale=scale, softcap=softcap), index)
 
 
 def _by_vocabulary_blocks(plan: Plan, head: Tensor) -> bool:
@@ -250,8 +239,6 @@ def _check_adjustment(scale: float | None, softcap: float | None) -> None:
 
 
 def _adjust(logits: Tensor, scale: float | None, softcap: float | None) -> Tensor:
-    if scale is None and softcap is None:
-        return logits
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if scale is not None:
         logits = logits * scale

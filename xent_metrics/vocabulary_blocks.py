@@ -17,24 +17,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .backends import is_plain
+from .backends import is_plain, score_by_backend
 from .row_scores import block_maxima, first_argmax
 
-__all__ = ["BLOCK_ROWS", "score_blocks"]
+__all__ = ["BLOCK_ROWS", "score_by_vocabulary"]
 
 BLOCK_ROWS = 2048
 _BLOCK = 2**21  # logits a block: few enough for the cache, enough for threads to be worth waking
 
 
-def score_blocks(
-    hidden: Tensor, head: Tensor, bias: Tensor | None, adjust: Callable[[Tensor], Tensor], index: Tensor
+def score_by_vocabulary(
+    hidden: Tensor, head: Tensor, bias: Tensor | None, adjust: Callable[[Tensor], Tensor] | None, index: Tensor
 ) -> dict[str, Tensor]:
     """nll, confidence and correct of rows ``(R, H)`` under ``adjust(hidden @ head.T + bias)``, targets in [0, V).
 
-    >>> facts = score_blocks(torch.ones(2, 3), torch.zeros(8, 3), None, lambda logits: logits, torch.tensor([0, 5]))
+    By a plugin's backend, if one takes them, which is only asked for the plain product.
+
+    >>> facts = score_by_vocabulary(torch.ones(2, 3), torch.zeros(8, 3), None, None, torch.tensor([0, 5]))
     >>> facts["nll"], facts["correct"]
     (tensor([2.0794, 2.0794]), tensor([ True, False]))
     """
+    if bias is None and adjust is None:
+        found = score_by_backend("head_backend", hidden, hidden_states=hidden, weight=head, target=index)
+        if found is not None:
+            return found
+    return _score_blocks(hidden, head, bias, adjust, index)
+
+
+def _score_blocks(
+    hidden: Tensor, head: Tensor, bias: Tensor | None, adjust: Callable[[Tensor], Tensor] | None, index: Tensor
+) -> dict[str, Tensor]:
     width = max(512, _BLOCK // max(1, len(hidden)))
     maxima, sums = [], []
     wanted = torch.zeros_like(index, dtype=_wide(hidden.dtype))
@@ -42,7 +54,8 @@ def score_blocks(
     first = torch.zeros_like(index, dtype=torch.bool)  # whether it is the first of its block's largest
     for start in range(0, len(head), width):
         offset = None if bias is None else bias[start : start + width]
-        logits = adjust(F.linear(hidden, head[start : start + width], offset)).to(wanted.dtype)
+        logits = F.linear(hidden, head[start : start + width], offset)
+        logits = (logits if adjust is None else adjust(logits)).to(wanted.dtype)
         of_parts = block_maxima(logits)
         maximum = of_parts.amax(-1)
         inside = block == start // width
