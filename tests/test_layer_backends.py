@@ -374,8 +374,32 @@ def another_activation(model):
     model.model.layers[0].mlp.act_fn = torch.nn.GELU()
 
 
+class Doubled(torch.nn.Linear):
+    def forward(self, states):
+        return super().forward(states) * 2
+
+
+def biased(model):
+    gate = model.model.layers[0].mlp.gate_proj
+    gate.bias = torch.nn.Parameter(torch.randn(gate.out_features))
+
+
+def another_kind_of_gate(model):
+    mlp = model.model.layers[0].mlp
+    mlp.gate_proj = Doubled(mlp.gate_proj.in_features, mlp.gate_proj.out_features, bias=False)
+
+
+def steered_before(model):
+    model.model.layers[1].mlp.up_proj.register_forward_pre_hook(lambda module, given: (given[0] * 2,))
+
+
+CHANGES = [
+    adapted, other_weights, steered, steered_before, hooked, another_activation, biased, another_kind_of_gate
+]  # fmt: skip
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("change", [adapted, other_weights, steered, hooked, another_activation])
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_model_that_is_changed_later_is_run_as_it_is_then(change, install):
     install(Backends())
     model, ids = tiny_model("llama_untied"), torch.arange(20)[None]

@@ -149,13 +149,14 @@ def test_of_equal_logits_the_first_counts(first, second):
     assert correct.tolist() == [True, False]
 
 
-def test_nan_and_infinities_are_as_log_softmax_has_them():
-    logits = torch.randn(7, 1200)
-    logits[1, 800] = torch.nan
+@pytest.mark.parametrize("vocab_size", [300, 1200])  # of one block and of several
+def test_nan_and_infinities_are_as_log_softmax_has_them(vocab_size):
+    logits = torch.randn(7, vocab_size)
+    logits[1, vocab_size * 2 // 3] = torch.nan
     logits[2, 3] = torch.inf
-    logits[3, :700] = -torch.inf
+    logits[3, : vocab_size // 2] = -torch.inf
     logits[4] = -torch.inf
-    logits[5, 900], logits[5, 20] = torch.inf, torch.nan
+    logits[5, vocab_size * 3 // 4], logits[5, 20] = torch.inf, torch.nan
     logits[6, 5] = -torch.inf
     target = torch.tensor([5, 5, 3, 5, 5, 5, 5])
     expected = F.cross_entropy(logits, target, reduction="none")

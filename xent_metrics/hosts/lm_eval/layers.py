@@ -186,8 +186,7 @@ def _gated(module: Any) -> Callable[..., Tensor] | None:
         result: Tensor = own(*given, **options) if found is None else module.down_proj(found)
         return result
 
-    tried = _multiplies(gate) and _replaces(forward, module, gate.in_features, _AGREE_IN_PRODUCTS)
-    return forward if tried else None
+    return forward if _replaces(forward, module, gate.in_features, _AGREE_IN_PRODUCTS) else None
 
 
 def _multiplies(module: Any) -> bool:
