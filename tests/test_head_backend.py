@@ -103,6 +103,14 @@ def test_it_is_not_asked_in_half_precision_for_soft_targets_for_nothing_or_for_w
     assert not backend.asked
 
 
+def test_mixed_precision_is_left_to_torch(install):
+    backend = Backend()
+    install(backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        score_hidden_states(HIDDEN, HEAD, TARGET)
+    assert not backend.asked
+
+
 @pytest.mark.parametrize(
     ("result", "says"),
     [

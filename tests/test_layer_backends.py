@@ -389,13 +389,53 @@ def another_kind_of_gate(model):
     mlp.gate_proj = Doubled(mlp.gate_proj.in_features, mlp.gate_proj.out_features, bias=False)
 
 
+def pruned(model):
+    mlp = model.model.layers[0].mlp
+    for layer in (mlp.gate_proj, mlp.up_proj):  # whose `out_features` stays
+        layer.weight = torch.nn.Parameter(layer.weight[:20].clone())
+    mlp.down_proj.weight = torch.nn.Parameter(mlp.down_proj.weight[:, :20].clone())
+
+
+def broadcast(model):
+    mlp = model.model.layers[0].mlp
+    mlp.up_proj = torch.nn.Linear(mlp.up_proj.in_features, 1, bias=False)
+
+
 def steered_before(model):
     model.model.layers[1].mlp.up_proj.register_forward_pre_hook(lambda module, given: (given[0] * 2,))
 
 
 CHANGES = [
-    adapted, other_weights, steered, steered_before, hooked, another_activation, biased, another_kind_of_gate
+    adapted, other_weights, pruned, broadcast, steered, steered_before, hooked, another_activation, biased, another_kind_of_gate
 ]  # fmt: skip
+
+
+@torch.no_grad()
+def test_a_part_is_only_put_where_it_was_tried(install):
+    """A backend that takes long rows alone might give anything there."""
+    install(Backends(gated_backend=lambda states, gate, up: torch.ones(200, len(gate)) if len(states) == 200 else None))
+    model = tiny_model("llama_untied")
+    layers, ids = Layers(model), torch.arange(200)[None] % 50
+    expected = model(ids, use_cache=False).logits
+    with layers.used():
+        torch.testing.assert_close(model(ids, use_cache=False).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_hooks_of_all_modules_see_them_all(install):
+    install(Backends())
+    model, seen = tiny_model("llama_untied"), []
+    layers = Layers(model)
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module)))
+    try:
+        model(torch.arange(20)[None])
+        expected = seen.copy()
+        seen.clear()
+        with layers.used():
+            model(torch.arange(20)[None])
+    finally:
+        handle.remove()
+    assert seen == expected
 
 
 @torch.no_grad()

@@ -70,7 +70,7 @@ def assert_scores(states, weight, target) -> None:
     assert torch.equal(correct[sure], (top.indices[:, 0] == target)[sure])
 
 
-@pytest.mark.parametrize("rows", [64, 65, 71, 72, 73, 200])
+@pytest.mark.parametrize("rows", [128, 129, 131, 132, 133, 200])
 @pytest.mark.parametrize("depth", [1, 15, 16, 33, 576, 577, 1200])
 def test_gated_products_of_any_shape(rows, depth):
     gate, up = torch.randn(2, 40, depth)
@@ -84,18 +84,18 @@ def test_gated_products_of_any_width(columns):
 
 
 def test_gates_of_any_size():
-    states = torch.ones(64, 1)
+    states = torch.ones(128, 1)
     values = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1.0, -1.0, 80.0, -80.0, 200.0, -200.0, 1e30, -1e30])
     found = gated(states, values[:, None], torch.ones(12, 1))
     torch.testing.assert_close(found[5].double(), F.silu(values.double()), rtol=4e-7, atol=1e-30)
 
 
 def test_a_gate_that_is_not_finite_shows():
-    states = torch.zeros(64, 3)
+    states = torch.zeros(128, 3)
     states[7] = torch.tensor([torch.nan, 1.0, 1.0])
     states[8, 0] = torch.inf
     found = gated(states, torch.ones(20, 3), torch.ones(20, 3)).isfinite().all(-1)
-    assert found.tolist() == [row not in (7, 8) for row in range(64)]
+    assert found.tolist() == [row not in (7, 8) for row in range(128)]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 11, 12, 13, 24, 100])
@@ -198,33 +198,29 @@ def test_a_rows_gated_products_have_the_same_bits_in_any_batch_and_on_any_number
     for number in (1, 2, 3, 7):
         threads(number)
         assert torch.equal(gated(states, gate, up), whole)
-    assert torch.equal(gated(states[70:151], gate, up), whole[70:151])
+    assert torch.equal(gated(states[40:171], gate, up), whole[40:171])
 
 
 def test_strides_are_followed():
-    states, weight = torch.randn(9, 80).T, torch.randn(9, 300).T
-    target = torch.arange(160)[::2]
-    for one, other in zip(
-        head(states, weight, target), head(states.contiguous(), weight.contiguous(), target), strict=True
-    ):
+    states, weight, target = torch.randn(9, 160).T, torch.randn(300, 9), torch.arange(320)[::2] % 300
+    for one, other in zip(head(states, weight, target), head(states.contiguous(), weight, target.clone()), strict=True):
         assert torch.equal(one, other)
-    assert torch.equal(
-        gated(states, weight, weight), gated(states.contiguous(), weight.contiguous(), weight.contiguous())
-    )
+    assert torch.equal(gated(states, weight, weight), gated(states.contiguous(), weight, weight))
 
 
-STATES, WEIGHT, TARGET = torch.randn(64, 8), torch.randn(20, 8), torch.zeros(64, dtype=torch.long)
+STATES, WEIGHT, TARGET = torch.randn(128, 8), torch.randn(20, 8), torch.zeros(128, dtype=torch.long)
 
 
 @pytest.mark.parametrize(
     ("hook", "given"),
     [
-        ("gated_backend", (STATES[:63], WEIGHT, WEIGHT)),
+        ("gated_backend", (STATES[:127], WEIGHT, WEIGHT)),
         ("gated_backend", (STATES.half(), WEIGHT.half(), WEIGHT.half())),
         ("gated_backend", (STATES, WEIGHT, WEIGHT[:19])),
         ("gated_backend", (STATES, WEIGHT, WEIGHT.double())),
         ("gated_backend", (STATES, WEIGHT[:, :7], WEIGHT[:, :7])),
         ("gated_backend", (STATES, WEIGHT[:0], WEIGHT[:0])),
+        ("gated_backend", (STATES, WEIGHT, WEIGHT.T.contiguous().T)),
         ("gated_backend", (STATES.to("meta"), WEIGHT, WEIGHT)),
         ("head_backend", (STATES.double(), WEIGHT.double(), TARGET)),
         ("head_backend", (STATES.bfloat16(), WEIGHT.bfloat16(), TARGET)),
@@ -233,6 +229,7 @@ STATES, WEIGHT, TARGET = torch.randn(64, 8), torch.randn(20, 8), torch.zeros(64,
         ("head_backend", (STATES, WEIGHT, TARGET[1:])),
         ("head_backend", (STATES, WEIGHT, TARGET.int())),
         ("head_backend", (STATES, WEIGHT[:, :7], TARGET)),
+        ("head_backend", (STATES, WEIGHT.T.contiguous().T, TARGET)),
         ("head_backend", (STATES[:0], WEIGHT, TARGET[:0])),
         ("head_backend", (STATES, torch._efficientzerotensor((20, 8)), TARGET)),
     ],

@@ -24,8 +24,9 @@ def is_plain(tensor: Tensor) -> bool:
     return type(tensor) is Tensor and not torch.compiler.is_compiling() and not is_functorch_wrapped_tensor(tensor)
 
 
-def score_by_backend(hook: str, rows: Tensor, **given: Tensor) -> dict[str, Tensor] | None:
-    """The first backend's scores of rows that are among what is given, by name, or None where no backend takes them."""
+def score_by_backend(hook: str, **given: Tensor) -> dict[str, Tensor] | None:
+    """The first backend's scores of the rows given first, by name, or None where no backend takes them."""
+    rows = next(iter(given.values()))
     if not (all(map(is_plain, given.values())) and len(rows)):
         return None
     found = _first(hook, **given)

@@ -90,9 +90,7 @@ class Rows:
         assert targets is not None
         targets = targets[self.start : self.start + len(logits)]
         self.start += len(logits)
-        scores = (
-            None if plan.index is None else score_by_backend("score_backend", logits, logits=logits, target=targets)
-        )
+        scores = None if plan.index is None else score_by_backend("score_backend", logits=logits, target=targets)
         first = len(self.parts)
         if scores is None or not plan.plain:
             score, size = self._hard if plan.soft is None else self._soft, plan.chunk_rows

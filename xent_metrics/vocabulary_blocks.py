@@ -31,14 +31,14 @@ def score_by_vocabulary(
 ) -> dict[str, Tensor]:
     """nll, confidence and correct of rows ``(R, H)`` under ``adjust(hidden @ head.T + bias)``, targets in [0, V).
 
-    By a plugin's backend, if one takes them, which is only asked for the plain product.
+    By a plugin's backend, if one takes them, which is only asked for the plain product in the dtype of its factors.
 
     >>> facts = score_by_vocabulary(torch.ones(2, 3), torch.zeros(8, 3), None, None, torch.tensor([0, 5]))
     >>> facts["nll"], facts["correct"]
     (tensor([2.0794, 2.0794]), tensor([ True, False]))
     """
-    if bias is None and adjust is None:
-        found = score_by_backend("head_backend", hidden, hidden_states=hidden, weight=head, target=index)
+    if bias is None and adjust is None and not torch.is_autocast_enabled(hidden.device.type):
+        found = score_by_backend("head_backend", hidden_states=hidden, weight=head, target=index)
         if found is not None:
             return found
     return _score_blocks(hidden, head, bias, adjust, index)

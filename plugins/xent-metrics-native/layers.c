@@ -8,7 +8,7 @@
  * (Wijmans et al., 2025): of each row and block of the vocabulary stay the largest and a sum.
  *
  * Bits: a row is added up in the same order whatever stands beside it, so it depends on itself (its own query, the keys and
- * values it sees), the weights and the instruction set, not on the batch or the threads.
+ * values it sees), the weights, the compiler and the instruction set, not on the batch or the threads.
  */
 #include <math.h>
 #include <stdint.h>
@@ -43,8 +43,8 @@ typedef struct {
 
 INLINE int64_t padded(int64_t size, int64_t to) { return (size + to - 1) / to * to; }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-/* Of the `rest` of a depth what comes next: as much as of all parts to follow, DEPTH at most. */
-INLINE int64_t part(int64_t rest) { return (rest - 1) / ((rest + DEPTH - 1) / DEPTH) + 1; }
+/* An equal share of what is left of a depth, DEPTH at most. */
+INLINE int64_t share(int64_t rest) { return (rest - 1) / ((rest + DEPTH - 1) / DEPTH) + 1; }
 
 typedef struct {
     const float *states, *cos, *sin;
@@ -56,8 +56,8 @@ typedef struct {
 /* silu(states weight') * (states up'), or, without `up`, the scores of such rows of logits. */
 typedef struct {
     const float *states, *weight, *up; /* [rows][depth]; [columns][depth]; the same or none */
-    int64_t rows, depth, columns;
-    int64_t blocks; /* of columns, each with at most MAX_WIDTH of one and the other matrix */
+    int64_t rows, depth, columns; /* rows: at least ROWS */
+    int64_t blocks; /* of columns, each with at most MAX_WIDTH of both matrices together */
     float *room;    /* [threads][of_thread], for a packed block each */
     int64_t of_thread;
     float *out;            /* [rows][columns]; or none of it, and what follows */

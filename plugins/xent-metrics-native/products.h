@@ -1,17 +1,18 @@
-/* Rows of states times weights, a block of columns at a time: they are packed into the cache once and meet all rows there.
- * ROWS of a block's products lie in the cache when they become what is wanted of them. */
+/* Rows of states times weights, a block of columns at a time: it is packed into the cache once and meets all rows there, ROWS
+ * at a time. Of their products is made what is wanted while they, too, lie in the cache. */
 
-/* The first column of a block: blocks have whole tiles, that of a gated product LANES of its gate and the same of `up`. */
-INLINE int64_t NAME(begin)(const Products *job, int64_t block) {
+/* Of a block. Blocks are made of whole tiles; a tile of a gated product has LANES columns of its gate and the same of `up`. */
+INLINE int64_t NAME(first_column)(const Products *job, int64_t block) {
     const int64_t columns = job->up ? LANES : WIDE;
     return block * (padded(job->columns, columns) / columns) / job->blocks * columns;
 }
 
-/* The columns of a block, as [tile][depth][WIDE] for each DEPTH or less of depth, with zeros behind the last. */
+/* The columns of a block as [share of the depth][tile][depth of the share][WIDE], in the order in which they are multiplied,
+ * with zeros behind the last column. */
 TARGET static void NAME(pack_block)(const Products *job, int64_t block, float *to) {
-    const int64_t first = NAME(begin)(job, block), end = NAME(begin)(job, block + 1);
+    const int64_t first = NAME(first_column)(job, block), end = NAME(first_column)(job, block + 1);
     for (int64_t start = 0, size; start < job->depth; start += size) {
-        size = part(job->depth - start);
+        size = share(job->depth - start);
         for (int64_t of_tile = first; of_tile < end; of_tile += job->up ? LANES : WIDE, to += size * WIDE)
             for (int64_t half = 0; half < WIDE; half += LANES) {
                 const int64_t column = of_tile + (job->up ? 0 : half), count = least(LANES, job->columns - column);
@@ -22,7 +23,7 @@ TARGET static void NAME(pack_block)(const Products *job, int64_t block, float *t
 }
 
 /* `count` logits of a row, of a block: the largest, and the sum of exp(logit - largest) of the others. */
-INLINE void NAME(sum_up)(const Products *job, int64_t row, int64_t block, int64_t first, int64_t count, float *x) {
+INLINE void NAME(score_block)(const Products *job, int64_t row, int64_t block, int64_t first, int64_t count, float *x) {
     const int64_t end = padded(count, LANES), at = row * job->blocks + block, target = job->target[row] - first;
     float high = -INFINITY, sum = 0.0f, tops[LANES];
     int32_t index = INT32_MAX; /* the first of the largest */
@@ -48,10 +49,10 @@ INLINE void NAME(sum_up)(const Products *job, int64_t row, int64_t block, int64_
 /* ROWS rows from `row` with the columns of a block. */
 TARGET static void NAME(multiply)(const Products *job, int64_t row, int64_t block, const float *packed) {
     float products[ROWS][MAX_WIDTH + 16]; /* rows not a power of 2 apart, whose multiples share lines of the cache */
-    const int64_t first = NAME(begin)(job, block), end = NAME(begin)(job, block + 1), count = least(end, job->columns) - first;
+    const int64_t first = NAME(first_column)(job, block), end = NAME(first_column)(job, block + 1), count = least(end, job->columns) - first;
     const int64_t width = (end - first) * (job->up ? 2 : 1);
     for (int64_t start = 0, size; start < job->depth; start += size) {
-        size = part(job->depth - start);
+        size = share(job->depth - start);
         for (int64_t j = 0; j < width; j += WIDE, packed += size * WIDE)
             NAME(tile)(
                 start > 0, size, job->states + row * job->depth + start, job->depth, packed, products[0] + j, MAX_WIDTH + 16
@@ -59,7 +60,7 @@ TARGET static void NAME(multiply)(const Products *job, int64_t row, int64_t bloc
     }
     for (int64_t i = 0; i < ROWS; i++) {
         float *x = products[i], *out = job->up ? job->out + (row + i) * job->columns + first : NULL;
-        if (!job->up) NAME(sum_up)(job, row + i, block, first, count, x);
+        if (!job->up) NAME(score_block)(job, row + i, block, first, count, x);
         else
             for (int64_t j = 0; j < count; j += LANES, x += WIDE)
 #pragma omp simd
@@ -88,6 +89,6 @@ TARGET static void NAME(join)(const Products *job, int64_t row) {
     if (high == -INFINITY) rest = NAN; /* as log_softmax has it */
     job->nll[row] = (float)(log1p(rest) + ((double)high - job->logit[row]));
     job->confidence[row] = (float)(1.0 / (1.0 + rest));
-    const int leads = job->leads[row] && target >= NAME(begin)(job, lead) && target < NAME(begin)(job, lead + 1);
+    const int leads = job->leads[row] && target >= NAME(first_column)(job, lead) && target < NAME(first_column)(job, lead + 1);
     job->correct[row] = leads && rest >= 0.0;
 }

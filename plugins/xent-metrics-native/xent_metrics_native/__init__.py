@@ -33,11 +33,11 @@ _LOGITS_A_COPY = 2**22  # where classes aren't adjacent
 _LONG = 64  # ids in a row: on shorter ones torch's attention is as fast
 _DIM = 256  # of a head, at most: MAX_DIM of layers.c
 _NUMBERS_A_THREAD = 2**14
-_ROWS = 64  # of states: fewer torch multiplies as fast
+_ROWS = 128  # of states: fewer torch multiplies as fast
 _TILE_ROWS = 12  # ROWS of attention.h, at most
 _PACKED = 2**18  # weights that lie in a core's cache: 1 MiB
 _WIDE = 32  # WIDE of attention.h, at most
-_TILES = 15  # of a block of products, at most: MAX_WIDTH of layers.c, less one
+_TILES = 16  # of a block of products, at most: MAX_WIDTH of layers.c
 
 
 class _Job(ctypes.Structure):
@@ -282,12 +282,12 @@ def _norm(states: Tensor, weight: Tensor, eps: float, *, level: int) -> Tensor:
 
 @hookimpl
 def gated_backend(states: Tensor, gate: Tensor, up: Tensor) -> Tensor | None:
-    """silu(x Gᵀ) · (x Uᵀ) in float32, for at least 64 rows."""
-    if not _multiplies(states, gate) or not _floats(up) or up.shape != gate.shape:
+    """silu(x Gᵀ) · (x Uᵀ) in float32, for at least 128 rows."""
+    if not _multiplies(states, gate) or not _multiplies(states, up) or up.shape != gate.shape:
         return None
     if states.numel() < _ROWS * states.shape[-1]:
         return None
-    return _gated(states.contiguous(), gate.contiguous(), up.contiguous(), level=_level)
+    return _gated(states.contiguous(), gate, up, level=_level)
 
 
 @hookimpl
@@ -296,17 +296,18 @@ def head_backend(hidden_states: Tensor, weight: Tensor, target: Tensor) -> tuple
     rows = hidden_states.ndim == 2 and target.shape == hidden_states.shape[:1] and target.dtype == torch.int64
     if not rows or not _readable(target) or not _multiplies(hidden_states, weight):
         return None
-    return _head(hidden_states.contiguous(), weight.contiguous(), target.contiguous(), level=_level)
+    return _head(hidden_states.contiguous(), weight, target.contiguous(), level=_level)
 
 
 def _multiplies(states: Tensor, weight: Tensor) -> bool:
-    """Whether these are rows, and a matrix for them."""
-    return _floats(states, weight) and weight.ndim == 2 and states.ndim > 0 and states.shape[-1] == weight.shape[1]
+    """Whether these are rows, and a matrix for them that needs no copy."""
+    fit = weight.ndim == 2 and states.ndim > 0 and states.shape[-1] == weight.shape[1]
+    return fit and _floats(states, weight) and weight.is_contiguous()
 
 
 def _gated(states: Tensor, gate: Tensor, up: Tensor, *, level: int) -> Tensor:
     out = torch.empty(*states.shape[:-1], len(gate), dtype=torch.float32, device="cpu")
-    _multiply(states, gate, 2, level, up=up, out=out)
+    _multiply(states, gate, level, up=up, out=out)
     return out
 
 
@@ -317,23 +318,23 @@ def _head(states: Tensor, weight: Tensor, target: Tensor, *, level: int) -> tupl
     nll, confidence, logit = torch.empty(3, len(states), dtype=torch.float32, device="cpu")
     correct, leads = torch.empty(2, len(states), dtype=torch.bool, device="cpu")
     scores = {"nll": nll, "confidence": confidence, "correct": correct}
-    _multiply(states, weight, 1, level, target=target, logit=logit, leads=leads, **scores)
+    _multiply(states, weight, level, target=target, logit=logit, leads=leads, **scores)
     return nll[:rows], confidence[:rows], correct[:rows]
 
 
-def _multiply(states: Tensor, weight: Tensor, matrices: int, level: int, **others: Tensor) -> None:
-    """Run the kernel over blocks of columns, of all matrices, that fill a core's cache."""
+def _multiply(states: Tensor, weight: Tensor, level: int, **others: Tensor) -> None:
+    """Run the kernel over blocks of columns that fill a core's cache, those of `up` among them."""
     columns, depth = weight.shape
     rows = states.numel() // depth
-    tiles = -(-columns * matrices // _WIDE)
+    tiles = -(-columns * (2 if "up" in others else 1) // _WIDE)
     most = max(1, min(_TILES, _PACKED // (_WIDE * depth)))
-    blocks = -(-tiles // most)
-    threads = min(torch.get_num_threads(), tiles)
-    if "out" in others:  # what a block gives doesn't depend on which columns it has
+    blocks, threads = -(-tiles // most), min(_threads(rows * columns), tiles)
+    if "up" in others:  # as many for each thread: gated products are the same however columns are shared out …
         blocks = -(-blocks // threads) * threads
-    else:
+    else:  # … but a row's sum is that of its blocks' sums, which mustn't depend on the threads
+        threads = min(threads, blocks)
         others["top"], others["rest"] = torch.empty(2, rows * blocks, dtype=torch.float32, device="cpu")
-    of_thread = (most + 1) * _WIDE * depth
+    of_thread = most * _WIDE * depth
     room = torch.empty(threads * of_thread, dtype=torch.float32, device="cpu")
     addresses = {name: tensor.data_ptr() for name, tensor in others.items()}
     job = _Products(

@@ -6,7 +6,8 @@
     gated MLPs  modules that compute down(silu(gate(x)) · up(x))
 
 A part is taken for what it is by its name and its children, and then tried: what doesn't give the same on random numbers
-runs as it is. The model is changed while `used` is open, in one thread at a time, and only then.
+runs as it is. Attention, which has no module of its own, is tried with the model as a whole, by probe.py. The model is
+changed while `used` is open, in one thread at a time, and only then.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import (
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+)  # there are no public names for them
 from torch.overrides import TorchFunctionMode
 
 from ...backends import has_backend, part_by_backend
@@ -126,16 +131,25 @@ def _rotary(source: ModuleType | None) -> Callable[..., Any] | None:
     if own is None or not has_backend("rotary_backend"):
         return None
 
-    def rotate(*given: Any, **options: Any) -> Any:
-        if len(given) == 4 and not options:
-            rotated = tuple(_rotated(states, *given[2:]) for states in given[:2])
-            if all(states is not None for states in rotated):
-                return rotated
-        return own(*given, **options)
+    def part(*given: Any) -> tuple[Tensor, Tensor] | None:
+        if len(given) != 4:
+            return None
+        query, key = (_rotated(states, *given[2:]) for states in given[:2])
+        return None if query is None or key is None else (query, key)
 
     q, k, cos, sin = _drawn(4, 2, 3, 5, 8).unbind()
     given = (q, k[:, :1], cos[:, 0], sin[:, 0])
-    return rotate if _agree(lambda: own(*given), lambda: rotate(*given)) else None
+    return _part_or_own(part, own) if _agree(lambda: own(*given), lambda: part(*given)) else None
+
+
+def _part_or_own(part: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., Any]:
+    """What takes the place of `own`: the part, where it gives something."""
+
+    def run(*given: Any, **options: Any) -> Any:
+        found = None if options else part(*given)
+        return own(*given, **options) if found is None else found
+
+    return run
 
 
 def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor | None:
@@ -155,17 +169,15 @@ def _norm(module: Any) -> Callable[..., Tensor] | None:
     eps = next((value for name in _EPSILONS if isinstance(value := getattr(module, name, None), float)), None)
     if weight is None or weight.ndim != 1 or eps is None:
         return None
-    own = module.forward
 
-    def forward(*given: Any, offset: int, **options: Any) -> Tensor:
-        found = None
-        if len(given) == 1 and not options:
-            scale = module.weight.detach() + offset if offset else module.weight.detach()
-            found = part_by_backend("norm_backend", given[0].shape, states=given[0], weight=scale, eps=eps)
-        return own(*given, **options) if found is None else found
+    def part(*given: Any, offset: int) -> Tensor | None:
+        if len(given) != 1:
+            return None
+        scale = module.weight.detach() + offset if offset else module.weight.detach()
+        return part_by_backend("norm_backend", given[0].shape, states=given[0], weight=scale, eps=eps)
 
-    tried = (partial(forward, offset=offset) for offset in (0, 1))  # Gemma's weights are added to 1
-    return next((part for part in tried if _replaces(part, module, len(weight))), None)
+    tried = (partial(part, offset=offset) for offset in (0, 1))  # Gemma's weights are added to 1
+    return next((forward for part in tried if (forward := _replaced(module, part, len(weight), _AGREE))), None)
 
 
 def _gated(module: Any) -> Callable[..., Tensor] | None:
@@ -174,19 +186,21 @@ def _gated(module: Any) -> Callable[..., Tensor] | None:
     known = all(isinstance(getattr(module, name, None), nn.Module) for name in ("up_proj", "down_proj", "act_fn"))
     if not known or not isinstance(gate, nn.Linear) or not has_backend("gated_backend"):
         return None
-    own: Callable[..., Tensor] = module.forward
 
-    def forward(*given: Any, **options: Any) -> Tensor:
-        found, gate, up = None, module.gate_proj, module.up_proj
-        same = module.act_fn is activation and _is_own(activation) and _multiplies(gate) and _multiplies(up)
-        if same and len(given) == 1 and not options:
-            shape = torch.Size((*given[0].shape[:-1], gate.out_features))
-            weights = {"gate": gate.weight.detach(), "up": up.weight.detach()}
-            found = part_by_backend("gated_backend", shape, states=given[0], **weights)
-        result: Tensor = own(*given, **options) if found is None else module.down_proj(found)
+    def part(*given: Any) -> Tensor | None:
+        gate, up = module.gate_proj, module.up_proj
+        same = module.act_fn is activation and all(map(_is_own, activation.modules()))
+        if len(given) != 1 or not same or not _multiplies(gate) or not _multiplies(up):
+            return None
+        weights = gate.weight.detach(), up.weight.detach()
+        if weights[0].shape != weights[1].shape:
+            return None
+        shape = torch.Size((*given[0].shape[:-1], len(weights[0])))
+        found = part_by_backend("gated_backend", shape, states=given[0], gate=weights[0], up=weights[1])
+        result: Tensor | None = None if found is None else module.down_proj(found)
         return result
 
-    return forward if _replaces(forward, module, gate.in_features, _AGREE_IN_PRODUCTS) else None
+    return _replaced(module, part, gate.weight.shape[-1], _AGREE_IN_PRODUCTS)
 
 
 def _multiplies(module: Any) -> bool:
@@ -196,16 +210,19 @@ def _multiplies(module: Any) -> bool:
 
 def _is_own(module: nn.Module) -> bool:
     """Whether nobody sees or changes what it takes and gives."""
-    return "forward" not in vars(module) and not module._forward_hooks and not module._forward_pre_hooks
+    hooks = (module._forward_hooks, module._forward_pre_hooks, _global_forward_hooks, _global_forward_pre_hooks)
+    return "forward" not in vars(module) and not any(hooks)
 
 
-def _replaces(forward: Callable[..., Tensor], module: nn.Module, width: int, bound: float = _AGREE) -> bool:
-    """Whether it gives what the module does, which takes nothing but states, small or large."""
+def _replaced(
+    module: nn.Module, part: Callable[..., Tensor | None], width: int, bound: float
+) -> Callable[..., Tensor] | None:
+    """The forward of a module by a part, if that gives what the module does, which takes nothing but states."""
     if "forward" in vars(module) or len(inspect.signature(module.forward).parameters) != 1:
-        return False
+        return None
     sizes = torch.tensor([1e-4, 1e-2, 1.0, 30.0, 1e3])  # an epsilon shows in small numbers, a limit in large ones
-    states = _drawn(len(sizes), 16, width) * sizes[:, None, None]
-    return _agree(lambda: module(states), lambda: forward(states), bound)
+    states = _drawn(len(sizes), 32, width) * sizes[:, None, None]  # rows enough for a backend to take them
+    return _part_or_own(part, module.forward) if _agree(lambda: module(states), lambda: part(states), bound) else None
 
 
 def _drawn(*shape: int) -> Tensor:
@@ -220,6 +237,8 @@ def _agree(own: Callable[[], Any], part: Callable[[], Any], bound: float = _AGRE
     except Exception:  # whatever is raised by what only looks like such a part
         return False
     found = part()
+    if found is None:
+        return False
     if isinstance(expected, Tensor):
         expected, found = (expected,), (found,)
     return len(expected) == len(found) and all(
