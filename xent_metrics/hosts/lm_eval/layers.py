@@ -25,10 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.module import (
-    _global_forward_hooks,
-    _global_forward_pre_hooks,
-)  # there are no public names for them
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks  # no public names
 from torch.overrides import TorchFunctionMode
 
 from ...backends import has_backend, part_by_backend
@@ -192,11 +189,11 @@ def _gated(module: Any) -> Callable[..., Tensor] | None:
         same = module.act_fn is activation and all(map(_is_own, activation.modules()))
         if len(given) != 1 or not same or not _multiplies(gate) or not _multiplies(up):
             return None
-        weights = gate.weight.detach(), up.weight.detach()
-        if weights[0].shape != weights[1].shape:
+        if gate.weight.shape != up.weight.shape:  # as where one is broadcast
             return None
-        shape = torch.Size((*given[0].shape[:-1], len(weights[0])))
-        found = part_by_backend("gated_backend", shape, states=given[0], gate=weights[0], up=weights[1])
+        shape = torch.Size((*given[0].shape[:-1], len(gate.weight)))
+        weights = {"gate": gate.weight.detach(), "up": up.weight.detach()}
+        found = part_by_backend("gated_backend", shape, states=given[0], **weights)
         result: Tensor | None = None if found is None else module.down_proj(found)
         return result
 
