@@ -72,6 +72,7 @@ def right(hook, *given):
         result = F.rms_norm(given[0], given[1].shape, given[1], given[2])
     else:
         states, gate, up = given
+        assert gate.shape == up.shape
         result = F.silu(F.linear(states, gate)) * F.linear(states, up)
     return result.float()
 
@@ -413,7 +414,8 @@ CHANGES = [
 @torch.no_grad()
 def test_a_part_is_only_put_where_it_was_tried(install):
     """A backend that takes long rows alone might give anything there."""
-    install(Backends(gated_backend=lambda states, gate, up: torch.ones(200, len(gate)) if len(states) == 200 else None))
+    long = torch.Size((1, 200))
+    install(Backends(gated_backend=lambda x, gate, up: torch.ones(1, 200, len(gate)) if x.shape[:-1] == long else None))
     model = tiny_model("llama_untied")
     layers, ids = Layers(model), torch.arange(200)[None] % 50
     expected = model(ids, use_cache=False).logits
@@ -422,11 +424,13 @@ def test_a_part_is_only_put_where_it_was_tried(install):
 
 
 @torch.no_grad()
-def test_hooks_of_all_modules_see_them_all(install):
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook"])
+def test_hooks_of_all_modules_see_them_all(kind, install):
     install(Backends())
     model, seen = tiny_model("llama_untied"), []
     layers = Layers(model)
-    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module)))
+    register = getattr(torch.nn.modules.module, f"register_module_{kind}")
+    handle = register(lambda module, *_: seen.append(type(module)))
     try:
         model(torch.arange(20)[None])
         expected = seen.copy()
@@ -436,6 +440,36 @@ def test_hooks_of_all_modules_see_them_all(install):
     finally:
         handle.remove()
     assert seen == expected
+
+
+@torch.no_grad()
+def test_a_hook_within_an_activation_is_heeded(install):
+    backends = Backends()
+    install(backends)
+    model, ids = tiny_model("llama_untied"), torch.arange(20)[None]
+    mlps = [layer.mlp for layer in model.model.layers]
+    for mlp in mlps:
+        mlp.act_fn = torch.nn.Sequential(torch.nn.SiLU())
+    layers = Layers(model)
+    assert "gated_backend" in backends.used
+    for mlp in mlps:
+        mlp.act_fn[0].register_forward_hook(lambda module, given, output: output * 2)
+    expected = model(ids).logits
+    with layers.used():
+        torch.testing.assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_call_with_options_is_the_models_own(install):
+    import transformers.models.llama.modeling_llama as source
+
+    install(Backends())
+    query, angles = torch.randn(1, 4, 4, 8), torch.randn(1, 4, 8)  # as many heads as ids: either may come first
+    given = (query, query, angles.cos(), angles.sin())
+    expected = source.apply_rotary_pos_emb(*given, unsqueeze_dim=2)
+    with Layers(tiny_model("llama_untied")).used():
+        found = source.apply_rotary_pos_emb(*given, unsqueeze_dim=2)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 @torch.no_grad()
