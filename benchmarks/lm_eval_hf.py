@@ -6,11 +6,11 @@ A Llama of 135M parameters (30 layers, hidden 576, vocabulary 49,152), random we
 get the same requests and the same arguments. The text is what Python ships, its manual and its modules' sources, with
 a tokenizer of its own: as in real corpora, documents of one length in characters differ in tokens. Claims:
 rolling over 16 documents of 3,000 characters, some of which are more than a window of 1,024 tokens, at least 1.6x as
-fast (1.4x without xent-metrics-native) with at most 0.35x the peak resident memory; multiple choice, 40 documents of 4
-choices behind about 150 tokens, 3.5x and 0.6x; five-shot multiple choice behind about 600 tokens, 3.5x; loglikelihoods
-within 1e-5, is_greedy the same, also of continuations that the model itself would write. In bf16 the loglikelihoods are
-nearer to what the same, rounded weights give in fp32 than stock's are. With xent-metrics-native installed, rolling runs both
-ways.
+fast with at most 0.35x the peak resident memory; multiple choice, 40 documents of 4 choices behind about 150 tokens,
+3.5x and 0.6x; five-shot multiple choice behind about 600 tokens, 3.5x; loglikelihoods within 1e-5, is_greedy the same,
+also of continuations that the model itself would write. In bf16 the loglikelihoods are nearer to what the same, rounded
+weights give in fp32 than stock's are. What is claimed of time is claimed with xent-metrics-native, which `make` installs;
+rolling is then run in pure torch, too.
 
 Much of what stock loses goes to the system, for new memory: what that costs differs by machine, and on a virtual one by
 the hour. The processor's seconds in the system are shown for both.
@@ -41,7 +41,6 @@ MAX_LENGTH = 1024
 WORKLOADS = ("rolling", "choices", "five_shot", "five_shot_shared")
 #: Workload: (least speed-up, largest share of the peak).
 CLAIMS = {"rolling": (1.6, 0.35), "choices": (3.5, 0.6), "five_shot": (3.5, None), "five_shot_shared": (3.5, None)}
-IN_TORCH = 1.4  # rolling's speed-up without xent-metrics-native
 
 
 #: Sources that documents are cut from, and others that the tokenizer was trained on.
@@ -212,9 +211,6 @@ def compare(claims: Claims, workload: str, batch_size: str, repeats: int, quick:
         for name in ("seconds", "system", "peak")
     )
     speed, share = CLAIMS[workload]
-    in_torch = ours[0]["backend"] == "torch"
-    if workload == "rolling" and in_torch:
-        speed = IN_TORCH
     lengths = ours[0]["lengths"]
     claims.note(
         workload,
@@ -225,9 +221,9 @@ def compare(claims: Claims, workload: str, batch_size: str, repeats: int, quick:
     claims.ratio("  peak MiB, xent-hf / hf", peaks[1] / peaks[0], at_most=share, seen=pair(peaks))
     if workload == "rolling":
         claims.holds("  some texts are longer than the window", max(lengths) > MAX_LENGTH)
-        if not in_torch:
+        if ours[0]["backend"] != "torch":
             plain = in_a_process("xent-hf", *rest, XENT_METRICS_PLUGINS="")
-            claims.ratio("  in pure torch: seconds, hf / xent-hf", seconds[0] / plain["seconds"], at_least=IN_TORCH)
+            claims.ratio("  in pure torch: seconds, hf / xent-hf", seconds[0] / plain["seconds"])
             claims.ratio("  in pure torch: peak MiB, xent-hf / hf", plain["peak"] / peaks[0], at_most=share)
             claims.error("  in pure torch: largest relative difference", off(stock[0], plain), at_most=1e-5)
     claims.error("  largest relative difference", off(stock[0], ours[0]), at_most=1e-5)

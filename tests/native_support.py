@@ -5,12 +5,21 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
+import tempfile
+from functools import cache
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+import pytest
 
 PACKAGE = Path(__file__).parents[1] / "plugins" / "xent-metrics-native"
 POINT = EntryPoint("native", "xent_metrics_native", "xent_metrics")
+
+
+_FOLDER = tempfile.TemporaryDirectory()
+SITE = Path(_FOLDER.name)  # where it is installed
 
 
 def hatch_build() -> ModuleType:
@@ -39,12 +48,24 @@ def copy_package(folder: Path) -> Path:
     return package
 
 
-def build(folder: Path) -> ModuleType:
-    """Install into `folder` and load from there, without a trace in `sys.path` and `sys.modules`."""
-    package = copy_package(folder)
+@cache
+def build() -> ModuleType:
+    """Install into `SITE` and load from there, without a trace in `sys.path` and `sys.modules`."""
+    package = copy_package(SITE)
     build = hatch_build()
     assert build.compile_all(PACKAGE, package) == build.LIBRARIES.keys(), "these tests need a C compiler"
     return load("xent_metrics_native", package / "__init__.py")
+
+
+def every_level(native: ModuleType) -> Any:
+    """A fixture by which every test of a module runs by every instruction set of this processor."""
+
+    @pytest.fixture(params=range(1, native._level + 1), ids="level{}".format, autouse=True)
+    def level(request, monkeypatch) -> int:
+        monkeypatch.setattr(native, "_level", request.param)
+        return request.param
+
+    return level
 
 
 def load(name: str, path: Path) -> ModuleType:

@@ -6,9 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import native_support
 import pytest
@@ -21,9 +19,7 @@ import xent_metrics.plugins
 from xent_metrics import score_hidden_states, score_tokens
 from xent_metrics.plugins import Plugin, Plugins
 
-_FOLDER = tempfile.TemporaryDirectory()
-SITE = Path(_FOLDER.name)
-native = native_support.build(SITE)
+native, SITE = native_support.build(), native_support.SITE
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LEVELS = range(native._level + 1)  # the instruction sets of this processor
 

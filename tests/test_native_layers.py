@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import native_support
 import pytest
 import torch
@@ -13,16 +10,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-_FOLDER = tempfile.TemporaryDirectory()
-native = native_support.build(Path(_FOLDER.name))
-LEVELS = range(1, native._level + 1)  # the instruction sets of this processor
-
-
-@pytest.fixture(params=LEVELS, ids="level{}".format, autouse=True)
-def level(request, monkeypatch) -> int:
-    """Every test runs by every instruction set."""
-    monkeypatch.setattr(native, "_level", request.param)
-    return request.param
+native = native_support.build()
+level = native_support.every_level(native)
 
 
 def attention(query, key, value, scale=None):

@@ -89,18 +89,24 @@ TARGET static void NAME(pack)(const Attention *job, int64_t head, int64_t start)
     }
 }
 
+/* Of `size` numbers, a multiple of LANES, and one more; nan doesn't count. */
+INLINE float NAME(largest)(const float *x, int64_t size, float other) {
+    float high = other, tops[LANES];
+    for (int lane = 0; lane < LANES; lane++) tops[lane] = other;
+    for (int64_t j = 0; j < size; j += LANES)
+#pragma omp simd
+        for (int lane = 0; lane < LANES; lane++) tops[lane] = x[j + lane] > tops[lane] ? x[j + lane] : tops[lane];
+    for (int lane = 0; lane < LANES; lane++) high = tops[lane] > high ? tops[lane] : high;
+    return high;
+}
+
 /* exp(scores - their maximum so far) of one row, in place; `seen` of them count, the rest up to `size` become 0. What was
  * added up before is scaled to the new maximum. */
 INLINE void NAME(soften)(float *scores, int64_t seen, int64_t size, float *top, float *total, float *out, int64_t dim) {
     const int64_t end = padded(seen, LANES);
-    float high = *top, sum = 0.0f, tops[LANES];
+    float sum = 0.0f;
     for (int64_t j = seen; j < end; j++) scores[j] = -INFINITY;
-    for (int lane = 0; lane < LANES; lane++) tops[lane] = high;
-    for (int64_t j = 0; j < end; j += LANES)
-#pragma omp simd
-        for (int lane = 0; lane < LANES; lane++)
-            tops[lane] = scores[j + lane] > tops[lane] ? scores[j + lane] : tops[lane];
-    for (int lane = 0; lane < LANES; lane++) high = tops[lane] > high ? tops[lane] : high;
+    const float high = NAME(largest)(scores, end, *top);
     const float shift = high == -INFINITY ? 0.0f : high; /* a block may be nothing but -inf */
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < end; j++) {

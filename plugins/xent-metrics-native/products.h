@@ -25,14 +25,10 @@ TARGET static void NAME(pack_block)(const Products *job, int64_t block, float *t
 /* `count` logits of a row, of a block: the largest, and the sum of exp(logit - largest) of the others. */
 INLINE void NAME(score_block)(const Products *job, int64_t row, int64_t block, int64_t first, int64_t count, float *x) {
     const int64_t end = padded(count, LANES), at = row * job->blocks + block, target = job->target[row] - first;
-    float high = -INFINITY, sum = 0.0f, tops[LANES];
+    float sum = 0.0f;
     int32_t index = INT32_MAX; /* the first of the largest */
     for (int64_t j = count; j < end; j++) x[j] = -INFINITY;
-    for (int lane = 0; lane < LANES; lane++) tops[lane] = high;
-    for (int64_t j = 0; j < end; j += LANES)
-#pragma omp simd
-        for (int lane = 0; lane < LANES; lane++) tops[lane] = x[j + lane] > tops[lane] ? x[j + lane] : tops[lane];
-    for (int lane = 0; lane < LANES; lane++) high = tops[lane] > high ? tops[lane] : high;
+    const float high = NAME(largest)(x, end, -INFINITY);
 #pragma omp simd reduction(min : index)
     for (int32_t j = 0; j < (int32_t)end; j++) {
         int32_t here = x[j] == high ? j : INT32_MAX;
@@ -49,8 +45,8 @@ INLINE void NAME(score_block)(const Products *job, int64_t row, int64_t block, i
 /* ROWS rows from `row` with the columns of a block. */
 TARGET static void NAME(multiply)(const Products *job, int64_t row, int64_t block, const float *packed) {
     float products[ROWS][MAX_WIDTH + 16]; /* rows not a power of 2 apart, whose multiples share lines of the cache */
-    const int64_t first = NAME(first_column)(job, block), end = NAME(first_column)(job, block + 1), count = least(end, job->columns) - first;
-    const int64_t width = (end - first) * (job->up ? 2 : 1);
+    const int64_t first = NAME(first_column)(job, block), end = NAME(first_column)(job, block + 1);
+    const int64_t count = least(end, job->columns) - first, width = (end - first) * (job->up ? 2 : 1);
     for (int64_t start = 0, size; start < job->depth; start += size) {
         size = share(job->depth - start);
         for (int64_t j = 0; j < width; j += WIDE, packed += size * WIDE)
