@@ -13,12 +13,12 @@ demo: $(READY)            ## train a small language model, evaluate it in Lightn
 	$(BIN)/python -m xent_metrics.demo $(DEMO_ARGS)
 
 # First on torch's own passes, then what scores, or runs a model's layers, once more on the C kernels.
-NATIVE_TESTS := $(addprefix tests/test_,native_kernel.py native_layers.py native_products.py scoring.py \
-  vocabulary_blocks.py metric.py collection.py metrics_builtin.py contract.py hf_model.py hf_model_architectures.py)
+NATIVE_TESTS := plugins/xent-metrics-native/tests tests/scoring tests/sums/test_metric.py tests/test_collection.py \
+  tests/metrics/test_metrics.py tests/testing/test_contract.py tests/hosts/lm_eval/models
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
 test: $(READY) browser    ## every test, doctests included
-	XENT_METRICS_PLUGINS=emd,focal $(PYTEST) --ignore-glob 'tests/test_native_*' $(TEST_ARGS)
+	XENT_METRICS_PLUGINS=emd,focal $(PYTEST) --ignore=plugins/xent-metrics-native/tests $(TEST_ARGS)
 	$(PYTEST) $(NATIVE_TESTS) $(TEST_ARGS)
 
 lint: $(READY)            ## ruff and mypy --strict

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from xent_metrics.hosts.lm_eval.freed_memory import keep_freed_memory
-from xent_metrics.hosts.lm_eval.layers import Layers, may_replace
+from xent_metrics.hosts.lm_eval.models.freed_memory import keep_freed_memory
+from xent_metrics.hosts.lm_eval.models.layers import Layers, may_replace
 
 Part = tuple[Callable[..., Tensor | None], Callable[..., Tensor], tuple[Any, ...]]
 

@@ -8,7 +8,8 @@ from importlib.metadata import distribution, entry_points
 from pathlib import Path
 
 import pytest
-from registered_support import buildable
+from support.registered import buildable
+from support.source import code_lines
 
 from xent_metrics import errors, hookspecs
 from xent_metrics.plugins import Plugins
@@ -16,8 +17,8 @@ from xent_metrics.plugins import Plugins
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SOURCES = sorted((ROOT / "xent_metrics").rglob("*.py"))
-TESTS = {path: path.read_text() for path in (ROOT / "tests").glob("*.py") if path.name != Path(__file__).name}
-HOOKS = [name for name in hookspecs.__all__ if name not in ("PROJECT", "hookimpl", "hookspec")]
+TESTS = {path: path.read_text() for path in (ROOT / "tests").rglob("*.py") if path.name != Path(__file__).name}
+HOOKS = [name for name in hookspecs.__all__ if name not in ("PROJECT", "hookimpl", "hooks", "hookspec", "set_hooks")]
 INSTALLED = Plugins(entry_points(group=hookspecs.PROJECT))  # whatever this run of the tests loads
 OURS = [plugin for plugin in INSTALLED.plugins if plugin.distribution.startswith("xent-metrics")]
 METRICS = {name: metric for plugin in OURS for name, metric in plugin.metrics.items()}
@@ -68,26 +69,12 @@ def test_every_error_is_met_in_a_test(name):
         assert any(re.search(rf"\b{name}\b", text) for text in TESTS.values())
 
 
-def _code_lines(path: Path) -> int:
-    """Lines with code: neither blank, nor comments, nor docstrings."""
-    text = path.read_text()
-    documented = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef)]
-    docstrings: set[int] = set()
-    for node in documented:
-        first = node.body[0] if node.body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-            docstrings |= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
-    lines = text.splitlines()
-    return sum(
-        bool(line.strip()) and not line.strip().startswith("#") and number not in docstrings
-        for number, line in enumerate(lines, start=1)
-    )
-
-
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "xent_metrics")))
 def test_files_are_small_and_tell_their_story(path):
-    assert _code_lines(path) <= 300
-    story = ast.get_docstring(ast.parse(path.read_text()))
+    text = path.read_text()
+    tree = ast.parse(text)
+    assert code_lines(tree, text) <= 300
+    story = ast.get_docstring(tree)
     assert story, f"{path.name} has no docstring"
     assert len(story.splitlines()) <= 20
     assert path.name != "utils.py"

@@ -40,7 +40,7 @@ def test_the_wheel_has_the_task_configs_and_the_types(tmp_path):
     [entry_points] = [name for name in packed if name.endswith("/entry_points.txt")]
     told = zipfile.ZipFile(wheel).read(entry_points).decode()
     assert "xent = xent_metrics.cli:main" in told
-    assert "xent-hf = xent_metrics.hosts.lm_eval:XentHFLM" in told
+    assert "xent-hf = xent_metrics.hosts.lm_eval.models.hf_lm:XentHFLM" in told
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=[block.strip().splitlines()[0][:40] for block in BLOCKS])

@@ -6,12 +6,12 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from registered_support import buildable
+from support.registered import buildable
 
 from xent_metrics import BitsPerByte, CrossEntropy, TokenScores, get_metric, score_tokens
 from xent_metrics.analysis import StandardError
 from xent_metrics.errors import InvalidTargetError
-from xent_metrics.pairs import PairMetric
+from xent_metrics.metrics.pair_metric import PairMetric
 
 matplotlib.use("Agg")
 RELIABILITY = ["expected_calibration_error", "maximum_calibration_error", "rms_calibration_error"]
@@ -37,8 +37,12 @@ def filled(metric):
         metric.update(logits[:, 0], target)
     else:
         words = torch.ones_like(target)
-        scores = score_tokens(logits, target, token_bytes=torch.ones(2, dtype=torch.long), extra=metric.extra_scores())
-        metric.update(TokenScores(**{**scores.fields(), "num_words": words}, vocab_size=2, extra=scores.extra))
+        scores = score_tokens(
+            logits, target, token_bytes=torch.ones(2, dtype=torch.long), extra_scores=metric.extra_scores()
+        )
+        metric.update(
+            TokenScores(**{**scores.fields(), "num_words": words}, vocab_size=2, extra_scores=scores.extra_scores)
+        )
     return metric
 
 

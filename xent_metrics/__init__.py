@@ -3,50 +3,65 @@
 metric = xent_metrics.get_metric("bits_per_byte", token_bytes=tokenizer)
 metric.update(logits, target)      # logits[t] scores target[t]
 metric.compute()                   # over every batch, rank and checkpoint: the same bits
+
+The public names are imported when they are first used (PEP 562), so that `xent --help` and `xent_metrics.errors` need no
+torch. No module of the package imports from here.
 """
 
-from importlib.metadata import PackageNotFoundError, version
+from __future__ import annotations
 
-try:
-    __version__ = version("xent-metrics")
-except PackageNotFoundError:  # a source tree that is not installed
-    __version__ = "0+unknown"
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from .collection import TokenMetricCollection
-from .grouped import Document, Frequency, Grouped, Position, in_groups
-from .hookspecs import hookimpl
-from .metric import Binned, RatioMetric, TokenMetric
-from .metrics import (
-    BinaryCrossEntropy,
-    BitsPerByte,
-    BrierScore,
-    BytePerplexity,
-    CalibrationLoss,
-    CalibrationWeightedCrossEntropy,
-    ClasswiseCalibrationError,
-    CrossEntropy,
-    CrossEntropyAtOptimalTemperature,
-    ExpectedCalibrationError,
-    FullCalibrationError,
-    MaximumCalibrationError,
-    MeanReciprocalRank,
-    OptimalTemperature,
-    Overconfidence,
-    Perplexity,
-    PredictionEntropy,
-    RefinementLoss,
-    RMSCalibrationError,
-    TokenAccuracy,
-    TopKAccuracy,
-    WordPerplexity,
-    ZLoss,
-)
-from .pairs import PairMetric, score_pair
-from .plugins import get_metric, list_metrics
-from .row_scores import RowScore
-from .scores import TokenScores, from_loglikelihoods
-from .scoring import score_hidden_states, score_tokens
-from .token_bytes import token_bytes
+from xent_metrics import hookspecs
+
+if TYPE_CHECKING:
+    from xent_metrics.collection import TokenMetricCollection
+    from xent_metrics.hookspecs import hookimpl
+    from xent_metrics.metrics import (
+        BinaryCrossEntropy,
+        BitsPerByte,
+        BrierScore,
+        BytePerplexity,
+        CalibrationLoss,
+        CalibrationWeightedCrossEntropy,
+        ClasswiseCalibrationError,
+        CrossEntropy,
+        CrossEntropyAtOptimalTemperature,
+        ExpectedCalibrationError,
+        FullCalibrationError,
+        JensenShannonDivergence,
+        KLDivergence,
+        KLDivergenceQuantile,
+        LogPerplexityRatio,
+        MaximumCalibrationError,
+        MeanReciprocalRank,
+        OptimalTemperature,
+        Overconfidence,
+        PairMetric,
+        Perplexity,
+        PredictionEntropy,
+        ProbabilityChange,
+        RefinementLoss,
+        RMSCalibrationError,
+        RMSProbabilityChange,
+        SameTopToken,
+        SoftCrossEntropy,
+        TokenAccuracy,
+        TopKAccuracy,
+        WordPerplexity,
+        ZLoss,
+    )
+    from xent_metrics.plugins import get_metric, list_metrics
+    from xent_metrics.scoring.pairs import score_pair
+    from xent_metrics.scoring.rows import ExtraScore
+    from xent_metrics.scoring.score import score_hidden_states, score_tokens
+    from xent_metrics.scoring.scores import TokenScores, from_loglikelihoods
+    from xent_metrics.scoring.token_bytes import token_bytes
+    from xent_metrics.sums.metric import Binned, RatioMetric, TokenMetric
+    from xent_metrics.version import __version__
+    from xent_metrics.wrappers.grouped import Document, Frequency, Grouped, Position, in_groups
+    from xent_metrics.wrappers.standard_error import StandardError
 
 __all__ = [
     "BinaryCrossEntropy",
@@ -61,9 +76,14 @@ __all__ = [
     "CrossEntropyAtOptimalTemperature",
     "Document",
     "ExpectedCalibrationError",
+    "ExtraScore",
     "Frequency",
     "FullCalibrationError",
     "Grouped",
+    "JensenShannonDivergence",
+    "KLDivergence",
+    "KLDivergenceQuantile",
+    "LogPerplexityRatio",
     "MaximumCalibrationError",
     "MeanReciprocalRank",
     "OptimalTemperature",
@@ -72,10 +92,14 @@ __all__ = [
     "Perplexity",
     "Position",
     "PredictionEntropy",
+    "ProbabilityChange",
     "RMSCalibrationError",
+    "RMSProbabilityChange",
     "RatioMetric",
     "RefinementLoss",
-    "RowScore",
+    "SameTopToken",
+    "SoftCrossEntropy",
+    "StandardError",
     "TokenAccuracy",
     "TokenMetric",
     "TokenMetricCollection",
@@ -94,3 +118,77 @@ __all__ = [
     "score_tokens",
     "token_bytes",
 ]
+
+#: The module that defines each public name.
+_HOME = {
+    **dict.fromkeys(["TokenMetricCollection"], "collection"),
+    **dict.fromkeys(["hookimpl"], "hookspecs"),
+    **dict.fromkeys(
+        [
+            "BinaryCrossEntropy",
+            "BitsPerByte",
+            "BrierScore",
+            "BytePerplexity",
+            "CalibrationLoss",
+            "CalibrationWeightedCrossEntropy",
+            "ClasswiseCalibrationError",
+            "CrossEntropy",
+            "CrossEntropyAtOptimalTemperature",
+            "ExpectedCalibrationError",
+            "FullCalibrationError",
+            "JensenShannonDivergence",
+            "KLDivergence",
+            "KLDivergenceQuantile",
+            "LogPerplexityRatio",
+            "MaximumCalibrationError",
+            "MeanReciprocalRank",
+            "OptimalTemperature",
+            "Overconfidence",
+            "PairMetric",
+            "Perplexity",
+            "PredictionEntropy",
+            "ProbabilityChange",
+            "RMSCalibrationError",
+            "RMSProbabilityChange",
+            "RefinementLoss",
+            "SameTopToken",
+            "SoftCrossEntropy",
+            "TokenAccuracy",
+            "TopKAccuracy",
+            "WordPerplexity",
+            "ZLoss",
+        ],
+        "metrics",
+    ),
+    **dict.fromkeys(["get_metric", "list_metrics"], "plugins"),
+    **dict.fromkeys(["score_pair"], "scoring.pairs"),
+    **dict.fromkeys(["ExtraScore"], "scoring.rows"),
+    **dict.fromkeys(["score_hidden_states", "score_tokens"], "scoring.score"),
+    **dict.fromkeys(["TokenScores", "from_loglikelihoods"], "scoring.scores"),
+    **dict.fromkeys(["token_bytes"], "scoring.token_bytes"),
+    **dict.fromkeys(["Binned", "RatioMetric", "TokenMetric"], "sums.metric"),
+    **dict.fromkeys(["__version__"], "version"),
+    **dict.fromkeys(["Document", "Frequency", "Grouped", "Position", "in_groups"], "wrappers.grouped"),
+    **dict.fromkeys(["StandardError"], "wrappers.standard_error"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _loaded_hooks() -> Any:
+    from xent_metrics.plugins import plugins
+
+    return plugins().manager.hook
+
+
+hookspecs.set_hooks(_loaded_hooks)  # scoring asks for backends, and doesn't know who loads them

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from . import exact_sum
-from .distributed import Together, synced
-from .errors import MetricOptionError
-from .metric import TokenMetric, unusual
-from .plugins import as_metric
-from .scores import TokenScores
+from xent_metrics.errors import MetricOptionError
+from xent_metrics.plugins import as_metric
+from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.sums import exact_sum
+from xent_metrics.sums.metric import NanPolicy, TokenMetric, unusual
+from xent_metrics.sums.sync import SharedSync, synced
 
 __all__ = ["TokenMetricCollection"]
 
@@ -69,8 +69,8 @@ class TokenMetricCollection(MetricCollection):
         """Each member with its scores; every member has taken its sums, so that a bad batch changes none of them."""
         pairs = []
         for members in self._passes():
-            extra = {name: score for metric in members for name, score in metric.extra_scores().items()}
-            scores = members[0].score(logits, target, weight=weight, extra=extra)
+            extra_scores = {name: score for metric in members for name, score in metric.extra_scores().items()}
+            scores = members[0].score(logits, target, weight=weight, extra_scores=extra_scores)
             pairs += [(metric, scores) for metric in members]
         for metric, scores in pairs:
             metric.exact_sums(scores)
@@ -86,17 +86,17 @@ class TokenMetricCollection(MetricCollection):
             by_options[next(iter(by_options), "")] = [*next(iter(by_options.values()), []), *plain]
         return [members for by_options in passes.values() for members in by_options.values()]
 
-    def compute(self, *, finite_only: bool = False) -> dict[str, Any]:
+    def compute(self, *, nan_policy: NanPolicy = "propagate") -> dict[str, Any]:
         """Every member's value, over all processes, after one all_reduce (one for each process group among the members).
 
         Computed one by one, members share one all_reduce as well: the first one's serves each other once. One that was
         updated, or reset by itself, in between raises `SyncError` on the processes where it was: reset the collection.
-        `finite_only` is that of `TokenMetric.compute`.
+        `nan_policy` is that of `TokenMetric.compute`.
         """
         members = self.members()
-        self._together.forget()
+        self._shared_sync.forget()
         with synced([m for m in self._distinct() if m._to_sync and m.dist_sync_fn is None]):
-            values = _values(list(members.values()), finite_only)
+            values = _values(list(members.values()), nan_policy)
         return {self._set_name(key): value for key, value in zip(members, values, strict=True)}
 
     def reset(self) -> None:
@@ -106,7 +106,7 @@ class TokenMetricCollection(MetricCollection):
         it may be a call of one process.
         """
         super().reset()
-        self._together.forget()
+        self._shared_sync.forget()
 
     @contextmanager
     def sync_context(self) -> Iterator[None]:
@@ -117,7 +117,7 @@ class TokenMetricCollection(MetricCollection):
         >>> with metrics.sync_context():
         ...     checkpoint = metrics.state_dict()     # counts once, loaded by any number of processes
         """
-        self._together.forget()
+        self._shared_sync.forget()
         with synced(self._distinct()):
             yield
 
@@ -142,13 +142,13 @@ class TokenMetricCollection(MetricCollection):
         self._link()
 
     def _link(self) -> None:
-        self._together = Together(self._distinct())
-        for metric in self._together.metrics:
-            metric._together = self._together
+        self._shared_sync = SharedSync(self._distinct())
+        for metric in self._shared_sync.metrics:
+            metric._shared_sync = self._shared_sync
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy links its own members."""
-        return {name: value for name, value in self.__dict__.items() if name != "_together"}
+        return {name: value for name, value in self.__dict__.items() if name != "_shared_sync"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -159,7 +159,7 @@ class TokenMetricCollection(MetricCollection):
         return self
 
 
-def _values(members: list[TokenMetric], finite_only: bool) -> list[Tensor]:
+def _values(members: list[TokenMetric], nan_policy: NanPolicy) -> list[Tensor]:
     """What the members' own computes give; their states are read at once where there is nothing to raise or warn of."""
     states = [metric.state for metric in members]
     at_once = len({state.device for state in states}) == 1 and all(
@@ -169,7 +169,7 @@ def _values(members: list[TokenMetric], finite_only: bool) -> list[Tensor]:
         for metric in members
     )
     if not at_once or unusual(states):
-        return [metric.compute(finite_only=finite_only) for metric in members]
+        return [metric.compute(nan_policy=nan_policy) for metric in members]
     sums = torch.split(exact_sum.to_float(torch.cat(states)), [len(state) for state in states])
     return [metric.value(metric.unpack(own)) for metric, own in zip(members, sums, strict=True)]
 

@@ -1,4 +1,4 @@
-"""The hooks that a plugin may implement; `hookimpl` marks its functions.
+"""The hooks that a plugin may implement; `hookimpl` marks its functions, `hooks` calls them.
 
 A plugin is a module named in the entry point group `xent_metrics`. The hooks that register get a callable to register
 with rather than return values, so that an error points at the line that registered.
@@ -8,27 +8,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .metric import TokenMetric
-
 __all__ = [
-    "PROJECT", "attention_backend", "gated_backend", "head_backend", "hookimpl", "hookspec", "norm_backend", "register_metrics",
-    "register_task_configs", "rotary_backend", "score_backend",
+    "PROJECT", "attention_backend", "gated_backend", "hookimpl", "hooks", "hookspec", "linear_cross_entropy_backend",
+    "norm_backend", "register_metrics", "register_task_configs", "rotary_backend", "score_backend", "set_hooks",
 ]  # fmt: skip
 
 PROJECT = "xent_metrics"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+_source: Callable[[], pluggy.HookRelay] | None = None
+
+
+def set_hooks(source: Callable[[], pluggy.HookRelay]) -> None:
+    """Say where the hooks of the loaded plugins are found; `xent_metrics` itself does, when it is imported."""
+    global _source
+    _source = source
+
+
+def hooks() -> pluggy.HookRelay:
+    """The hooks of the loaded plugins, to be called by name: ``hooks().score_backend(logits=…, target=…)``."""
+    assert _source is not None  # importing any module of the package imports the package
+    return _source()
 
 
 @hookspec
-def register_metrics(register: Callable[[type[TokenMetric]], None]) -> None:
+def register_metrics(register: Callable[[type[Any]], None]) -> None:
     """Register metrics: call ``register(MetricClass)`` for each; its class attribute `name` is the name users write."""
 
 
@@ -53,13 +64,15 @@ def score_backend(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tenso
         but the row, and the caller's promise of no host sync is the backend's, too.
 
     It is not asked under `torch.compile`, for tensor subclasses (fake tensors among them) or soft targets; the losses of label
-    smoothing and class weights, and `extra` scores, are always torch's. A backend that raises, or returns anything else, is
+    smoothing and class weights, and extra scores, are always torch's. A backend that raises, or returns anything else, is
     a `PluginError` that names it.
     """
 
 
 @hookspec(firstresult=True)
-def head_backend(hidden_states: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+def linear_cross_entropy_backend(
+    hidden_states: Tensor, weight: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor] | None:
     """Score rows of hidden states, whose logits are ``hidden_states @ weight.T``, or return None; the first result wins.
 
     Args:

@@ -21,9 +21,9 @@ from typing import Any
 
 import pluggy
 
-from . import hookspecs, metrics
-from .errors import InvalidInputError, MetricOptionError, PluginError, UnknownMetricError
-from .metric import TokenMetric
+from xent_metrics import hookspecs, metrics
+from xent_metrics.errors import InvalidInputError, MetricOptionError, PluginError, UnknownMetricError
+from xent_metrics.sums.metric import TokenMetric
 
 __all__ = ["Plugin", "Plugins", "as_metric", "get_metric", "list_metrics", "plugins"]
 
@@ -70,7 +70,7 @@ class Plugins:
         self.metrics: dict[str, type[TokenMetric]] = {}
         self._owner: dict[str, Plugin] = {}
         self._contested: dict[str, PluginError] = {}
-        from . import __version__
+        from xent_metrics.version import __version__
 
         self.add(Plugin(_BUILT_IN, "xent-metrics", __version__), metrics)
         for point in sorted(found, key=lambda p: (p.dist.name if p.dist else "", p.name)):

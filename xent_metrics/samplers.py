@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DistributedSampler
 
-from .errors import InvalidInputError
+from xent_metrics.errors import InvalidInputError
 
 __all__ = ["UnpaddedSampler", "repeats_samples", "sample_weights"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import MissingExtraError, PluginError
+from xent_metrics.errors import MissingExtraError, PluginError
 
 __all__ = ["TaskConfig", "list_tasks", "task_configs_folder", "task_folders"]
 
@@ -43,7 +43,7 @@ def task_configs_folder() -> Path:
 
 def task_folders() -> list[Path]:
     """Our own folder and those of every loaded plugin."""
-    from .plugins import plugins
+    from xent_metrics.plugins import plugins
 
     return [task_configs_folder(), *(folder for plugin in plugins().plugins for folder in plugin.task_configs)]
 

@@ -7,7 +7,7 @@ from scipy.optimize import linprog
 
 from xent_metrics import get_metric
 from xent_metrics.errors import InvalidInputError, MetricOptionError, MissingScoreError
-from xent_metrics.testing import check_metric
+from xent_metrics.testing.contract import check_metric
 
 V, D = 9, 4
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xent_metrics import RatioMetric, RowScore, TokenScores, hookimpl
+from xent_metrics import ExtraScore, RatioMetric, TokenScores, hookimpl
 from xent_metrics.errors import InvalidInputError, MetricOptionError
 
 __all__ = ["EmbeddingDistance"]
@@ -42,7 +42,7 @@ class EmbeddingDistance(RatioMetric):
     value_unit = "cosine distance"
     reference = "Rubner et al. (2000), The Earth Mover's Distance"
     requires = frozenset[str]()
-    row_units = frozenset({"token"})
+    row_kinds = frozenset({"token"})
 
     def __init__(self, embeddings: Tensor | str | PathLike[str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -72,8 +72,8 @@ class EmbeddingDistance(RatioMetric):
                 f"{self.name}: expected a file that torch.save wrote a tensor (V, D) to; got {path}: {error}. {how}"
             ) from error
 
-    def extra_scores(self) -> Mapping[str, RowScore]:
-        return {self._score_name(): RowScore(self._cost)}
+    def extra_scores(self) -> Mapping[str, ExtraScore]:
+        return {self._score_name(): ExtraScore(self._cost)}
 
     def _score_name(self) -> str:
         return f"embedding cost {self.described()}"
@@ -92,7 +92,7 @@ class EmbeddingDistance(RatioMetric):
         return self._score_name(), "tokens"
 
     def per_token(self, scores: TokenScores) -> Tensor:
-        return scores.extra[self._score_name()]
+        return scores.extra_scores[self._score_name()]
 
 
 @hookimpl

@@ -5,7 +5,7 @@ import torch
 from xent_metrics_focal import FocalCrossEntropy
 
 from xent_metrics import CrossEntropy, get_metric
-from xent_metrics.testing import check_metric
+from xent_metrics.testing.contract import check_metric
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 5])

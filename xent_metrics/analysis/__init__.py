@@ -1,8 +1,8 @@
 """What the numbers are worth: standard errors, intervals, comparisons, pictures."""
 
-from .comparison import Comparison, compare, same_documents
-from .intervals import Interval, bootstrap, delta_interval
-from .standard_error import StandardError, standard_error, standard_error_from_moments
+from xent_metrics.analysis.comparison import Comparison, compare, same_documents
+from xent_metrics.analysis.intervals import Interval, bootstrap, delta_interval
+from xent_metrics.wrappers.standard_error import StandardError, standard_error, standard_error_from_moments
 
 __all__ = [
     "Comparison",

@@ -11,12 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import exact_sum
-from ..errors import ComparisonError
-from ..metric import TokenMetric
-from .intervals import half_width, scipy_stats
-from .jackknife import jackknife_error, left_out, on_scale, pull, times, values_of
-from .standard_error import is_sample
+from xent_metrics.analysis.intervals import half_width, scipy_stats
+from xent_metrics.analysis.jackknife import (
+    influence,
+    jackknife_error,
+    leave_one_out,
+    on_scale,
+    resample_totals,
+    values_of,
+)
+from xent_metrics.errors import ComparisonError
+from xent_metrics.sums import exact_sum
+from xent_metrics.sums.metric import TokenMetric
+from xent_metrics.wrappers.standard_error import is_sample
 
 __all__ = ["Comparison", "compare", "same_documents"]
 
@@ -84,7 +91,7 @@ def compare(
     >>> from xent_metrics import CrossEntropy, from_loglikelihoods
     >>> metric = CrossEntropy()
     >>> def run(*nll):
-    ...     return torch.stack([metric.exact_sums(from_loglikelihoods([-x], unit="token")) for x in nll])
+    ...     return torch.stack([metric.exact_sums(from_loglikelihoods([-x], row_kind="token")) for x in nll])
     >>> result = compare(metric, run(1.0, 2.0, 3.0, 4.0, 5.0), run(0.9, 1.8, 2.8, 3.9, 4.9))
     >>> round(result.difference, 4), result.p_value        # all five of one sign: 2/2^5
     (-0.14, 0.0625)
@@ -102,9 +109,9 @@ def compare(
     a, b = exact_sum.to_float(states_a), exact_sum.to_float(states_b)
     value_a, value_b = (float(metric.value_of(exact_sum.merge(states))) for states in (states_a, states_b))
     scaled_a, scaled_b = on_scale(metric, torch.tensor([value_a, value_b], dtype=torch.float64)).tolist()
-    estimates = left_out(metric, b) - left_out(metric, a)
+    estimates = leave_one_out(metric, b) - leave_one_out(metric, a)
     shift, error = scaled_b - scaled_a, jackknife_error(estimates)
-    half = half_width(estimates, pull(metric, a) + pull(metric, b), confidence_level)
+    half = half_width(estimates, influence(metric, a) + influence(metric, b), confidence_level)
     relative = metric.interval_scale == "log"
     found = np.array([shift, shift - half, shift + half])
     if relative:
@@ -138,7 +145,7 @@ def _permutation_p(metric: TokenMetric, a: Tensor, b: Tensor, num_resamples: int
     total_a, total_b, change = a.sum(dim=0), b.sum(dim=0), b - a
 
     def difference(swaps: np.ndarray[Any, Any]) -> Tensor:
-        moved = times(swaps, change)
+        moved = resample_totals(swaps, change)
         after = (on_scale(metric, values_of(metric, total)) for total in (total_a + moved, total_b - moved))
         first, second = after
         return second - first

@@ -13,11 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import exact_sum
-from ..errors import MissingExtraError
-from ..metric import TokenMetric
-from .jackknife import degrees_of_freedom, from_scale, jackknife_error, left_out, on_scale, pull, times, values_of
-from .standard_error import is_sample, standard_error
+from xent_metrics.analysis.jackknife import (
+    degrees_of_freedom,
+    from_scale,
+    influence,
+    jackknife_error,
+    leave_one_out,
+    on_scale,
+    resample_totals,
+    values_of,
+)
+from xent_metrics.errors import MissingExtraError
+from xent_metrics.sums import exact_sum
+from xent_metrics.sums.metric import TokenMetric
+from xent_metrics.wrappers.standard_error import is_sample, standard_error
 
 __all__ = ["Interval", "bootstrap", "delta_interval", "half_width", "scipy_stats"]
 
@@ -52,7 +61,7 @@ def delta_interval(metric: TokenMetric, states: Tensor, *, confidence_level: flo
 
     >>> from xent_metrics import CrossEntropy, from_loglikelihoods
     >>> metric = CrossEntropy()
-    >>> states = [metric.exact_sums(from_loglikelihoods([-x], unit="token")) for x in (2.0, 2.1, 1.9, 2.0)]
+    >>> states = [metric.exact_sums(from_loglikelihoods([-x], row_kind="token")) for x in (2.0, 2.1, 1.9, 2.0)]
     >>> interval = delta_interval(metric, torch.stack(states))
     >>> round(interval.low, 2), round(interval.high, 2)       # 2 ± 3.18 · 0.0408
     (1.87, 2.13)
@@ -64,15 +73,15 @@ def delta_interval(metric: TokenMetric, states: Tensor, *, confidence_level: flo
         return Interval(value, error, math.nan, math.nan, confidence_level)
     sums = exact_sum.to_float(states)
     centre = float(on_scale(metric, torch.tensor(value, dtype=torch.float64)))
-    half = half_width(left_out(metric, sums), pull(metric, sums), confidence_level)
+    half = half_width(leave_one_out(metric, sums), influence(metric, sums), confidence_level)
     return Interval(
         value, error, from_scale(metric, centre - half), from_scale(metric, centre + half), confidence_level
     )
 
 
-def half_width(estimates: Tensor, pulls: Tensor, confidence_level: float) -> float:
+def half_width(estimates: Tensor, influences: Tensor, confidence_level: float) -> float:
     """Half an interval, from the estimates without each document and the weights of the documents."""
-    quantile = scipy_stats().t.ppf(0.5 + confidence_level / 2, degrees_of_freedom(pulls))
+    quantile = scipy_stats().t.ppf(0.5 + confidence_level / 2, degrees_of_freedom(influences))
     return float(quantile) * jackknife_error(estimates)
 
 
@@ -102,7 +111,7 @@ def bootstrap(
 
     >>> from xent_metrics import CrossEntropy, from_loglikelihoods
     >>> metric = CrossEntropy()
-    >>> states = [metric.exact_sums(from_loglikelihoods([-x], unit="token")) for x in (1.0, 2.0, 3.0, 4.0)]
+    >>> states = [metric.exact_sums(from_loglikelihoods([-x], row_kind="token")) for x in (1.0, 2.0, 3.0, 4.0)]
     >>> interval = bootstrap(metric, torch.stack(states))
     >>> interval.low < interval.value < interval.high
     True
@@ -117,7 +126,7 @@ def bootstrap(
 
     def statistic(documents: np.ndarray[Any, Any], axis: int) -> np.ndarray[Any, Any]:
         drawn = np.moveaxis(documents, axis, -1)
-        found: np.ndarray[Any, Any] = values_of(metric, times(_counts(drawn, len(sums)), sums)).numpy()
+        found: np.ndarray[Any, Any] = values_of(metric, resample_totals(_counts(drawn, len(sums)), sums)).numpy()
         return found.reshape(drawn.shape[:-1])
 
     result = stats.bootstrap(
@@ -126,7 +135,7 @@ def bootstrap(
         n_resamples=num_resamples,
         batch=max(1, 2**22 // len(sums)),
         vectorized=True,
-        confidence_level=_expanded(confidence_level, degrees_of_freedom(pull(metric, sums))),
+        confidence_level=_expanded(confidence_level, degrees_of_freedom(influence(metric, sums))),
         method=method,
         rng=np.random.default_rng(seed),
     )

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..metric import TokenMetric
-from .standard_error import gradient_of
+from xent_metrics.sums.metric import TokenMetric
+from xent_metrics.wrappers.standard_error import gradient_of
 
-__all__ = ["degrees_of_freedom", "from_scale", "jackknife_error", "left_out", "on_scale", "pull", "values_of"]
+__all__ = ["degrees_of_freedom", "from_scale", "influence", "jackknife_error", "leave_one_out", "on_scale", "values_of"]
 
 _AT_ONCE = 2**21  # float64 in a chunk of totals, 16 MiB
 
@@ -48,7 +48,7 @@ def values_of(metric: TokenMetric, sums: Tensor) -> Tensor:
         return torch.stack([value(total) for total in rows]).reshape(sums.shape[:-1])
 
 
-def left_out(metric: TokenMetric, sums: Tensor) -> Tensor:
+def leave_one_out(metric: TokenMetric, sums: Tensor) -> Tensor:
     """The metric, on its scale, over all documents but one, for each: ``(D, rows)`` float64 to ``(D,)``."""
     return on_scale(metric, values_of(metric, sums.sum(dim=0) - sums))
 
@@ -67,13 +67,13 @@ def jackknife_error(estimates: Tensor) -> float:
     return float(((estimates - estimates.mean()).square().sum() * (documents - 1) / documents).sqrt())
 
 
-def pull(metric: TokenMetric, sums: Tensor) -> Tensor:
+def influence(metric: TokenMetric, sums: Tensor) -> Tensor:
     """How much of the value's terms, on its scale, is each document's, Σ_rows |∂value/∂S · s_d|: ``(D, rows)`` to ``(D,)``."""
     gradient = gradient_of(lambda total: on_scale(metric, metric.value(metric.unpack(total))), sums.sum(dim=0))
     return (sums * gradient).abs().sum(dim=-1)
 
 
-def degrees_of_freedom(pulls: Tensor) -> float:
+def degrees_of_freedom(influences: Tensor) -> float:
     """(Σ w)² / Σ w² − 1: Kish's effective number of documents of these weights, less one; D − 1 where all weigh the same.
 
     Reference: Kish (1965), Survey Sampling, section 11.7.
@@ -81,10 +81,10 @@ def degrees_of_freedom(pulls: Tensor) -> float:
     >>> degrees_of_freedom(torch.tensor([1.0, 1.0, 1.0, 1.0])), degrees_of_freedom(torch.tensor([100.0, 1.0, 1.0, 1.0]))
     (3.0, 0.0605...)
     """
-    squares = float(pulls.square().sum())
-    return float(pulls.sum()) ** 2 / squares - 1 if squares > 0 else float(len(pulls) - 1)
+    squares = float(influences.square().sum())
+    return float(influences.sum()) ** 2 / squares - 1 if squares > 0 else float(len(influences) - 1)
 
 
-def times(counts: np.ndarray[Any, Any], sums: Tensor) -> Tensor:
+def resample_totals(counts: np.ndarray[Any, Any], sums: Tensor) -> Tensor:
     """Totals ``(R, rows)`` of documents taken `counts` ``(R, D)`` times each."""
     return torch.from_numpy(counts.astype(np.float64)) @ sums

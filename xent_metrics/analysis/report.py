@@ -15,15 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .. import exact_sum
-from ..errors import ComparisonError, InvalidInputError, MissingExtraError
-from ..metrics import CrossEntropy, ExpectedCalibrationError
-from . import plots
-from .intervals import Interval, delta_interval
-from .report_documents import pack_documents
-from .run_comparison import RunComparison, compare_runs
-from .runs import Run, TaskRun
-from .token_view import by_domain, by_frequency, by_position
+from xent_metrics import plots
+from xent_metrics.analysis.intervals import Interval, delta_interval
+from xent_metrics.analysis.report_documents import pack_documents
+from xent_metrics.analysis.run_comparison import RunComparison, compare_runs
+from xent_metrics.analysis.runs import Run, TaskRun
+from xent_metrics.analysis.token_view import by_domain, by_frequency, by_position
+from xent_metrics.errors import ComparisonError, InvalidInputError, MissingExtraError
+from xent_metrics.metrics import CrossEntropy, ExpectedCalibrationError
+from xent_metrics.sums import exact_sum
 
 __all__ = ["write_report"]
 
@@ -45,7 +45,7 @@ def write_report(
         MissingExtraError: jinja2, scipy or matplotlib is not installed.
         InvalidInputError: the file's folder isn't there.
     """
-    from .. import __version__
+    from xent_metrics.version import __version__
 
     path = Path(path)
     if not path.parent.is_dir():

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import MissingExtraError
-from .logged import Tokens, choices_in, context_in, text_in
-from .runs import Run, Sample, TaskRun
+from xent_metrics.analysis.logged import Tokens, choices_in, context_in, text_in
+from xent_metrics.analysis.runs import Run, Sample, TaskRun
+from xent_metrics.errors import MissingExtraError
 
 try:
     from tqdm import tqdm  # type: ignore[import-untyped]

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .. import exact_sum
-from ..errors import ComparisonError
-from ..metric import TokenMetric
-from .comparison import Comparison, compare, same_documents
-from .runs import Run, TaskRun
+from xent_metrics.analysis.comparison import Comparison, compare, same_documents
+from xent_metrics.analysis.runs import Run, TaskRun
+from xent_metrics.errors import ComparisonError
+from xent_metrics.sums import exact_sum
+from xent_metrics.sums.metric import TokenMetric
 
 __all__ = ["RunComparison", "compare_runs"]
 

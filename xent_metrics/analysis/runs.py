@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import exact_sum
-from ..errors import ComparisonError
-from ..metric import RatioMetric, TokenMetric
-from ..plugins import get_metric, list_metrics
-from ..scores import TokenScores
-from .logged import Tokens, tokens_in
+from xent_metrics.analysis.logged import Tokens, tokens_in
+from xent_metrics.errors import ComparisonError
+from xent_metrics.plugins import get_metric, list_metrics
+from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.sums import exact_sum
+from xent_metrics.sums.metric import RatioMetric, TokenMetric
 
 __all__ = ["LoggedMean", "Run", "Sample", "TaskRun", "read_run"]
 
@@ -49,7 +49,7 @@ class LoggedMean(RatioMetric):
     name = "logged_mean"
     formula = "Σ value / documents"
     value_unit = "lm-eval's own"
-    row_units = frozenset({"document"})
+    row_kinds = frozenset({"document"})
 
     def __init__(self, called: str, *, higher_is_better: bool | None = None) -> None:
         super().__init__()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from ..errors import ComparisonError
-from ..grouped import Frequency, Grouping, Position
-from ..metrics import CrossEntropy
-from ..scores import TokenScores
-from .intervals import Interval, delta_interval
-from .logged import Tokens
-from .runs import TaskRun
+from xent_metrics.analysis.intervals import Interval, delta_interval
+from xent_metrics.analysis.logged import Tokens
+from xent_metrics.analysis.runs import TaskRun
+from xent_metrics.errors import ComparisonError
+from xent_metrics.metrics import CrossEntropy
+from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.wrappers.grouped import Frequency, Grouping, Position
 
 __all__ = ["by_domain", "by_frequency", "by_position"]
 

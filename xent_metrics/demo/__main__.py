@@ -17,19 +17,19 @@ import torch
 import typer
 from rich.console import Console
 
-from ..errors import MissingExtraError
+from xent_metrics.errors import MissingExtraError
 
 try:
     from lightning.pytorch import seed_everything
 
-    from ..hosts.lm_eval.python_docs import CORPUS_SHA256, documents
-    from .data import BATCH_SIZE, WINDOW
-    from .harness import command, evaluate
-    from .model import ByteLSTM
-    from .picture import draw
-    from .progress import progress_callback
-    from .report import comparison, differences
-    from .train import FEWEST_STEPS, steps_in, train, validate, whole_intervals
+    from xent_metrics.demo.data import BATCH_SIZE, WINDOW
+    from xent_metrics.demo.harness import command, evaluate
+    from xent_metrics.demo.model import ByteLSTM
+    from xent_metrics.demo.picture import draw
+    from xent_metrics.demo.progress import progress_callback
+    from xent_metrics.demo.report import comparison, differences
+    from xent_metrics.demo.train import FEWEST_STEPS, steps_in, train, validate, whole_intervals
+    from xent_metrics.hosts.lm_eval.python_docs import CORPUS_SHA256, documents
 except ImportError as error:
     raise MissingExtraError(f"the demo needs everything: pip install 'xent-metrics[all]' ({error})") from error
 

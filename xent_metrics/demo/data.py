@@ -1,6 +1,6 @@
 """Bytes of the Python documentation: random crops to train on, and the windows that lm-eval will score to validate on.
 
-The validation windows are those of `TorchLM` with `in_order`: both hosts run the same ids in batches of one shape,
+The validation windows are those of `TorchLM` with `keep_order`: both hosts run the same ids in batches of one shape,
 because a matmul's last bits may depend on the shape of its batch.
 """
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..hosts.lm_eval.encoding import ByteTokenizer
-from ..hosts.lm_eval.python_docs import documents
-from ..hosts.lm_eval.windows import Window, padded, rolling_windows
+from xent_metrics.hosts.lm_eval.models.tokenizers import ByteTokenizer
+from xent_metrics.hosts.lm_eval.models.windows import Window, padded, rolling_windows
+from xent_metrics.hosts.lm_eval.python_docs import documents
 
 __all__ = ["BATCH_SIZE", "WINDOW", "Crops", "training_loader", "validation_loader"]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from .data import BATCH_SIZE
-from .model import METRICS
+from xent_metrics.demo.data import BATCH_SIZE
+from xent_metrics.demo.model import METRICS
 
 __all__ = ["TASK", "Evaluation", "command", "evaluate"]
 
@@ -32,7 +32,7 @@ class Evaluation:
 
 def command(checkpoint: Path, output: Path) -> list[str]:
     """What one would type."""
-    arguments = f"module=xent_metrics.demo.model:ByteLSTM,checkpoint={checkpoint},tokenizer=bytes,in_order=true"
+    arguments = f"module=xent_metrics.demo.model:ByteLSTM,checkpoint={checkpoint},tokenizer=bytes,keep_order=true"
     return [
         "xent", "lm-eval", "run", "--model", "xent-torch", "--model_args", arguments, "--tasks", TASK,
         "--xent_metrics", ",".join(METRICS), "--batch_size", str(BATCH_SIZE), "--device", "cpu", "--output_path", str(output),

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import TokenMetricCollection, score_tokens
-from ..exact_sum import to_float
-from ..hosts.lm_eval.encoding import ByteTokenizer, bytes_table
+from xent_metrics.collection import TokenMetricCollection
+from xent_metrics.hosts.lm_eval.models.tokenizers import ByteTokenizer, bytes_table
+from xent_metrics.scoring.score import score_tokens
+from xent_metrics.sums.exact_sum import to_float
 
 __all__ = ["METRICS", "ByteLSTM"]
 

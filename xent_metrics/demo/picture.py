@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis.plots import BLUE, MUTED, ORANGE, draw_reliability, figure, reliability_axes
-from .model import ByteLSTM
+from xent_metrics.demo.model import ByteLSTM
+from xent_metrics.plots import BLUE, MUTED, ORANGE, draw_reliability, figure, reliability_axes
 
 __all__ = ["draw"]
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from rich import box
 from rich.table import Table
 
-from .. import get_metric
-from .harness import Evaluation
-from .model import METRICS
+from xent_metrics.demo.harness import Evaluation
+from xent_metrics.demo.model import METRICS
+from xent_metrics.plugins import get_metric
 
 __all__ = ["comparison", "differences"]
 

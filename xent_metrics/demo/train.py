@@ -9,8 +9,8 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 
-from .data import training_loader, validation_loader
-from .model import ByteLSTM
+from xent_metrics.demo.data import training_loader, validation_loader
+from xent_metrics.demo.model import ByteLSTM
 
 __all__ = ["FEWEST_STEPS", "steps_in", "train", "validate", "whole_intervals"]
 

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..analysis import StandardError
-from ..collection import TokenMetricCollection
-from ..errors import InvalidInputError, MissingExtraError
-from ..metric import TokenMetric
-from ..pairs import score_pair
-from ..plugins import get_metric
+from xent_metrics.analysis import StandardError
+from xent_metrics.collection import TokenMetricCollection
+from xent_metrics.errors import InvalidInputError, MissingExtraError
+from xent_metrics.plugins import get_metric
+from xent_metrics.scoring.pairs import score_pair
+from xent_metrics.sums.metric import TokenMetric
 
 try:
     from tqdm import tqdm  # type: ignore[import-untyped]

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import exact_sum
-from ..analysis import standard_error
-from ..collection import TokenMetricCollection
-from ..errors import InvalidInputError
-from .named import build_metrics
+from xent_metrics.collection import TokenMetricCollection
+from xent_metrics.errors import InvalidInputError
+from xent_metrics.hosts.config import build_metrics
+from xent_metrics.sums import exact_sum
+from xent_metrics.wrappers.standard_error import standard_error
 
 __all__ = ["TrainerMetrics"]
 

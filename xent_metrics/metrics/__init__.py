@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..hookspecs import hookimpl
-from ..metric import TokenMetric
-from .accuracy import TokenAccuracy
-from .binary import BinaryCrossEntropy
-from .bits_per_byte import BitsPerByte, BytePerplexity, WordPerplexity
-from .calibration import ExpectedCalibrationError, MaximumCalibrationError, Overconfidence, RMSCalibrationError
-from .calibration_split import CalibrationLoss, RefinementLoss
-from .calibration_weighted import CalibrationWeightedCrossEntropy
-from .class_calibration import ClasswiseCalibrationError, FullCalibrationError
-from .cross_entropy import CrossEntropy, Perplexity
-from .distribution import BrierScore, PredictionEntropy, ZLoss
-from .divergence import (
+from xent_metrics.hookspecs import hookimpl
+from xent_metrics.metrics.accuracy import TokenAccuracy
+from xent_metrics.metrics.binary import BinaryCrossEntropy
+from xent_metrics.metrics.bits_per_byte import BitsPerByte, BytePerplexity, WordPerplexity
+from xent_metrics.metrics.calibration import (
+    ExpectedCalibrationError,
+    MaximumCalibrationError,
+    Overconfidence,
+    RMSCalibrationError,
+)
+from xent_metrics.metrics.calibration_split import CalibrationLoss, RefinementLoss
+from xent_metrics.metrics.calibration_weighted import CalibrationWeightedCrossEntropy
+from xent_metrics.metrics.class_calibration import ClasswiseCalibrationError, FullCalibrationError
+from xent_metrics.metrics.cross_entropy import CrossEntropy, Perplexity
+from xent_metrics.metrics.distribution import BrierScore, PredictionEntropy, ZLoss
+from xent_metrics.metrics.divergence import (
     JensenShannonDivergence,
     KLDivergence,
     KLDivergenceQuantile,
@@ -25,8 +29,10 @@ from .divergence import (
     SameTopToken,
     SoftCrossEntropy,
 )
-from .ranking import MeanReciprocalRank, TopKAccuracy
-from .temperature import CrossEntropyAtOptimalTemperature, OptimalTemperature
+from xent_metrics.metrics.pair_metric import PairMetric
+from xent_metrics.metrics.ranking import MeanReciprocalRank, TopKAccuracy
+from xent_metrics.metrics.temperature import CrossEntropyAtOptimalTemperature, OptimalTemperature
+from xent_metrics.sums.metric import TokenMetric
 
 __all__ = [
     "BinaryCrossEntropy",
@@ -48,6 +54,7 @@ __all__ = [
     "MeanReciprocalRank",
     "OptimalTemperature",
     "Overconfidence",
+    "PairMetric",
     "Perplexity",
     "PredictionEntropy",
     "ProbabilityChange",
@@ -67,4 +74,5 @@ __all__ = [
 def register_metrics(register: Callable[[type[TokenMetric]], None]) -> None:
     """Register every built-in metric."""
     for name in __all__:
-        register(globals()[name])
+        if name != "PairMetric":  # the base of others
+            register(globals()[name])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..metric import RatioMetric
-from ..scores import TokenScores
+from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.sums.metric import RatioMetric
 
 __all__ = ["TokenAccuracy"]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import InvalidInputError
-from ..metric import Binned, RatioMetric
-from ..scores import TokenScores
+from xent_metrics.errors import InvalidInputError
+from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.sums.metric import Binned, RatioMetric
 
 __all__ = ["BinaryCrossEntropy"]
 

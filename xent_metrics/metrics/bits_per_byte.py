@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import MetricOptionError
-from ..metric import RatioMetric
-from ..metric_options import readable
-from ..scores import TokenScores
-from ..scoring import as_tensor, bytes_of
-from ..token_bytes import token_bytes as make_token_bytes
+from xent_metrics.errors import MetricOptionError
+from xent_metrics.scoring.score import as_tensor, bytes_of
+from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.scoring.token_bytes import token_bytes as make_token_bytes
+from xent_metrics.sums.metric import RatioMetric
+from xent_metrics.sums.options import readable
 
 __all__ = ["BitsPerByte", "BytePerplexity", "WordPerplexity"]
 
@@ -26,7 +26,7 @@ class _PerLength(RatioMetric):
     """Σ nll / Σ length over the rows that have a length."""
 
     length: ClassVar[str]
-    row_units = frozenset({"token", "document", "choice"})
+    row_kinds = frozenset({"token", "document", "choice"})
 
     def sum_names(self) -> tuple[str, str]:
         return f"nats[{self.length} > 0]", self.length
@@ -113,7 +113,7 @@ class BytePerplexity(_PerByte):
         MetricOptionError, TokenBytesError: as for `BitsPerByte`.
 
     >>> metric = BytePerplexity()
-    >>> from xent_metrics.scores import from_loglikelihoods
+    >>> from xent_metrics.scoring.scores import from_loglikelihoods
     >>> metric.update(from_loglikelihoods([-4 * math.log(3.0)], num_bytes=[4]))
     >>> metric.compute()
     tensor(3.0000, dtype=torch.float64)
@@ -135,7 +135,7 @@ class WordPerplexity(_PerLength):
     Needs scores with `num_words`: lm-eval tasks know them from the text. Reference: Jelinek et al. (1977), whose tokens
     are words.
 
-    >>> from xent_metrics.scores import from_loglikelihoods
+    >>> from xent_metrics.scoring.scores import from_loglikelihoods
     >>> metric = WordPerplexity()
     >>> metric.update(from_loglikelihoods([-2 * math.log(50.0)], num_words=[2]))
     >>> metric.compute()

@@ -8,11 +8,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..errors import MetricOptionError
-from ..exact_sum import to_float
-from ..metric import Binned, TokenMetric
-from ..scores import TokenScores
-from .confidence_bins import Binning, ConfidenceBins, gap
+from xent_metrics.errors import MetricOptionError
+from xent_metrics.metrics.confidence_bins import Binning, ConfidenceBins, gap
+from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.sums.exact_sum import to_float
+from xent_metrics.sums.metric import Binned, TokenMetric
 
 Norm = Literal["l1", "l2", "max"]
 
@@ -34,10 +34,10 @@ class _Gaps(ConfidenceBins):
         """
         if val is not None or self.binning != "width":
             return super().plot(val, ax)
-        from ..analysis.plots import plot_reliability
+        from xent_metrics.plots import plot_reliability
 
         with self.sync_context(self.dist_sync_fn, should_sync=self._to_sync and not self._is_synced):
-            self._check(finite_only=False)
+            self._check("propagate")
             sums = self.unpack(to_float(self.state))
         title = f"{self.name.replace('_', ' ')}: {float(self.value(sums)):.4f}"
         return plot_reliability(self.bins(sums), title, ax)

@@ -19,9 +19,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..metric import Binned
-from ..scores import TokenScores
-from .confidence_bins import ConfidenceBins
+from xent_metrics.metrics.confidence_bins import ConfidenceBins
+from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.sums.metric import Binned
 
 __all__ = ["CalibrationLoss", "RefinementLoss"]
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import InvalidInputError, MetricOptionError
-from ..exact_sum import to_float
-from ..scoring import as_tensor, check_logits, check_target
-from .confidence_bins import ConfidenceBins, gap
+from xent_metrics.errors import InvalidInputError, MetricOptionError
+from xent_metrics.metrics.confidence_bins import ConfidenceBins, gap
+from xent_metrics.scoring.score import as_tensor, check_logits, check_target
+from xent_metrics.sums.exact_sum import to_float
 
 __all__ = ["CalibrationWeightedCrossEntropy"]
 

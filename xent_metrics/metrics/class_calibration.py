@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import InvalidInputError, MetricOptionError
-from ..metric import Binned, TokenMetric
-from ..row_scores import RowScore
-from ..scores import TokenScores
-from .confidence_bins import confidence_bin
+from xent_metrics.errors import InvalidInputError, MetricOptionError
+from xent_metrics.metrics.confidence_bins import confidence_bin
+from xent_metrics.scoring.rows import ExtraScore
+from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.sums.metric import Binned, TokenMetric
 
 __all__ = ["ClasswiseCalibrationError", "FullCalibrationError"]
 
@@ -65,8 +65,8 @@ class FullCalibrationError(_Residuals):
     value_unit = "probability per token"
     reference = "Liu et al. (2024), arXiv:2406.11345"
 
-    def extra_scores(self) -> Mapping[str, RowScore]:
-        return {self._score_name: RowScore(self._residuals, (self.num_bins,))}
+    def extra_scores(self) -> Mapping[str, ExtraScore]:
+        return {self._score_name: ExtraScore(self._residuals, (self.num_bins,))}
 
     @property
     def _score_name(self) -> str:
@@ -86,7 +86,7 @@ class FullCalibrationError(_Residuals):
         return (confidence_bin(prob, self.num_bins)[..., None] == bins).to(prob.dtype)
 
     def sums(self, scores: TokenScores) -> Mapping[str, Tensor | Binned]:
-        residual = scores.weighted(scores.extra[self._score_name])
+        residual = scores.weighted(scores.extra_scores[self._score_name])
         bins = torch.arange(self.num_bins, device=residual.device).expand_as(residual)
         return {
             self._score_name: Binned(residual, bins, self.num_bins),
@@ -130,8 +130,8 @@ class ClasswiseCalibrationError(_Residuals):
         self.register_buffer("_ids", torch.tensor(ids), persistent=False)
         self._score_name = f"probability(classes={self.classes})"
 
-    def extra_scores(self) -> Mapping[str, RowScore]:
-        return {self._score_name: RowScore(self._probabilities, (len(self._class_ids),))}
+    def extra_scores(self) -> Mapping[str, ExtraScore]:
+        return {self._score_name: ExtraScore(self._probabilities, (len(self._class_ids),))}
 
     @property
     def _class_ids(self) -> Tensor:
@@ -147,7 +147,7 @@ class ClasswiseCalibrationError(_Residuals):
 
     def sums(self, scores: TokenScores) -> Mapping[str, Tensor | Binned]:
         assert scores.target is not None
-        prob = scores.extra[self._score_name]
+        prob = scores.extra_scores[self._score_name]
         ids = self._class_ids.to(prob.device)
         cells = confidence_bin(prob, self.num_bins) + torch.arange(len(ids), device=prob.device) * self.num_bins
         residual = (scores.target[..., None] == ids).to(torch.float64) - prob

@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..errors import MetricOptionError
-from ..metric import Binned, TokenMetric
-from ..scores import TokenScores
+from xent_metrics.errors import MetricOptionError
+from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.sums.metric import Binned, TokenMetric
 
 __all__ = ["Binning", "ConfidenceBins", "confidence_bin", "confidence_cell", "equal_mass_bin", "gap"]
 

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..errors import MetricOptionError
-from ..metric import RatioMetric
-from ..metric_options import readable
-from ..scores import TokenScores
-from ..scoring import as_tensor
+from xent_metrics.errors import MetricOptionError
+from xent_metrics.scoring.score import as_tensor
+from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.sums.metric import RatioMetric
+from xent_metrics.sums.options import readable
 
 __all__ = ["CrossEntropy", "Perplexity"]
 

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..metric import RatioMetric
-from ..row_scores import RowScore
-from ..scores import TokenScores
+from xent_metrics.scoring.rows import ExtraScore
+from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.sums.metric import RatioMetric
 
 __all__ = ["BrierScore", "PredictionEntropy", "ZLoss"]
 
@@ -34,20 +34,20 @@ def squared_log_normaliser(logits: Tensor, index: Tensor) -> Tensor:
 
 
 class _MeanOfRows(RatioMetric):
-    """The mean of one further score of each row."""
+    """The mean of one extra score of each row."""
 
     requires = frozenset[str]()
     _score_name: ClassVar[str]
-    _score: ClassVar[RowScore]
+    _score: ClassVar[ExtraScore]
 
-    def extra_scores(self) -> Mapping[str, RowScore]:
+    def extra_scores(self) -> Mapping[str, ExtraScore]:
         return {self._score_name: self._score}
 
     def sum_names(self) -> tuple[str, str]:
         return self._score_name, "tokens"
 
     def per_token(self, scores: TokenScores) -> Tensor:
-        return scores.extra[self._score_name]
+        return scores.extra_scores[self._score_name]
 
 
 class PredictionEntropy(_MeanOfRows):
@@ -68,7 +68,7 @@ class PredictionEntropy(_MeanOfRows):
     reference = "Shannon (1948), A Mathematical Theory of Communication"
     higher_is_better = None
     _score_name = "entropy"
-    _score = RowScore(entropy)
+    _score = ExtraScore(entropy)
 
 
 class BrierScore(_MeanOfRows):
@@ -89,7 +89,7 @@ class BrierScore(_MeanOfRows):
     value_unit = "squared error per token"
     reference = "Brier (1950), Verification of Forecasts Expressed in Terms of Probability"
     _score_name = "squared_error"
-    _score = RowScore(squared_error)
+    _score = ExtraScore(squared_error)
 
 
 class ZLoss(_MeanOfRows):
@@ -109,4 +109,4 @@ class ZLoss(_MeanOfRows):
     value_unit = "squared nats per token"
     reference = "Chowdhery et al. (2022), arXiv:2204.02311"
     _score_name = "squared_log_normaliser"
-    _score = RowScore(squared_log_normaliser, of="logits")
+    _score = ExtraScore(squared_log_normaliser, of="logits")

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MetricOptionError
-from ..metric import Binned, RatioMetric
-from ..pairs import PairMetric
-from ..scores import TokenScores
-from .calibration import root
+from xent_metrics.errors import MetricOptionError
+from xent_metrics.metrics.calibration import root
+from xent_metrics.metrics.pair_metric import PairMetric
+from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.sums.metric import Binned, RatioMetric
 
 __all__ = [
     "JensenShannonDivergence",
@@ -38,7 +38,7 @@ class _PairMean(PairMetric, RatioMetric):
         return f"{self.pair_score}(temperature={self.temperature})", "tokens"
 
     def per_token(self, scores: TokenScores) -> Tensor:
-        return scores.extra[self.pair_score]
+        return scores.extra_scores[self.pair_score]
 
 
 class KLDivergence(_PairMean):
@@ -207,7 +207,7 @@ class LogPerplexityRatio(_PairMean):
         return f"nll − base_nll(temperature={self.temperature})", "tokens"
 
     def per_token(self, scores: TokenScores) -> Tensor:
-        return scores.nll.double() - scores.extra["base_nll"].double()
+        return scores.nll.double() - scores.extra_scores["base_nll"].double()
 
 
 class KLDivergenceQuantile(PairMetric):
@@ -251,7 +251,7 @@ class KLDivergenceQuantile(PairMetric):
         self.quantile = quantile
 
     def sums(self, scores: TokenScores) -> Mapping[str, Tensor | Binned]:
-        values = scores.extra[self.pair_score].double()
+        values = scores.extra_scores[self.pair_score].double()
         place = (values.clamp(self._LEAST, self._MOST) / self._LEAST).log() / self._GROWTH
         bins = place.ceil().nan_to_num(0.0).long().clamp(0, self._INFINITE - 1)
         bins = torch.where(values == torch.inf, self._INFINITE, bins)

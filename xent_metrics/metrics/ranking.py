@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MetricOptionError
-from ..metric import RatioMetric
-from ..row_scores import RowScore
-from ..scores import TokenScores
+from xent_metrics.errors import MetricOptionError
+from xent_metrics.scoring.rows import ExtraScore
+from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.sums.metric import RatioMetric
 
 __all__ = ["MeanReciprocalRank", "TopKAccuracy", "target_rank"]
 
@@ -33,12 +33,12 @@ def target_rank(logits: Tensor, index: Tensor) -> Tensor:
 class _OfRank(RatioMetric):
     higher_is_better = True
 
-    def extra_scores(self) -> Mapping[str, RowScore]:
-        return {_RANK: RowScore(target_rank, of="logits")}
+    def extra_scores(self) -> Mapping[str, ExtraScore]:
+        return {_RANK: ExtraScore(target_rank, of="logits")}
 
     def rank(self, scores: TokenScores) -> Tensor:
         """Each row's rank, float64."""
-        return scores.extra[_RANK].double()
+        return scores.extra_scores[_RANK].double()
 
 
 class TopKAccuracy(_OfRank):

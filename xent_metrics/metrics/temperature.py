@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MetricOptionError
-from ..metric import Binned, TokenMetric
-from ..row_scores import RowScore
-from ..scores import TokenScores
+from xent_metrics.errors import MetricOptionError
+from xent_metrics.scoring.rows import ExtraScore
+from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.sums.metric import Binned, TokenMetric
 
 __all__ = ["CrossEntropyAtOptimalTemperature", "OptimalTemperature"]
 
@@ -43,8 +43,8 @@ class _TemperatureGrid(TokenMetric):
         self._log_betas = [-math.log(highest) + i * self._step for i in range(steps + 1)]
         self._score_name = f"nll_at_temperatures[{self.lowest}, {self.highest}]"
 
-    def extra_scores(self) -> Mapping[str, RowScore]:
-        return {self._score_name: RowScore(self._grid, (3 * len(self._log_betas),))}
+    def extra_scores(self) -> Mapping[str, ExtraScore]:
+        return {self._score_name: ExtraScore(self._grid, (3 * len(self._log_betas),))}
 
     def _grid(self, log_prob: Tensor, index: Tensor) -> Tensor:
         """``(rows, 3 G)``: value, slope and curvature at each β, from the moments of ln p under the shares p^β / Σ p^β."""
@@ -63,7 +63,7 @@ class _TemperatureGrid(TokenMetric):
         return torch.stack(found, dim=-1)
 
     def sums(self, scores: TokenScores) -> Mapping[str, Tensor | Binned]:
-        grid = scores.weighted(scores.extra[self._score_name])
+        grid = scores.weighted(scores.extra_scores[self._score_name])
         columns = torch.arange(grid.shape[-1], device=grid.device).expand_as(grid)
         return {
             self._score_name: Binned(grid, columns, grid.shape[-1]),

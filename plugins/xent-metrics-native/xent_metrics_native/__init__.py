@@ -6,7 +6,7 @@
     rotary_backend     rotary positions in one pass, in float32
     norm_backend       RMSNorm in one pass, in float32
     gated_backend      silu(x Gᵀ) · (x Uᵀ) in one pass over the weights, in float32
-    head_backend       nll, confidence and correct of x Wᵀ, whose logits never leave the caches, in float32
+    linear_cross_entropy_backend       nll, confidence and correct of x Wᵀ, whose logits never leave the caches, in float32
 
 Installed, they are used by themselves; `XENT_METRICS_PLUGINS=` (empty) leaves them out. The rest is left to torch: other
 devices and dtypes, soft targets, the losses of label smoothing and class weights, whatever has no memory of its own.
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from xent_metrics import hookimpl
 
 __all__ = [
-    "attention_backend", "gated_backend", "head_backend", "norm_backend", "rotary_backend", "score_backend"
+    "attention_backend", "gated_backend", "linear_cross_entropy_backend", "norm_backend", "rotary_backend", "score_backend"
 ]  # fmt: skip
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -291,7 +291,9 @@ def gated_backend(states: Tensor, gate: Tensor, up: Tensor) -> Tensor | None:
 
 
 @hookimpl
-def head_backend(hidden_states: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+def linear_cross_entropy_backend(
+    hidden_states: Tensor, weight: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor] | None:
     """nll (float32, nats), confidence (float32) and correct (bool) of x Wᵀ with targets ``(N,)``."""
     rows = hidden_states.ndim == 2 and target.shape == hidden_states.shape[:1] and target.dtype == torch.int64
     if not rows or not _readable(target) or not _multiplies(hidden_states, weight):

@@ -10,7 +10,7 @@ is the same on all ranks already, so Lightning syncs nothing. Metric objects tha
 
 from __future__ import annotations
 
-from .lm_eval_callback import LMEvalCallback
-from .xent_callback import XentCallback
+from xent_metrics.hosts.lightning.lm_eval_callback import LMEvalCallback
+from xent_metrics.hosts.lightning.xent_callback import XentCallback
 
 __all__ = ["LMEvalCallback", "XentCallback"]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ...errors import MetricOptionError, MissingExtraError
+from xent_metrics.errors import MetricOptionError, MissingExtraError
 
 __all__ = ["Callback", "log_all"]
 

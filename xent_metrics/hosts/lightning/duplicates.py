@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import BatchSampler, DistributedSampler
 
-from ...errors import InvalidInputError
-from ...samplers import repeats_samples, sample_weights
-from ...scores import TokenScores
-from .step_output import Batch, per_row
+from xent_metrics.errors import InvalidInputError
+from xent_metrics.hosts.lightning.step_output import Batch, per_row
+from xent_metrics.samplers import repeats_samples, sample_weights
+from xent_metrics.scoring.scores import TokenScores
 
 __all__ = ["loaders_of", "without_duplicates"]
 

@@ -13,9 +13,9 @@ from importlib.util import find_spec
 from numbers import Real
 from typing import Any
 
-from ...errors import InvalidInputError, MetricOptionError, MissingExtraError
-from ..named import named_object
-from .callback import Callback, log_all
+from xent_metrics.errors import InvalidInputError, MetricOptionError, MissingExtraError
+from xent_metrics.hosts.config import named_object
+from xent_metrics.hosts.lightning.callback import Callback, log_all
 
 __all__ = ["LMEvalCallback", "logged_values"]
 
@@ -26,14 +26,14 @@ class LMEvalCallback(Callback):
     Args:
         tasks: names (ours, plugins', lm-eval's own, those in `include_path`) or task configurations.
         every_n_epochs: 1 is every validation, except the sanity check; in `trainer.validate` it is always run.
-        network: the attribute of the module that takes ids and gives logits (`TorchLM`); by default the module itself.
+        submodule: the attribute of the module that takes ids and gives logits (`TorchLM`); by default the module itself.
         tokenizer: as for `TorchLM`: "bytes", a path of a Hugging Face tokenizer, an object, or an object's import path as
             ``package.module:name``.
         max_length, batch_size: as for `TorchLM`.
         metrics: put on every task, as in a task's `metric_list`: ``[{"metric": "bits_per_byte"}]``.
         include_path: folders of more task YAMLs.
         options: further keywords of `lm_eval.simple_evaluate`: `limit`, `num_fewshot`, `apply_chat_template` …
-        every_rank: every rank scores all documents, for modules whose forward needs all ranks at once (FSDP, tensor
+        replicate: every rank scores all documents, for modules whose forward needs all ranks at once (FSDP, tensor
             parallel). Otherwise (one process, DDP) documents are dealt out.
         prog_bar, logger: where to show them; callbacks can monitor them either way.
 
@@ -45,14 +45,14 @@ class LMEvalCallback(Callback):
         self,
         tasks: list[str | dict[str, Any]],
         every_n_epochs: int = 1,
-        network: str | None = None,
+        submodule: str | None = None,
         tokenizer: Any = "bytes",
         max_length: int | None = None,
         batch_size: int = 1,
         metrics: list[dict[str, Any]] | None = None,
         include_path: list[str] | None = None,
         options: dict[str, Any] | None = None,
-        every_rank: bool = False,
+        replicate: bool = False,
         prog_bar: bool = False,
         logger: bool = True,
     ) -> None:
@@ -65,7 +65,7 @@ class LMEvalCallback(Callback):
             raise MetricOptionError(f"every_n_epochs is at least 1; got {every_n_epochs!r}")
         self.tasks = list(tasks)
         self.every_n_epochs = every_n_epochs
-        self.network = network
+        self.submodule = submodule
         named = isinstance(tokenizer, str) and ":" in tokenizer and not os.path.exists(tokenizer)
         self.tokenizer = named_object(tokenizer) if named else tokenizer
         self.max_length = max_length
@@ -73,13 +73,13 @@ class LMEvalCallback(Callback):
         self.metrics = list(metrics or [])
         self.include_path = list(include_path or [])
         self.options = dict(options or {})
-        self.every_rank = every_rank
+        self.replicate = replicate
         self.prog_bar = prog_bar
         self.logger = logger
 
     @cached_property
     def _task_manager(self) -> Any:
-        from ..lm_eval.command import XentTaskManager
+        from xent_metrics.hosts.lm_eval.command import XentTaskManager
 
         manager = partial(XentTaskManager, include_path=self.include_path, entries=self.metrics)
         without_theirs = manager(include_defaults=False)  # lm-eval's thousands take seconds to index
@@ -90,7 +90,7 @@ class LMEvalCallback(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage not in ("fit", "validate"):
             return
-        _network(pl_module, self.network)
+        _submodule(pl_module, self.submodule)
         self._task_manager.load(self.tasks)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -102,13 +102,13 @@ class LMEvalCallback(Callback):
         """Run the tasks now, on all ranks; the values that would be logged."""
         import lm_eval
 
-        from .module_lm import ModuleLM, as_it_was
+        from xent_metrics.hosts.lightning.module_lm import ModuleLM, as_it_was
 
         with as_it_was(pl_module):
             model = ModuleLM(
-                _network(pl_module, self.network),
+                _submodule(pl_module, self.submodule),
                 context=trainer.precision_plugin.forward_context,
-                alone=self.every_rank,
+                alone=self.replicate,
                 tokenizer=self.tokenizer,
                 max_length=self.max_length,
                 batch_size=self.batch_size,
@@ -120,13 +120,13 @@ class LMEvalCallback(Callback):
         return values
 
 
-def _network(module: Any, path: str | None) -> Any:
+def _submodule(module: Any, path: str | None) -> Any:
     try:
         for name in (path or "").split(".") if path else ():
             module = getattr(module, name)
     except AttributeError as error:
         raise InvalidInputError(
-            f"network={path!r}: {error}. Name the attribute of the module that takes ids and gives logits"
+            f"submodule={path!r}: {error}. Name the attribute of the module that takes ids and gives logits"
         ) from error
     return module
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..lm_eval import TorchLM
+from xent_metrics.hosts.lm_eval.models.torch_lm import TorchLM
 
 __all__ = ["ModuleLM", "as_it_was"]
 

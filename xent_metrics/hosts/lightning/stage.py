@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...collection import TokenMetricCollection
-from ...metric import TokenMetric
+from xent_metrics.collection import TokenMetricCollection
+from xent_metrics.sums.metric import NanPolicy, TokenMetric
 
 __all__ = ["StageMetrics"]
 
@@ -34,9 +34,9 @@ class StageMetrics:
         """Add a batch of one dataloader: logits and targets, or a `TokenScores`."""
         self.loaders[loader].update(logits, target, weight=weight)
 
-    def compute(self, *, finite_only: bool = False) -> dict[str, Tensor]:
+    def compute(self, *, nan_policy: NanPolicy = "propagate") -> dict[str, Tensor]:
         """Every value over all processes, by one all_reduce; the same on each of them."""
-        return self.all.compute(finite_only=finite_only)
+        return self.all.compute(nan_policy=nan_policy)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The sums over all processes, by one all_reduce: loaded by any number of processes, they count once."""

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...errors import InvalidInputError
-from ...scores import TokenScores
+from xent_metrics.errors import InvalidInputError
+from xent_metrics.scoring.scores import TokenScores
 
 __all__ = ["Batch", "read"]
 

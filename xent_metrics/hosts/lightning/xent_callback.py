@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...errors import MetricOptionError
-from ..named import build_metrics, named_object
-from .callback import Callback, log_all
-from .duplicates import loaders_of, without_duplicates
-from .stage import StageMetrics
-from .step_output import read
+from xent_metrics.errors import MetricOptionError
+from xent_metrics.hosts.config import build_metrics, named_object
+from xent_metrics.hosts.lightning.callback import Callback, log_all
+from xent_metrics.hosts.lightning.duplicates import loaders_of, without_duplicates
+from xent_metrics.hosts.lightning.stage import StageMetrics
+from xent_metrics.hosts.lightning.step_output import read
+from xent_metrics.sums.metric import NanPolicy
 
 __all__ = ["XentCallback"]
 
@@ -32,7 +33,7 @@ class XentCallback(Callback):
         adapter: ``f(module, output, batch)`` that makes of a step's output what `step_output` reads; or its import path.
         shift: logits[t] score targets[t + 1], for labels that are the inputs (Hugging Face's convention).
         standard_errors: over sequences, the first dimension of logits and targets (`StandardError`).
-        finite_only: leave terms that are nan or infinite out of the sums.
+        nan_policy: "omit" leaves rows of nan and invalid targets out of the sums, as in `TokenMetric.compute`.
         mask_duplicates: give the samples that a DistributedSampler repeats to fill its last round the weight 0.
         prog_bar, logger: where to show them; callbacks can monitor them either way.
 
@@ -49,7 +50,7 @@ class XentCallback(Callback):
         adapter: str | Callable[..., Any] | None = None,
         shift: bool = False,
         standard_errors: bool = True,
-        finite_only: bool = False,
+        nan_policy: NanPolicy = "propagate",
         mask_duplicates: bool = True,
         prog_bar: bool = True,
         logger: bool = True,
@@ -61,7 +62,7 @@ class XentCallback(Callback):
         self.stages = [stage for stage in _STAGES if stage in stages]
         self.adapter = named_object(adapter) if isinstance(adapter, str) else adapter
         self.shift = shift
-        self.finite_only = finite_only
+        self.nan_policy = nan_policy
         self.mask_duplicates = mask_duplicates
         self.prog_bar = prog_bar
         self.logger = logger
@@ -90,7 +91,7 @@ class XentCallback(Callback):
     def _end(self, module: Any, stage: str) -> None:
         if stage not in self._running:
             return
-        values = self._running[stage].compute(finite_only=self.finite_only)
+        values = self._running[stage].compute(nan_policy=self.nan_policy)
         del self._running[stage]  # not before: a sync that fails loses nothing
         log_all(module, values, prog_bar=self.prog_bar, logger=self.logger)
 

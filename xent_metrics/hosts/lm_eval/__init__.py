@@ -10,19 +10,19 @@ import importlib
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ...errors import MissingExtraError
+from xent_metrics.errors import MissingExtraError
 
 if find_spec("lm_eval") is None:
     raise MissingExtraError("xent_metrics.hosts.lm_eval needs lm-eval: pip install 'xent-metrics[lm-eval]'")
 
 if TYPE_CHECKING:
-    from .hf_model import XentHFLM
-    from .task import XentTask
-    from .torch_model import TorchLM
+    from xent_metrics.hosts.lm_eval.models.hf_lm import XentHFLM
+    from xent_metrics.hosts.lm_eval.models.torch_lm import TorchLM
+    from xent_metrics.hosts.lm_eval.task import XentTask
 
 __all__ = ["TorchLM", "XentHFLM", "XentTask"]
 
-_HOME = {"XentTask": ".task", "TorchLM": ".torch_model", "XentHFLM": ".hf_model"}
+_HOME = {"XentTask": ".task", "TorchLM": ".models.torch_lm", "XentHFLM": ".models.hf_lm"}
 
 
 def __getattr__(name: str) -> Any:

@@ -24,17 +24,17 @@ from lm_eval.api.registry import metric_registry, model_registry
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Kind
 
-from ...errors import InvalidInputError, MetricOptionError
-from ...plugins import get_metric, list_metrics
-from ...task_folders import task_folders
-from .metric_list import ADDED, OWN_KEYS
-from .task import XentTask
+from xent_metrics.errors import InvalidInputError, MetricOptionError
+from xent_metrics.hosts.lm_eval.metric_list import ADDED, OWN_KEYS
+from xent_metrics.hosts.lm_eval.task import XentTask
+from xent_metrics.plugins import get_metric, list_metrics
+from xent_metrics.task_folders import task_folders
 
 __all__ = ["XentTaskManager", "parse_metrics", "register_models", "run"]
 
 _MODELS = {
-    "xent-hf": "xent_metrics.hosts.lm_eval.hf_model:XentHFLM",
-    "xent-torch": "xent_metrics.hosts.lm_eval.torch_model:TorchLM",
+    "xent-hf": "xent_metrics.hosts.lm_eval.models.hf_lm:XentHFLM",
+    "xent-torch": "xent_metrics.hosts.lm_eval.models.torch_lm:TorchLM",
 }
 
 

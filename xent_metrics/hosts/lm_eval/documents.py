@@ -1,6 +1,6 @@
 """One document: from the model's results to scores, from scores to a metric's value with its exact sums, and their merge.
 
-lm-eval hands `process_results` bare results. `answered` first puts beside each the text that was asked for, so that
+lm-eval hands `process_results` bare results. `attach_text` first puts beside each the text that was asked for, so that
 bytes and words are counted over the span that the nats are of: a rolling task's whole text; a continuation with its
 delimiter and with the white space that its context ends in, which lm-eval's models score as part of the continuation.
 
@@ -18,42 +18,53 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import exact_sum
-from ...analysis.standard_error import standard_error
-from ...errors import CapacityError, MissingScoreError
-from ...metric import TokenMetric
-from ...scores import TokenScores, from_loglikelihoods
-from ...scoring import score_tokens
+from xent_metrics.errors import CapacityError, MissingScoreError
+from xent_metrics.scoring.score import score_tokens
+from xent_metrics.scoring.scores import TokenScores, from_loglikelihoods
+from xent_metrics.sums import exact_sum
+from xent_metrics.sums.metric import TokenMetric
+from xent_metrics.wrappers.standard_error import standard_error
 
 __all__ = [
-    "CHOICE", "DOCUMENT", "Document", "DocumentSums", "DocumentValue", "answered", "choice_scores", "demand",
-    "requested_text", "serves", "tokens_for", "total_standard_error", "total_value",
+    "CHOICE",
+    "DOCUMENT",
+    "DocumentScores",
+    "DocumentSums",
+    "DocumentValue",
+    "attach_text",
+    "can_score",
+    "choice_scores",
+    "requested_text",
+    "require_scores",
+    "tokens_for",
+    "total_standard_error",
+    "total_value",
 ]  # fmt: skip
 
 _LENGTHS = {"num_bytes", "num_words"}
 
 # What a host can give, as scores without rows: a metric that takes these takes the real ones.
 DOCUMENT = from_loglikelihoods([], num_bytes=[], num_words=[])
-CHOICE = from_loglikelihoods([], unit="choice")
+CHOICE = from_loglikelihoods([], row_kind="choice")
 TOKEN = score_tokens(torch.zeros(0, 1), torch.zeros(0, dtype=torch.long), token_bytes=torch.ones(1, dtype=torch.long))
 
 
-def demand(scores: TokenScores, metric: TokenMetric) -> None:
+def require_scores(scores: TokenScores, metric: TokenMetric) -> None:
     """Raise `MissingScoreError` unless the scores have all that the metric needs."""
-    scores.require({*metric.requires, *metric.extra_scores()}, units=metric.row_units, metric=metric.name)
+    scores.require({*metric.requires, *metric.extra_scores()}, row_kinds=metric.row_kinds, metric=metric.name)
 
 
 def tokens_for(metric: TokenMetric) -> TokenScores:
-    """What a host that scores tokens can give the metric, as scores without rows: further scores by being asked for them."""
+    """What a host that scores tokens can give the metric, as scores without rows: extra scores by being asked for them."""
     return dataclasses.replace(
-        TOKEN, extra={n: torch.zeros(0, *score.shape) for n, score in metric.extra_scores().items()}
+        TOKEN, extra_scores={n: torch.zeros(0, *score.shape) for n, score in metric.extra_scores().items()}
     )
 
 
-def serves(scores: TokenScores, metric: TokenMetric) -> bool:
+def can_score(scores: TokenScores, metric: TokenMetric) -> bool:
     """Whether the scores have all that the metric needs."""
     try:
-        demand(scores, metric)
+        require_scores(scores, metric)
     except MissingScoreError:
         return False
     return True
@@ -142,7 +153,7 @@ class _Continuation(tuple[Any, ...]):
         return tuple, (tuple(self),)
 
 
-def answered(result: Any, text: str) -> _Rolling | _Continuation:
+def attach_text(result: Any, text: str) -> _Rolling | _Continuation:
     """A model's result beside the text that it is of: to lm-eval, its filters apart, the plain value still."""
     answer = _Continuation(result) if isinstance(result, tuple | list) else _Rolling(result)
     answer.text, answer.scores = text, getattr(result, "scores", None)
@@ -171,14 +182,14 @@ def choice_scores(metric: TokenMetric, loglikelihoods: Sequence[float], gold: in
     tensor([0.6931], dtype=torch.float64)
     """
     scores = metric.score(torch.tensor([loglikelihoods], dtype=torch.float64), torch.tensor([gold]))
-    return dataclasses.replace(scores, unit="choice")
+    return dataclasses.replace(scores, row_kind="choice")
 
 
-class Document:
+class DocumentScores:
     """The scores of one document.
 
     Args:
-        answer: the whole text's or the (gold) continuation's, from `answered`.
+        answer: the whole text's or the (gold) continuation's, from `attach_text`.
         count_bytes, count_words: the task's own.
         loglikelihoods, gold: of all choices, in multiple choice.
     """
@@ -204,7 +215,7 @@ class Document:
         """
         if over == "choices":
             return self._over_choices(metric)
-        if self.tokens is None or "token" not in metric.row_units or not self._tokens_have_lengths(metric):
+        if self.tokens is None or "token" not in metric.row_kinds or not self._tokens_have_lengths(metric):
             return self.row
         return self.tokens
 

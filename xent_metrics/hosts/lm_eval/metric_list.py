@@ -22,11 +22,17 @@ from typing import Any, NoReturn
 import lm_eval.api.metrics  # noqa: F401  # fills lm-eval's registries
 from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, aggregation_registry, metric_registry
 
-from ...errors import InvalidInputError, MetricOptionError, MissingScoreError, UnknownMetricError, XentMetricsError
-from ...metric import TokenMetric
-from ...plugins import get_metric, list_metrics, plugins
-from ...scores import TokenScores
-from .documents import CHOICE, DOCUMENT, choice_scores, demand, serves, tokens_for
+from xent_metrics.errors import (
+    InvalidInputError,
+    MetricOptionError,
+    MissingScoreError,
+    UnknownMetricError,
+    XentMetricsError,
+)
+from xent_metrics.hosts.lm_eval.documents import CHOICE, DOCUMENT, can_score, choice_scores, require_scores, tokens_for
+from xent_metrics.plugins import get_metric, list_metrics, plugins
+from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.sums.metric import TokenMetric
 
 __all__ = ["ADDED", "EMITTED", "OWN_KEYS", "Entry", "build_entry", "read_metric_list"]
 
@@ -126,14 +132,14 @@ def _check_scores(metric: TokenMetric, over: str | None, where: str) -> None:
     """Whether any model could give what the metric needs; whether this one does is asked when it is there."""
     try:
         if over == "choices":
-            CHOICE.require((), units=metric.row_units, metric=metric.name)
-            demand(_some_choices(metric), metric)
-        elif not serves(DOCUMENT, metric):
-            demand(tokens_for(metric), metric)
+            CHOICE.require((), row_kinds=metric.row_kinds, metric=metric.name)
+            require_scores(_some_choices(metric), metric)
+        elif not can_score(DOCUMENT, metric):
+            require_scores(tokens_for(metric), metric)
             _check_options(metric)
     except MissingScoreError as error:
         hint = "no lm-eval model gives it"
-        if over == "choices" and (serves(DOCUMENT, metric) or serves(tokens_for(metric), metric)):
+        if over == "choices" and (can_score(DOCUMENT, metric) or can_score(tokens_for(metric), metric)):
             hint = "over: choices knows of no text; over: gold does"
         elif over == "gold":
             hint += " for the gold continuation; over: choices has the whole distribution"

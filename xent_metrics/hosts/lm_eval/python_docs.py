@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pydoc_data.topics import topics as _TOPICS
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...errors import InvalidInputError
+from xent_metrics.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

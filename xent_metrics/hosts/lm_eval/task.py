@@ -23,28 +23,28 @@ from typing import Any
 import torch
 from lm_eval.api.model import LM
 
-from ...errors import InvalidInputError, InvalidTargetError, MissingScoreError, XentMetricsError
-from ...scores import TokenScores
-from .documents import (
+from xent_metrics.errors import InvalidInputError, InvalidTargetError, MissingScoreError, XentMetricsError
+from xent_metrics.hosts.lm_eval.documents import (  # fmt: skip
     DOCUMENT,
-    Document,
+    DocumentScores,
     DocumentSums,
     DocumentValue,
-    answered,
+    attach_text,
     choice_scores,
-    demand,
     requested_text,
+    require_scores,
     total_standard_error,
     total_value,
-)  # fmt: skip
-from .further_scores import ask_for
-from .idle_ranks import NoValue, StandIn, StandsIn
-from .metric_list import ADDED, Entry, read_metric_list
+)
+from xent_metrics.hosts.lm_eval.empty_ranks import EmptyRankTask, NoValue, PlaceholderDoc
+from xent_metrics.hosts.lm_eval.extra_scores import ask_for
+from xent_metrics.hosts.lm_eval.metric_list import ADDED, Entry, read_metric_list
+from xent_metrics.scoring.scores import TokenScores
 
 __all__ = ["XentTask"]
 
 
-class XentTask(StandsIn):
+class XentTask(EmptyRankTask):
     """A YAML task whose `metric_list` may name our metrics (metric_list.py) among lm-eval's own.
 
     What is checked, and when:
@@ -56,7 +56,7 @@ class XentTask(StandsIn):
         when results come: the same once more, which matters only in a process that has both kinds of model loaded.
 
     A model class that gives scores (results.py) says so: ``gives_token_scores = True``. What metrics need of each token
-    beyond its loss stands on the requests (further_scores.py).
+    beyond its loss stands on the requests (extra_scores.py).
     """
 
     def __init__(self, config: Mapping[str, Any], **kwargs: Any) -> None:
@@ -82,16 +82,16 @@ class XentTask(StandsIn):
         """lm-eval's own, once it is clear that the model gives what the metrics need; they ask for it with the requests."""
         if not _a_loaded_model_gives_token_scores():
             for entry in self._entries:
-                self._demand_of_a_stock_model(entry)
+                self._require_of_a_stock_model(entry)
         super().build_all_requests(**options)
         of_tokens = [entry.metric.extra_scores() for entry in self._entries if entry.over != "choices"]
         ask_for(self.instances, {name: score for scores in of_tokens for name, score in scores.items()})
 
-    def _demand_of_a_stock_model(self, entry: Entry) -> None:
+    def _require_of_a_stock_model(self, entry: Entry) -> None:
         if entry.over == "choices":
             return
         try:
-            demand(DOCUMENT, entry.metric)
+            require_scores(DOCUMENT, entry.metric)
         except MissingScoreError as error:
             hint = ". Over the choices it works with any model: `over: choices`" if entry.over else ""
             raise MissingScoreError(f"task {self.config.task}: {error}{hint}") from error
@@ -149,14 +149,14 @@ class XentTask(StandsIn):
         for instance in self.instances if self._entries else ():
             text = requested_text(instance.request_type, instance.args)
             for name, result in instance.filtered_resps.items():
-                instance.filtered_resps[name] = answered(result, text)
+                instance.filtered_resps[name] = attach_text(result, text)
         return done
 
     def process_results(self, doc: Any, results: Sequence[Any]) -> dict[str, Any]:
         """lm-eval's metrics of a document, then ours: ``<name>`` and ``<name>_stderr``, each with the exact sums."""
         theirs = self._metric_fn_list or callable(self.config.process_results)
         emitted = dict(super().process_results(doc, results)) if theirs else {}
-        if isinstance(doc, StandIn):
+        if isinstance(doc, PlaceholderDoc):
             ours = {name: value for entry in self._entries for name, value in _nothing(entry).items()}
             return {name: NoValue() for name in emitted} | ours
         if self._entries:
@@ -164,7 +164,7 @@ class XentTask(StandsIn):
             for entry in self._entries:
                 try:
                     scores = document.scores_for(entry.metric, entry.over)
-                    self._demand_further_scores(entry, scores)
+                    self._require_extra_scores(entry, scores)
                     value = DocumentValue.of(entry.metric, scores)
                 except XentMetricsError as error:
                     raise type(error)(
@@ -173,17 +173,17 @@ class XentTask(StandsIn):
                 emitted |= {entry.name: value, f"{entry.name}_stderr": DocumentSums.of(entry.metric, value.sums)}
         return emitted
 
-    def _demand_further_scores(self, entry: Entry, scores: TokenScores) -> None:
-        """A model that was asked for further scores gives them; the results in lm-eval's cache may be older."""
-        missing = sorted(entry.metric.extra_scores().keys() - scores.extra.keys())
-        if missing and scores.unit == "token":
+    def _require_extra_scores(self, entry: Entry, scores: TokenScores) -> None:
+        """A model that was asked for extra scores gives them; the results in lm-eval's cache may be older."""
+        missing = sorted(entry.metric.extra_scores().keys() - scores.extra_scores.keys())
+        if missing and scores.row_kind == "token":
             raise MissingScoreError(
                 f"the metric asked for `{missing[0]}` of each token, and the results don't have "
                 "it. If --use_cache is set, they were kept by a run without this metric: name another file, or delete this "
-                "one. If the model is your own, pass extra=asked_for(requests) to score_tokens, as `xent-torch` does"
+                "one. If the model is your own, pass extra_scores=asked_for(requests) to score_tokens, as `xent-torch` does"
             )
 
-    def _document(self, doc: Any, results: Sequence[Any]) -> Document:
+    def _document(self, doc: Any, results: Sequence[Any]) -> DocumentScores:
         if not all(hasattr(result, "text") for result in results):
             raise InvalidInputError(
                 f"task {self.config.task}: results without their requests; call task.apply_filters() first, and pass "
@@ -191,10 +191,10 @@ class XentTask(StandsIn):
             )
         count = self.count_bytes, self.count_words
         if self.OUTPUT_TYPE != "multiple_choice":
-            return Document(results[0], *count)
+            return DocumentScores(results[0], *count)
         gold, choices = self._gold(doc)
         loglikelihoods = [float(result[0]) for result in results[:choices]]  # behind them acc_mutual_info's
-        return Document(results[gold], *count, loglikelihoods, gold)
+        return DocumentScores(results[gold], *count, loglikelihoods, gold)
 
 
 def _of_a_cache(error: XentMetricsError, results: Sequence[Any]) -> str:

@@ -1,0 +1,159 @@
+"""LMEvalCallback in a real Trainer: lm-eval's values of the module as it is, and training as if nothing had been evaluated."""
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from support.lightning import QUIET
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from xent_metrics.errors import InvalidInputError, MetricOptionError, UnknownMetricError
+from xent_metrics.hosts.lightning import LMEvalCallback
+from xent_metrics.hosts.lightning.module_lm import as_it_was
+
+TEXTS = ["héllo wörld", "two  words", "\tand a third text\n"]
+BOS = 256
+
+
+class Bytes(LightningModule):
+    """Bigrams of bytes, with a dropout that does nothing in eval mode."""
+
+    max_length = 8
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Embedding(BOS + 1, BOS + 1), nn.Dropout(0.5))
+        self.net[0].weight.data = torch.randn(BOS + 1, BOS + 1, generator=torch.Generator().manual_seed(0))
+        self.drawn = []
+
+    def forward(self, ids):
+        return self.net(ids)
+
+    def training_step(self, batch, batch_idx):
+        self.drawn.append(torch.rand(()).item())
+        return F.cross_entropy(self(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+
+    def validation_step(self, batch, batch_idx):
+        assert not self.net.training
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+def by_hand(module, texts):
+    """Bits per byte: every byte after the one before it, the first after BOS."""
+    nats = 0.0
+    for text in texts:
+        ids = torch.tensor([BOS, *text.encode()])
+        logits = module.net[0](ids[:-1]).double()
+        nats += F.cross_entropy(logits, ids[1:], reduction="sum").item()
+    return nats / math.log(2) / sum(len(text.encode()) for text in texts)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
+    (tmp_path / "texts.jsonl").write_text(lines, encoding="utf-8")
+    (tmp_path / "texts.yaml").write_text(
+        "task: texts\nclass: !function xent_metrics.hosts.lm_eval.XentTask\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'texts.jsonl'}}}}}\n"
+        "test_split: test\noutput_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{text}}'\n"
+        "metric_list:\n  - metric: bits_per_byte\n  - metric: token_accuracy\n",
+        encoding="utf-8",
+    )
+    return tmp_path
+
+
+def data():
+    return DataLoader(torch.randint(BOS, (4, 6), generator=torch.Generator().manual_seed(1)), batch_size=2)
+
+
+def fit(*callbacks, **options):
+    torch.manual_seed(0)
+    module = Bytes()
+    trainer = Trainer(accelerator="cpu", callbacks=list(callbacks), **{**QUIET, "max_epochs": 2, **options})
+    trainer.fit(module, data(), data())
+    return module, trainer
+
+
+def test_values_are_those_of_the_trained_module_and_training_is_as_without(folder):
+    callback = LMEvalCallback(["texts"], include_path=[str(folder)], every_n_epochs=2)
+    module, trainer = fit(callback)
+    values = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("lm_eval/")}
+    assert set(values) == {
+        f"lm_eval/texts/{name}{suffix}" for name in ("bits_per_byte", "token_accuracy") for suffix in ("", "_stderr")
+    }
+    assert values["lm_eval/texts/bits_per_byte"] == pytest.approx(by_hand(module, TEXTS), rel=1e-6)
+    assert 0 < values["lm_eval/texts/bits_per_byte_stderr"] < 10
+
+    plain, _ = fit()
+    assert plain.drawn == module.drawn
+    assert torch.equal(plain.net[0].weight, module.net[0].weight)
+    assert module.net.training
+
+
+@pytest.mark.parametrize(("every_n_epochs", "expected"), [(1, [0, 1, 2]), (2, [1])])
+def test_it_runs_every_nth_epoch_and_not_in_the_sanity_check(folder, monkeypatch, every_n_epochs, expected):
+    epochs = []
+    monkeypatch.setattr(
+        LMEvalCallback, "evaluate", lambda self, trainer, module: epochs.append(trainer.current_epoch) or {}
+    )
+    fit(LMEvalCallback(["texts"], include_path=[str(folder)], every_n_epochs=every_n_epochs), max_epochs=3)
+    assert epochs == expected
+
+
+def test_metrics_network_options_and_precision(folder):
+    callback = LMEvalCallback(
+        ["texts"], include_path=[str(folder)], every_n_epochs=2, submodule="net", max_length=5, batch_size=2,
+        options={"limit": 2}, metrics=[{"metric": "cross_entropy", "unit": "bits", "name": "bits_per_token"}],
+    )  # fmt: skip
+    module = Bytes()
+    autocast = []
+    module.net[1].register_forward_hook(lambda *_: autocast.append(torch.is_autocast_enabled("cpu")))
+    trainer = Trainer(accelerator="cpu", callbacks=[callback], **QUIET, precision="bf16-mixed")
+    trainer.validate(module, data(), verbose=False)
+    found = {name.rpartition("/")[2]: value.item() for name, value in trainer.callback_metrics.items()}
+    assert found["bits_per_token"] == found["bits_per_byte"] == pytest.approx(by_hand(module, TEXTS[:2]))
+    assert all(autocast)
+    assert len(autocast) > 3
+
+
+def test_modes_and_random_generators_are_as_they_were():
+    module = Bytes()
+    module.net[0].eval()
+    with as_it_was(module):
+        expected = random.random(), np.random.rand(), torch.rand(()).item()
+    with as_it_was(module):
+        module.eval()
+        random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    assert [m.training for m in (module, *module.net)] == [True, False, True]
+    assert (random.random(), np.random.rand(), torch.rand(()).item()) == expected
+
+
+def test_lm_evals_own_tasks_are_known_too():
+    manager = LMEvalCallback(["lambada_openai", "xent_python_docs"])._task_manager
+    assert {"lambada_openai", "xent_python_docs"} <= set(manager.all_tasks)
+    with pytest.raises(KeyError, match="no_such_task"):
+        manager.load(["no_such_task"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"tasks": ["texts"], "metrics": [{"metric": "perplexities"}]}, UnknownMetricError, "perplexity"),
+        ({"tasks": ["texts"], "submodule": "model"}, InvalidInputError, "submodule='model'"),
+        ({"tasks": "texts"}, MetricOptionError, "tasks is a list"),
+        ({"tasks": ["texts"], "every_n_epochs": 0}, MetricOptionError, "every_n_epochs"),
+    ],
+)
+def test_what_is_wrong_raises_before_training(arguments, error, message, folder):
+    trained = []
+    with pytest.raises(error, match=message):
+        trained.append(fit(LMEvalCallback(**arguments, include_path=[str(folder)])))
+    assert not trained

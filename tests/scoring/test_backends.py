@@ -1,0 +1,332 @@
+"""The hook `score_backend`: when plugins are asked for scores, in which order, and what happens when they break its contract."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+
+import xent_metrics.plugins
+from xent_metrics import TokenScores, hookimpl, score_hidden_states, score_tokens
+from xent_metrics.errors import PluginError
+from xent_metrics.scoring import compiled
+from xent_metrics.scoring.rows import ExtraScore
+from xent_metrics.testing.contract import no_host_sync
+
+# Nothing below would be shown by a backend that was set aside unnoticed.
+pytestmark = pytest.mark.filterwarnings("error:xent-metrics plugin")
+
+
+class Backend:
+    """A plugin module whose backend returns `result` and remembers what it was asked."""
+
+    def __init__(self, result):
+        self.asked = []
+
+        @hookimpl
+        def score_backend(logits, target):
+            self.asked.append((logits, target))
+            return result(logits, target) if callable(result) else result
+
+        self.score_backend = score_backend
+
+
+def marked(nll: float) -> Backend:
+    """Scores that are told apart from torch's by their nll."""
+    return Backend(
+        lambda logits, target: (
+            torch.full(target.shape, nll),
+            torch.full(target.shape, 0.25),
+            torch.ones(target.shape, dtype=torch.bool),
+        )
+    )
+
+
+def broken(logits, target):
+    raise ZeroDivisionError("no rows today")
+
+
+def test_a_backend_gives_nll_confidence_and_correct_and_the_core_the_rest(install, batch):
+    backend = marked(7.5)
+    install(backend)
+    logits, target = batch
+    target[1, 1] = 99
+    scores = score_tokens(logits, target, weight=torch.full(target.shape, 2.0))
+    counted = target != -100
+    valid = counted & (target != 99)
+    assert torch.equal(scores.nll[valid], torch.full((int(valid.sum()),), 7.5))
+    assert torch.equal(scores.nll[~counted], torch.zeros(3))
+    assert scores.nll[1, 1].isnan()
+    assert torch.equal(scores.correct, valid)
+    assert torch.equal(scores.confidence, torch.where(counted, 0.25, 0.0))
+    assert torch.equal(scores.invalid, target == 99)
+
+
+def test_a_backend_gets_all_rows_at_once_and_targets_that_it_can_index_with(install, batch):
+    backend = marked(1.0)
+    install(backend)
+    logits, target = batch
+    target[1, 1] = 99
+    score_tokens(logits, target.to(torch.int32))
+    ((rows, index),) = backend.asked
+    assert torch.equal(rows, logits.reshape(24, 13))
+    assert rows.data_ptr() == logits.data_ptr()
+    assert index.dtype == torch.int64
+    assert index.is_contiguous()
+    valid = (target >= 0) & (target < 13)
+    assert torch.equal(index, torch.where(valid, target, 0).reshape(24))
+
+
+def test_rows_without_a_flat_view_come_in_parts_and_in_order(install):
+    backend = Backend(lambda logits, target: (logits[:, 0].clone(), logits[:, 0].clone(), target == 0))
+    install(backend)
+    logits = torch.randn(3, 6, 5)[:, :-1]
+    target = torch.ones(3, 5, dtype=torch.long)
+    assert torch.equal(score_tokens(logits, target).nll, logits[..., 0])
+    assert [rows.shape for rows, _ in backend.asked] == [(5, 5)] * 3
+
+
+def test_hidden_states_in_half_precision_are_scored_by_the_backend_block_by_block(install, monkeypatch):
+    monkeypatch.setattr("xent_metrics.scoring.score._MATMUL_CHUNK", 70)
+    backend = Backend(lambda logits, target: (logits.float().amax(-1), logits.float().amax(-1), target == 0))
+    install(backend)
+    hidden, head = torch.randn(2, 12, 3).bfloat16(), torch.randn(7, 3).bfloat16()
+    target = torch.ones(2, 12, dtype=torch.long)
+    scores = score_hidden_states(hidden, head, target)
+    assert [rows.shape for rows, _ in backend.asked] == [(10, 7), (10, 7), (4, 7)]
+    torch.testing.assert_close(scores.nll, (hidden @ head.T).amax(-1).float())
+
+
+def test_hidden_states_in_full_precision_take_the_faster_way_by_blocks_of_the_vocabulary(install):
+    backend = Backend(lambda logits, target: (logits.amax(-1), logits.amax(-1), target == 0))
+    install(backend)
+    hidden, head, target = torch.randn(2, 12, 3), torch.randn(7, 3), torch.ones(2, 12, dtype=torch.long)
+    scores = score_hidden_states(hidden, head, target)
+    assert backend.asked == []
+    torch.testing.assert_close(
+        scores.nll, torch.nn.functional.cross_entropy((hidden @ head.T).mT, target, reduction="none")
+    )
+
+
+def test_none_leaves_the_rows_to_torch(install, batch):
+    backend = Backend(None)
+    install(backend)
+    declined = score_tokens(*batch)
+    assert len(backend.asked) == 1
+    install()
+    assert_same(declined, score_tokens(*batch))
+
+
+def test_the_first_result_wins_and_the_last_loaded_is_asked_first(install, batch):
+    first, second, declines = marked(1.0), marked(2.0), Backend(None)
+    install(first, second, declines)
+    assert score_tokens(*batch).nll.max() == 2.0
+    assert [len(backend.asked) for backend in (first, second, declines)] == [0, 1, 1]
+
+
+def test_tryfirst_is_heeded(install, batch):
+    first, second = marked(1.0), marked(2.0)
+    first.score_backend = hookimpl(tryfirst=True)(first.score_backend)
+    install(first, second)
+    assert score_tokens(*batch).nll.max() == 1.0
+
+
+def test_a_backend_may_ask_for_the_logits_alone(install):
+    class Module:
+        @staticmethod
+        @hookimpl
+        def score_backend(logits):
+            return logits[:, 0].clone(), logits[:, 0].clone(), logits[:, 0] > 0
+
+    install(Module)
+    assert score_tokens(torch.full((2, 3), 5.0), torch.tensor([0, 1])).nll.tolist() == [5.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"label_smoothing": 0.1},
+        {"class_weight": torch.ones(13)},
+        {"extra_scores": {"entropy": ExtraScore(lambda log_prob, index: -(log_prob.exp() * log_prob).sum(-1))}},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_else_is_asked_comes_from_torch_and_changes_nothing_of_the_backend_s(install, batch, options, monkeypatch):
+    monkeypatch.setattr("xent_metrics.scoring.score._chunk_rows", lambda *_: 5)
+    install()
+    by_torch = score_tokens(*batch, **options)
+    backend = marked(7.5)
+    install(backend)
+    plain, scores = score_tokens(*batch), score_tokens(*batch, **options)
+    assert [len(rows) for rows, _ in backend.asked] == [24, 24]
+    for name in ("nll", "confidence", "correct"):
+        assert torch.equal(scores.fields()[name], plain.fields()[name])
+    further = (by_torch.fields().keys() | by_torch.extra_scores.keys()) - plain.fields().keys()
+    assert further in ({"loss", "loss_weight"}, {"entropy"})
+    for name in further:
+        values = (getattr(s, name, None) if name != "entropy" else s.extra_scores[name] for s in (scores, by_torch))
+        assert torch.equal(*values)
+
+
+def test_soft_targets_and_empty_batches_are_left_to_torch(install):
+    install(Backend(broken))
+    logits = torch.randn(4, 9)
+    soft = logits.softmax(-1)
+    torch.testing.assert_close(score_tokens(logits, soft).nll, F.cross_entropy(logits, soft, reduction="none"))
+    assert score_tokens(torch.zeros(0, 9), torch.zeros(0, dtype=torch.long)).nll.shape == (0,)
+
+
+def test_fake_tensors_and_torch_compile_never_meet_a_backend(install):
+    install(Backend(broken))
+    with no_host_sync() as device:
+        assert (
+            score_tokens(torch.empty(4, 9, device=device), torch.zeros(4, dtype=torch.long)).nll.device.type
+            == device.type
+        )
+    logits, target = torch.randn(4, 9), torch.arange(4)
+    graph = torch.compile(lambda *args: score_tokens(*args).nll, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(graph(logits, target), F.cross_entropy(logits, target, reduction="none"))
+
+
+def test_a_backend_that_raises_is_named(install, batch):
+    install(Backend(broken))
+    with pytest.raises(
+        PluginError, match=r"backend1 of a-third-party: score_backend raised ZeroDivisionError: no rows"
+    ) as caught:
+        score_tokens(*batch)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+real, truth = torch.zeros(24), torch.zeros(24, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ("scores", "returned 'scores'; expected three tensors"),
+        ((real, real), "expected three tensors"),
+        ((real, real, truth.tolist()), "expected three tensors"),
+        ((real[1:], real, truth), r"returned \(23,\) of float32 on cpu, \(24,\) .* each of shape \(24,\) on cpu"),
+        ((real, real[:, None], truth), r"\(24, 1\) of float32"),
+        ((real.half(), real.half(), truth), r"\(24,\) of float16 .* float32 or wider"),
+        ((real.double(), real, truth), r"\(24,\) of float64"),
+        ((real, real, real), "correct as bool"),
+        ((real, real, truth.to("meta")), "of bool on meta"),
+    ],
+    ids=["no tuple", "two", "a list", "too few", "two dimensions", "too narrow", "mixed", "no truth", "other device"],
+)
+def test_a_backend_that_returns_something_else_is_named(install, batch, result, message):
+    install(Backend(result))
+    with pytest.raises(
+        PluginError, match=f"backend1 of a-third-party: score_backend returned.*{message.removeprefix('returned ')}"
+    ):
+        score_tokens(*batch)
+
+
+def test_float64_scores_are_taken_as_they_are(install, batch):
+    backend = Backend(lambda logits, target: (target.double() / 3, target.double() / 7, target == 0))
+    install(backend)
+    scores = score_tokens(*batch)
+    assert scores.nll.dtype == torch.float64
+    counted = batch[1] != -100
+    assert torch.equal(scores.nll[counted], batch[1][counted].double() / 3)
+
+
+def test_a_backend_with_another_signature_is_set_aside(install, batch):
+    class Module:
+        @staticmethod
+        @hookimpl
+        def score_backend(logits, targets):
+            raise AssertionError("never asked")
+
+    with pytest.warns(UserWarning, match=r"backend1 \(a-third-party 1.0\) is set aside: PluginValidationError"):
+        loaded = install(Module)
+    assert "targets" in str(loaded.plugins[-1].error)
+    score_tokens(*batch)
+
+
+def test_a_plugin_that_is_set_aside_for_another_reason_gives_no_scores(install, batch):
+    backend = marked(7.5)
+    backend.register_metrics = hookimpl(lambda register: register(int))
+    with pytest.warns(UserWarning, match="is set aside: PluginError"):
+        install(backend)
+    score_tokens(*batch)
+    assert backend.asked == []
+
+
+def test_the_environment_chooses_among_backends(monkeypatch, batch, tmp_path):
+    (tmp_path / "marks_rows.py").write_text(
+        "import torch\nfrom xent_metrics import hookimpl\n\n@hookimpl\ndef score_backend(target):\n"
+        "    return torch.full(target.shape, 7.5), torch.ones(target.shape), target == 0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    point = EntryPoint("marks", "marks_rows", "xent_metrics")
+    monkeypatch.setattr(xent_metrics.plugins, "entry_points", lambda group: [point])
+    largest = {}
+    for chosen in ("marks", ""):
+        monkeypatch.setenv("XENT_METRICS_PLUGINS", chosen)
+        loaded = xent_metrics.plugins.plugins.__wrapped__()
+        with monkeypatch.context() as patch:
+            patch.setattr(xent_metrics.plugins, "plugins", lambda loaded=loaded: loaded)
+            largest[chosen] = float(score_tokens(*batch).nll.max())
+    reference = F.cross_entropy(batch[0].flatten(0, 1), batch[1].flatten(), reduction="none").max()
+    assert largest == {"marks": 7.5, "": pytest.approx(float(reference), rel=1e-6)}
+
+
+# The compiled backend for CUDA. There is no GPU here: its graph is traced on fake CUDA tensors and run on the CPU.
+
+
+def test_the_compiled_backend_leaves_other_devices_alone():
+    assert compiled.score_backend(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)) is None
+
+
+def test_the_compiled_backend_traces_one_full_graph_on_cuda_for_any_number_of_rows():
+    graphs = []
+
+    def remember(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    traced = torch.compile(compiled.row_facts, fullgraph=True, dynamic=True, backend=remember)
+    with FakeTensorMode():
+        for rows in (6, 9, 500):
+            logits = torch.empty(rows, 300, device="cuda", dtype=torch.bfloat16)
+            results = traced(logits, torch.empty(rows, device="cuda", dtype=torch.long))
+            assert [(r.device.type, r.shape, r.dtype) for r in results] == [
+                ("cuda", (rows,), torch.float32),
+                ("cuda", (rows,), torch.float32),
+                ("cuda", (rows,), torch.bool),
+            ]
+    assert len(graphs) == 1
+
+
+def test_the_hook_takes_a_compiled_function(install, batch):
+    logits, target = torch.randn(40, 3000) * 4, torch.randint(3000, (40,))
+    logits[::4, 2000] = logits[::4, 1000] = 30.0  # ties
+    target[:8] = 1000
+    logits[3, 5], logits[4, 5], logits[5, 5] = torch.nan, torch.inf, -torch.inf
+    install()
+    own = score_tokens(logits, target)
+    install(Backend(compiled.row_facts))
+    expected = score_tokens(logits, target)
+    torch.testing.assert_close(expected.nll, own.nll, equal_nan=True, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(expected.confidence, own.confidence, equal_nan=True, rtol=1e-5, atol=0)
+    assert torch.equal(expected.correct, own.correct)
+    graph = torch.compile(compiled.row_facts, fullgraph=True, dynamic=True, backend="aot_eager")
+    backend = Backend(graph)
+    install(backend)
+    assert_same(score_tokens(logits, target), expected)
+    assert_same(score_tokens(logits[:7].double(), target[:7]), score_tokens(logits[:7].double(), target[:7]))
+    assert len(backend.asked) == 3
+
+
+def assert_same(scores: TokenScores, expected: TokenScores) -> None:
+    assert scores.fields().keys() == expected.fields().keys()
+    for name, value in expected.fields().items():
+        torch.testing.assert_close(scores.fields()[name], value, equal_nan=True, rtol=0, atol=0)
+    assert scores.extra_scores.keys() == expected.extra_scores.keys()
+    for name, value in expected.extra_scores.items():
+        torch.testing.assert_close(scores.extra_scores[name], value, rtol=0, atol=0)

@@ -1,0 +1,132 @@
+"""The hook `linear_cross_entropy_backend`: when plugins are asked for scores of hidden states, and what happens when they break its contract."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+
+from xent_metrics import hookimpl, score_hidden_states
+from xent_metrics.errors import PluginError
+from xent_metrics.scoring.rows import ExtraScore
+
+pytestmark = pytest.mark.filterwarnings("error:xent-metrics plugin")
+
+
+class Backend:
+    """A plugin module whose backend returns `result`, by default scores told apart by an nll of 7.5, and counts its calls."""
+
+    def __init__(self, result=lambda rows: (torch.full((rows,), 7.5), torch.full((rows,), 0.25), torch.ones(rows) > 0)):
+        self.asked = []
+
+        @hookimpl
+        def linear_cross_entropy_backend(hidden_states, weight, target):
+            self.asked.append((hidden_states, weight, target))
+            return result(len(hidden_states)) if callable(result) else result
+
+        self.linear_cross_entropy_backend = linear_cross_entropy_backend
+
+
+HIDDEN, HEAD = torch.randn(2, 12, 3), torch.randn(7, 3)
+TARGET = torch.arange(24).reshape(2, 12) % 7
+
+
+def expected(hidden=HIDDEN, target=TARGET):
+    return F.cross_entropy((hidden @ HEAD.T).mT, target, reduction="none")
+
+
+def test_a_backend_gives_the_scores_and_the_core_the_rest(install):
+    backend = Backend()
+    install(backend)
+    target = TARGET.clone()
+    target[0, 3], target[1, 4] = -100, 99
+    scores = score_hidden_states(HIDDEN, HEAD, target)
+    valid = (target >= 0) & (target < 7)
+    assert torch.equal(scores.nll[valid], torch.full((22,), 7.5))
+    assert scores.nll[0, 3] == 0
+    assert scores.nll[1, 4].isnan()
+    assert torch.equal(scores.correct, valid)
+    assert torch.equal(scores.confidence[valid], torch.full((22,), 0.25))
+    [(hidden, weight, index)] = backend.asked
+    assert torch.equal(hidden, HIDDEN.reshape(24, 3))
+    assert torch.equal(weight, HEAD)
+    assert torch.equal(index, torch.where(valid, target, 0).reshape(24))
+
+
+def test_rows_come_in_parts_and_in_order(install, monkeypatch):
+    monkeypatch.setattr("xent_metrics.scoring.score.BLOCK_ROWS", 10)
+    backend = Backend(lambda rows: (torch.full((rows,), float(rows)), torch.ones(rows), torch.ones(rows) > 0))
+    install(backend)
+    assert score_hidden_states(HIDDEN, HEAD, TARGET).nll.flatten().tolist() == [10.0] * 20 + [4.0] * 4
+
+
+def test_none_leaves_the_rows_to_torch_and_the_last_loaded_is_asked_first(install):
+    declines, answers = Backend(None), Backend()
+    install(declines)
+    torch.testing.assert_close(score_hidden_states(HIDDEN, HEAD, TARGET).nll, expected())
+    install(answers, declines)
+    assert score_hidden_states(HIDDEN, HEAD, TARGET).nll.max() == 7.5
+    assert [len(backend.asked) for backend in (declines, answers)] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bias": torch.zeros(7)},
+        {"logit_scale": 1.0},
+        {"logit_softcap": 1e6},
+        {"label_smoothing": 0.1},
+        {"class_weight": torch.ones(7)},
+        {"extra_scores": {"largest": ExtraScore(lambda rows, index: rows.amax(-1), of="logits")}},
+    ],
+)
+def test_it_is_not_asked_for_more_than_plain_products_and_scores(options, install):
+    backend = Backend()
+    install(backend)
+    torch.testing.assert_close(
+        score_hidden_states(HIDDEN, HEAD, TARGET, **options).nll, expected(), rtol=1e-5, atol=1e-5
+    )
+    assert not backend.asked
+
+
+def test_it_is_not_asked_in_half_precision_for_soft_targets_for_nothing_or_for_what_has_no_memory(install):
+    backend = Backend()
+    install(backend)
+    score_hidden_states(HIDDEN.bfloat16(), HEAD.bfloat16(), TARGET)
+    score_hidden_states(HIDDEN, HEAD, torch.full((2, 12, 7), 1 / 7))
+    score_hidden_states(HIDDEN[:0], HEAD, TARGET[:0])
+    with FakeTensorMode() as mode:
+        score_hidden_states(mode.from_tensor(HIDDEN), mode.from_tensor(HEAD), mode.from_tensor(TARGET))
+    torch.func.vmap(lambda hidden: score_hidden_states(hidden, HEAD, TARGET[0]).nll)(HIDDEN)
+    torch.compile(score_hidden_states, backend="eager")(HIDDEN, HEAD, TARGET)
+    assert not backend.asked
+
+
+def test_mixed_precision_is_left_to_torch(install):
+    backend = Backend()
+    install(backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        score_hidden_states(HIDDEN, HEAD, TARGET)
+    assert not backend.asked
+
+
+@pytest.mark.parametrize(
+    ("result", "says"),
+    [
+        (lambda rows: 1 / 0, "linear_cross_entropy_backend raised ZeroDivisionError"),
+        (torch.zeros(24), "linear_cross_entropy_backend returned tensor"),
+        (lambda rows: (torch.zeros(rows), torch.zeros(rows)), "expected three tensors"),
+        (
+            lambda rows: (torch.zeros(rows - 1), torch.zeros(rows), torch.zeros(rows) > 0),
+            r"returned \(23,\) of float32",
+        ),
+        (lambda rows: (torch.zeros(rows).half(), torch.zeros(rows), torch.zeros(rows) > 0), "float16"),
+        (lambda rows: (torch.zeros(rows), torch.zeros(rows), torch.zeros(rows)), "correct as bool"),
+    ],
+)
+def test_a_backend_that_breaks_its_contract_is_named(result, says, install):
+    install(Backend(result))
+    with pytest.raises(PluginError, match=says) as caught:
+        score_hidden_states(HIDDEN, HEAD, TARGET)
+    assert "a-third-party: linear_cross_entropy_backend" in str(caught.value)

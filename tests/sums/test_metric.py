@@ -1,0 +1,373 @@
+"""TokenMetric: exact through every partition, sums named by their options, and bad input that leaves the state intact."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.metric_kinds import IDS, KINDS, used
+from support.registered import buildable
+
+from xent_metrics import (
+    BitsPerByte,
+    CrossEntropy,
+    Perplexity,
+    RatioMetric,
+    TokenAccuracy,
+    TokenMetric,
+    TokenMetricCollection,
+    get_metric,
+    score_tokens,
+)
+from xent_metrics.errors import CapacityError, InvalidInputError, InvalidTargetError, MetricOptionError
+
+
+@pytest.fixture(params=KINDS, ids=IDS)
+def metric(request) -> TokenMetric:
+    return request.param()
+
+
+@pytest.mark.parametrize("kind", [KINDS[i] for i in (0, 1, 5, 6)], ids=[IDS[i] for i in (0, 1, 5, 6)])
+def test_fifty_partitions_orders_and_trees_of_one_batch_give_one_bit_pattern(kind):
+    logits = (5 * torch.randn(90, 13)).to(torch.bfloat16)
+    target = torch.randint(13, (90,))
+    target[::7] = -100
+    weight = torch.rand(90)
+    whole = used(kind(), score_tokens(logits, target, weight=weight, **kind().scoring_options())).state
+
+    @given(st.randoms(use_true_random=False))
+    def check(chance):
+        order = chance.sample(range(90), 90)
+        cuts = sorted(chance.choices(range(91), k=chance.randrange(8)))
+        metrics = []
+        for a, b in zip([0, *cuts], [*cuts, 90], strict=True):
+            metric = kind()
+            metric.update(logits[order[a:b]], target[order[a:b]], weight=weight[order[a:b]])
+            metrics.append(metric)
+        while len(metrics) > 1:
+            chance.shuffle(metrics)
+            metrics[0].merge_state(metrics.pop())
+        assert torch.equal(metrics[0].state, whole)
+
+    check()
+
+
+def test_update_compute_reset(metric, batch):
+    with pytest.warns(UserWarning, match="called before the ``update``"):
+        assert metric.compute().isnan()
+    first = used(metric, *batch).compute()
+    assert (first.ndim, first.dtype) == (0, torch.float64)
+    metric.update(*batch)
+    torch.testing.assert_close(metric.compute(), first, rtol=1e-14, atol=0)
+    assert not torch.equal(metric.state, torch.zeros_like(metric.state))
+    metric.reset()
+    assert not metric.state.any()
+    assert not metric.update_called
+
+
+def test_counts_stand_beside_the_value(batch):
+    metric = CrossEntropy()
+    logits, target = batch[0].clone(), batch[1]
+    logits[1, 2, 0], logits[2, 0, :] = float("nan"), -float("inf")
+    logits[1, 5, target[1, 5]] = -float("inf")
+    metric.update(logits, target)
+    assert metric.counts() == {"counted": 21, "ignored": 3, "invalid_targets": 0, "nan": 2, "infinite": 1}
+    with pytest.warns(UserWarning, match="2 of 21 rows gave nan"):
+        assert metric.compute().isnan()
+    spread = get_metric("calibration_weighted_cross_entropy")
+    spread.update(torch.randn(6, 4), torch.tensor([0, 1, 9, 9, 9, 9]))  # in several bins
+    assert (spread.counts()["nan"], spread.counts()["invalid_targets"]) == (4, 4)
+
+
+@pytest.mark.parametrize("name", ["optimal_temperature", "full_calibration_error", "classwise_calibration_error"])
+def test_a_row_of_several_terms_is_one_row_of_nan(name):
+    metric = get_metric(name)
+    logits = torch.randn(10, 2)
+    logits[3], logits[4, 1] = float("nan"), float("nan")
+    metric.update(logits, torch.randint(2, (10,)))
+    assert metric.counts()["nan"] == 2
+    with pytest.warns(UserWarning, match="2 of 10 rows gave nan"):
+        metric.compute()
+
+
+def test_nan_policy_omit_is_the_value_without_the_rows_of_nan_and_keeps_those_of_inf():
+    logits, target = torch.zeros(10, 8), torch.arange(10) % 8
+    logits[9] = float("nan")
+    metrics = TokenMetricCollection(["cross_entropy", "perplexity", "token_accuracy"])
+    metrics.update(logits, target)
+    uniform = {"cross_entropy": math.log(8), "perplexity": 8.0, "token_accuracy": 2 / 9}
+    assert {k: float(v) for k, v in metrics.compute(nan_policy="omit").items()} == pytest.approx(uniform, rel=1e-7)
+    with pytest.warns(UserWarning, match="1 of 10 rows gave nan"):
+        assert metrics["token_accuracy"].compute().isnan()
+    metrics.reset()
+    logits[9], target[9] = torch.tensor([-torch.inf, *[0.0] * 7]), 0
+    metrics.update(logits, target)
+    found = metrics.compute(nan_policy="omit")
+    assert float(found["token_accuracy"]) == pytest.approx(2 / 10), "the impossible token is a wrong prediction"
+    assert float(found["cross_entropy"]) == pytest.approx(9 / 10 * math.log(8)), (
+        "of its infinite term the sum is without"
+    )
+
+
+def test_nothing_counted_is_nan_with_its_counts(metric, batch):
+    metric.update(batch[0], torch.full_like(batch[1], -100))
+    metric.update(batch[0][:0], batch[1][:0])
+    assert metric.compute().isnan()
+    assert (metric.counts()["counted"], metric.counts()["ignored"]) == (0, 24)
+
+
+def test_forward_gives_the_batch_and_adds_it(metric, batch):
+    logits, target = batch
+    first, second = metric(logits[:2], target[:2]), metric(logits[2:], target[2:])
+    assert torch.equal(first, metric.value_of(metric.exact_sums(metric.score(logits[:2], target[:2]))))
+    assert torch.equal(second, metric.value_of(metric.exact_sums(metric.score(logits[2:], target[2:]))))
+    assert metric.update_count == 2
+    whole = metric.clone()
+    whole.reset()
+    assert torch.equal(metric.state, used(whole, logits, target).state)
+
+
+def test_forward_with_a_sync_on_each_step_adds_once(batch):
+    metric = CrossEntropy(dist_sync_on_step=True)
+    metric(*batch)
+    assert torch.equal(metric.state, used(CrossEntropy(), *batch).state)
+
+
+def test_merging_takes_a_metric_or_its_state(batch):
+    one, other = used(CrossEntropy(), *batch), used(CrossEntropy(), batch[0].flip(0), batch[1])
+    both = used(used(CrossEntropy(), *batch), batch[0].flip(0), batch[1])
+    from_dict = one.clone()
+    from_dict.merge_state({other._state_name: other.state})
+    one.merge_state(other)
+    assert torch.equal(one.state, both.state)
+    assert torch.equal(from_dict.state, both.state)
+    assert one.update_count == from_dict.update_count == 2
+    assert torch.equal(other.state, used(CrossEntropy(), batch[0].flip(0), batch[1]).state)
+
+
+def test_a_metric_that_only_merged_computes_without_a_warning(batch, recwarn):
+    metric = CrossEntropy()
+    metric.merge_state({metric._state_name: used(CrossEntropy(), *batch).state})
+    metric.compute()
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        CrossEntropy(ignore_index=0),
+        CrossEntropy(label_smoothing=0.1),
+        CrossEntropy(class_weight=torch.ones(13)),
+        TokenAccuracy(),
+    ],
+    ids=["ignore_index", "label_smoothing", "class_weight", "another metric"],
+)
+def test_other_options_are_other_sums(other, batch):
+    metric = used(CrossEntropy(), *batch)
+    before = metric.state.clone()
+    with pytest.raises(MetricOptionError, match=r"can't take the state of .*their sums differ"):
+        metric.merge_state(other)
+    metric.persistent(True)
+    other = other.clone()
+    other.persistent(True)
+    with pytest.raises(RuntimeError, match=r"holds the sums of a \w+ with other options"):
+        other.load_state_dict(metric.state_dict())
+    assert torch.equal(metric.state, before)
+    assert not other.state.any()
+
+
+def test_equal_sums_are_equal_whatever_reads_them(batch):
+    perplexity = Perplexity()
+    perplexity.merge_state(used(CrossEntropy(unit="bits"), *batch))
+    assert perplexity.compute() == used(CrossEntropy(), *batch).compute().exp()
+
+
+def test_sums_named_in_another_order_are_the_same_state(batch):
+    class TokensPerNat(RatioMetric):
+        name = "tokens_per_nat"
+
+        def sum_names(self):
+            return "tokens", "nats"
+
+        def per_token(self, scores):
+            return torch.ones_like(scores.nll)
+
+        def denominator(self, scores):
+            return scores.nll
+
+    metric = TokensPerNat()
+    metric.merge_state(used(CrossEntropy(), *batch))
+    torch.testing.assert_close(metric.compute(), 1 / used(CrossEntropy(), *batch).compute(), rtol=1e-15, atol=0)
+    assert torch.equal(metric.state, used(TokensPerNat(), *batch).state)
+
+
+class Scaled(RatioMetric):
+    name = "scaled"
+
+    def __init__(self, scale: float = 1.0, **more):
+        super().__init__(**more)
+        self.scale = scale
+
+    def per_token(self, scores):
+        return self.scale * scores.nll
+
+
+class Half(Scaled):
+    """A subclass of a plugin's metric that fixes an option, and names the keywords its own way."""
+
+    def __init__(self, **others):
+        super().__init__(scale=0.5, **others)
+
+
+class Named(Scaled):
+    def __init__(self, label: str = "x", **others):
+        super().__init__(**others)
+
+
+def test_options_reach_the_sums_names_however_they_are_given():
+    assert Scaled(2.0).described() == Scaled(scale=2.0).described() == "scaled(scale=2.0)"
+    assert Half().described() == Scaled(0.5).described()
+    assert Named(scale=3.0).described() == "scaled(label='x', scale=3.0)"
+    assert repr(Named(scale=3.0, ignore_index=7)) == "Named(label='x', scale=3.0, ignore_index=7)"
+    assert list(Named.options()) == ["label", "scale", "ignore_index"]
+    tables = [torch.arange(4), torch.arange(4) + 1]
+    names = {tuple(BitsPerByte(token_bytes=table).sum_names()) for table in [*tables, tables[0].clone(), None]}
+    assert len(names) == 3
+
+
+def test_a_metric_that_cannot_be_laid_out_says_so():
+    class Nameless(RatioMetric):
+        def per_token(self, scores):
+            return scores.nll
+
+    class Reserved(Nameless):
+        name = "reserved"
+
+        def sum_names(self):
+            return "counted", "tokens"
+
+    with pytest.raises(MetricOptionError, match='Nameless has no name; set the class attribute `name = "…"`'):
+        Nameless()
+    with pytest.raises(MetricOptionError, match="the sum name 'counted' is taken by the base"):
+        Reserved()
+    with pytest.raises(MetricOptionError, match="compute_with_cache=True"):
+        CrossEntropy(compute_with_cache=True)
+
+
+BAD = [
+    (lambda m, x, y: m(x, y[:, :-1]), InvalidInputError, "one target a row of logits"),
+    (lambda m, x, y: m.update(x, y[:, :-1]), InvalidInputError, "one target a row of logits"),
+    (lambda m, x, y: m.update(x), InvalidInputError, "expected update\\(logits, target\\) or update\\(scores\\)"),
+    (lambda m, x, y: m(x), InvalidInputError, "got logits without a target"),
+    (lambda m, x, y: m(score_tokens(x, y), y), InvalidInputError, "has its targets and weights in it; pass it alone"),
+    (lambda m, x, y: m(x, y, weight=torch.ones(3)), InvalidInputError, "weight has a weight a row"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD)
+def test_a_bad_batch_leaves_the_state_as_it_was(call, error, message, metric, batch):
+    metric.update(*batch)
+    before, value = metric.state.clone(), metric.compute()
+    with pytest.raises(error, match=message):
+        call(metric, *batch)
+    assert torch.equal(metric.state, before)
+    assert torch.equal(metric.compute(), value)
+    assert metric._to_sync
+    assert metric._should_unsync  # a half-done forward would leave later values unsynced
+
+
+def test_targets_out_of_range_are_counted_and_raised_in_compute(metric, batch):
+    logits, target = batch[0], batch[1].clone()
+    target[1, 3], target[2, 2] = 13, -1
+    metric(logits, target)
+    before = metric.state.clone()
+    message = (
+        rf"{metric.name}: 2 targets were neither a class in \[0, V\) nor ignore_index=-100.*Mask.*nan_policy='omit'"
+    )
+    with pytest.raises(InvalidTargetError, match=message):
+        metric.compute()
+    assert torch.equal(metric.state, before)
+    without = metric.clone()
+    without.reset()
+    without.update(logits, torch.where((target == 13) | (target == -1), -100, target))
+    assert torch.equal(metric.value_of(metric.state, nan_policy="omit"), without.compute())
+
+
+def test_targets_that_are_no_distribution_are_counted_and_raised():
+    metric = CrossEntropy()
+    metric.update(torch.zeros(3, 4), torch.tensor([[0.25] * 4, [0.5] * 4, [1.0, 0, 0, 0]]))
+    with pytest.raises(InvalidTargetError, match=r"1 targets were neither.*not a distribution"):
+        metric.compute()
+
+
+def test_a_sum_beyond_the_limit_is_an_error(batch):
+    metric = used(CrossEntropy(), *batch)
+    near = metric.state.clone()
+    near[:, 3] = 2**46 - 1
+    near[:, 2] = 2**32 - 1
+    near[1:3] = 0
+    metric._set_state(near)
+    metric.compute()
+    full = metric.clone()
+    full.merge_state(metric)
+    with pytest.raises(CapacityError, match=r"cross_entropy: a sum left ±2\^78, the range in which it is exact"):
+        full.compute()
+
+
+def test_counts_go_on_where_float32_stops(batch):
+    metric = used(TokenAccuracy(), torch.eye(2), torch.tensor([0, 1]))
+    for _ in range(50):  # doubled fifty times
+        metric.merge_state(metric.clone())
+    metric.update(torch.eye(2), torch.tensor([1, 0]))
+    assert metric.counts()["counted"] == 2**51 + 2
+    assert metric.compute() == 2**51 / (2**51 + 2)
+
+
+def test_every_registered_metric_has_its_name_and_a_hash():
+    for name in buildable():
+        metric = get_metric(name)
+        assert metric.name == name
+        assert hash(metric) != hash(get_metric(name))
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        (lambda scores: scores.nll.sum(), r"per_token gives a term of each row, here a tensor \(0,\); got \(\)"),
+        (lambda scores: None, r"per_token gives a term of each row, .*; got NoneType"),
+        (lambda scores: scores.nll[0], r"of scores without rows, and raised IndexError: .*It takes any number of rows"),
+        (lambda scores: scores.nll if len(scores) == 0 else scores.nll.mean(), r"here a tensor \(3,\); got \(\)"),
+    ],
+)
+def test_a_term_that_is_none_of_each_row_is_an_error(term, message):
+    """A single number would be taken for that of every row."""
+
+    class Odd(RatioMetric):
+        name = "odd"
+
+        def per_token(self, scores):
+            return term(scores)
+
+    with pytest.raises((InvalidInputError, MetricOptionError), match=message):
+        Odd().update(torch.zeros(3, 4), torch.tensor([0, 1, 2]))
+
+
+def test_a_class_refuses_an_option_as_its_name_does():
+    with pytest.raises(
+        MetricOptionError, match=r"cross_entropy has no option 'label_smoothin'. Did you mean 'label_smoothing'"
+    ):
+        CrossEntropy(label_smoothin=0.1)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan")])
+def test_a_weight_below_0_is_an_error_and_left_out_by_nan_policy_omit(weight):
+    metric, rest = CrossEntropy(), CrossEntropy()
+    logits, target = torch.randn(4, 6), torch.tensor([0, 1, 2, -100])
+    metric.update(logits, target, weight=torch.tensor([1.0, weight, 2.0, weight]))
+    rest.update(logits[[0, 2]], target[[0, 2]], weight=torch.tensor([1.0, 2.0]))
+    with pytest.raises(InvalidTargetError, match=r"1 targets were neither .* or had a weight below 0"):
+        metric.compute()
+    assert metric.compute(nan_policy="omit") == rest.compute()

@@ -1,0 +1,271 @@
+"""The same bits on any number of processes, one all_reduce, and checkpoints that count once: real processes over gloo."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import distributed_jobs as jobs
+from support.distributed import run
+from torch.utils.data import DistributedSampler, RandomSampler
+from torchmetrics.wrappers import MetricTracker
+
+from xent_metrics import CrossEntropy, Perplexity, TokenAccuracy, TokenMetricCollection, from_loglikelihoods
+from xent_metrics.errors import InvalidInputError, MetricOptionError
+from xent_metrics.samplers import UnpaddedSampler, sample_weights
+
+ALL_REDUCE = "c10d.allreduce_"
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return jobs.alone()
+
+
+def dealt_in_turn(size: int, numbers: range = range(jobs.BATCHES)) -> list[list[int]]:
+    return [[n for n in numbers if n % size == rank] for rank in range(size)]
+
+
+def all_to_the_last(size: int) -> list[list[int]]:
+    return [[]] * (size - 1) + [list(range(jobs.BATCHES))]
+
+
+def shuffled(size: int) -> list[list[int]]:
+    rng = random.Random(size)
+    deal: list[list[int]] = [[] for _ in range(size)]
+    for number in rng.sample(range(jobs.BATCHES), jobs.BATCHES):
+        rng.choice(deal[: max(1, size - 1)]).append(number)
+    return deal
+
+
+# The same bits.
+
+
+@pytest.mark.parametrize("deal", [dealt_in_turn, all_to_the_last, shuffled])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
+def test_every_metric_has_the_same_bits_however_the_data_is_dealt(size, deal, expected):
+    for answer in run(size, jobs.evaluate, deal(size)):
+        assert answer.pop("calls") == [ALL_REDUCE]
+        assert answer == expected
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_metrics_alone_and_in_the_stock_collection(size, expected):
+    own = expected["values"]
+    for answer in run(size, jobs.evaluate_singly, shuffled(size)):
+        assert answer["calls"] == [ALL_REDUCE]
+        assert answer["values"] == {
+            "cross_entropy": own["cross_entropy"],
+            "gathered": own["cross_entropy"],
+            "CrossEntropy": own["cross_entropy"],
+            "Perplexity": own["perplexity"],
+            "TokenAccuracy": own["token_accuracy"],
+        }
+
+
+# One all_reduce, whatever ranks do between.
+
+
+def test_members_computed_one_by_one_need_one_all_reduce():
+    some, all_of_them = jobs.NAMES[:2], jobs.NAMES
+    orders = [all_of_them, all_of_them, some, some, all_of_them[::2], all_of_them]
+    for epochs in run(3, jobs.one_by_one, orders):
+        for epoch in epochs:
+            assert epoch["calls"] == 1
+            assert epoch["values"] == epoch["together"]
+
+
+RANKS = 3
+each_rank = st.tuples(*[st.integers(0, 3)] * RANKS)
+moves = st.one_of(
+    st.tuples(st.sampled_from(["update", "forward", "reset", "save and load"]), st.sampled_from("abc"), each_rank),
+    st.tuples(
+        st.sampled_from(["compute", "compute", "compute all", "sync", "reset all"]), st.sampled_from("abc"), st.none()
+    ),
+)
+
+
+def play_by_the_rules(sequence):
+    """What every rank should see: the sums of the last sync, or an error where this rank's own have changed since."""
+    sums = [dict.fromkeys("abc", (0, 0)) for _ in range(RANKS)]  # (nats, tokens)
+    changes = [dict.fromkeys("abc", 0) for _ in range(RANKS)]
+    unread, results = {}, [[] for _ in range(RANKS)]
+
+    def total(key):
+        nats, tokens = (sum(part) for part in zip(*(own[key] for own in sums), strict=True))
+        return nats / tokens if tokens else "nan"
+
+    for kind, key, by_rank in sequence:
+        for rank in [r for r in range(RANKS) if by_rank and by_rank[r]]:
+            changes[rank][key] += 1
+            nats, tokens = sums[rank][key]
+            if kind in ("update", "forward"):
+                sums[rank][key] = nats + by_rank[rank], tokens + 1
+            elif kind == "reset":
+                sums[rank][key] = 0, 0
+        if kind == "reset all":
+            unread, sums = {}, [dict.fromkeys("abc", (0, 0)) for _ in range(RANKS)]
+        if by_rank or kind == "reset all":
+            continue
+        answers, calls = [total(key)] * RANKS, 1
+        if kind == "compute all":
+            unread, answers = {}, [{k: total(k) for k in "abc"}] * RANKS
+        elif kind == "compute" and key in unread:
+            value, then = unread.pop(key)
+            answers, calls = [value if changes[r][key] == then[r] else "error" for r in range(RANKS)], 0
+        elif kind == "compute":
+            unread = {k: (total(k), [changes[r][k] for r in range(RANKS)]) for k in "abc" if k != key}
+        for rank in range(RANKS):
+            results[rank].append((answers[rank], calls))
+    return results, sums
+
+
+def readable(result):
+    value, calls = result
+    if isinstance(value, dict):
+        return {k: readable((v, 0))[0] for k, v in value.items()}, calls
+    if isinstance(value, str):
+        assert "cross_entropy was updated, reset or loaded after cross_entropy.compute() had synced" in value
+        return "error", calls
+    return "nan" if value != value else value, calls
+
+
+@settings(max_examples=60)
+@given(st.lists(moves, max_size=25))
+def test_any_sequence_keeps_ranks_in_step_and_gives_the_total_or_an_error(sequence):
+    results, sums = play_by_the_rules(sequence)
+    for rank, answer in enumerate(run(RANKS, jobs.play, sequence)):
+        assert [readable(result) for result in answer["results"]] == results[rank]
+        assert answer["local"] == {key: list(own) for key, own in sums[rank].items()}
+
+
+def test_another_member_may_come_first_after_a_reset():
+    assert run(2, jobs.another_first) == [[(True, 1), (True, 1)]] * 2
+
+
+def test_copies_stand_alone_and_their_members_together():
+    for found in run(2, jobs.copies):
+        assert found == {"clone": 1, "deepcopy": 1, "pickle": 1, "clone of a member, then the others": 1}
+
+
+def test_a_tracker_keeps_the_members_together():
+    tracker = MetricTracker(TokenMetricCollection([CrossEntropy(), Perplexity()]))
+    for value in (1.0, 2.0):
+        tracker.increment()
+        tracker.update(from_loglikelihoods([-value], row_kind="token"))
+    assert tracker.compute_all()["cross_entropy"].tolist() == [1.0, 2.0]
+    assert tracker[-1]["cross_entropy"]._shared_sync is tracker[-1]["perplexity"]._shared_sync
+    assert tracker[-1]["cross_entropy"]._shared_sync is not tracker[-2]["cross_entropy"]._shared_sync
+
+
+def test_a_metric_added_later_joins_the_others():
+    metrics = TokenMetricCollection([CrossEntropy()])
+    metrics.add_metrics("perplexity", TokenAccuracy())
+    assert {id(metric._shared_sync) for metric in metrics.members().values()} == {id(metrics._shared_sync)}
+    assert len(metrics._shared_sync.metrics) == 3
+
+
+def test_a_cache_of_values_is_refused():
+    with pytest.raises(MetricOptionError, match="compute_with_cache=True would keep values on some processes"):
+        CrossEntropy(compute_with_cache=True)
+
+
+def test_groups_are_honoured():
+    answers = run(4, jobs.groups)
+    world, three = 1111 / 4, 111 / 3
+    for rank, answer in enumerate(answers):
+        own = 101 / 2 if rank % 2 == 0 else 1010 / 2
+        assert answer["own"] == (own, 1000 if rank == 3 else three)
+        assert (answer["a"], answer["c"]) == (own, world)
+        assert (answer["calls"], answer["one by one"]) == (2, 2)
+
+
+def test_a_metric_that_does_not_sync_is_left_out():
+    assert run(2, jobs.local_only) == [(0.0, 2), (1.0, 2)]
+
+
+def test_contexts_sync_once_and_leave_everything_as_it_was():
+    for found in run(2, jobs.contexts):
+        assert found.pop("refused").startswith(
+            "cross_entropy holds the sums of all processes, to which nothing can be added"
+        )
+        assert found == {"same": True, "calls": 4}
+
+
+def test_sync_on_step_is_of_all_batches_of_a_step():
+    assert run(2, jobs.on_step) == [[0.0, 0.5, 2.25, 2.25], [1.0, 0.5, 2.25, 2.25]]
+
+
+# Checkpoints.
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3), (3, 3)])
+def test_a_synced_checkpoint_resumes_on_any_number_of_ranks(before, after, expected):
+    first, rest = range(5), range(5, jobs.BATCHES)
+    files = run(before, jobs.save, dealt_in_turn(before, first), before > 1)
+    for file in files:
+        assert run(after, jobs.resume, [file], dealt_in_turn(after, rest), 2) == [expected] * after
+
+
+def test_an_unsynced_checkpoint_loads_on_its_own_rank_of_as_many(expected):
+    files = run(2, jobs.save, dealt_in_turn(2, range(5)), False)
+    assert run(2, jobs.resume, files, dealt_in_turn(2, range(5, jobs.BATCHES))) == [expected] * 2
+    (alone,) = run(1, jobs.resume, files[1:], None)
+    assert "cross_entropy: the checkpoint holds the sums of rank 1 of 2 alone; this is rank 0 of 1. To load it" in alone
+    first, second = run(2, jobs.resume, files[:1], None)
+    assert first == "loaded"
+    assert "the sums of rank 0 of 2 alone; this is rank 1 of 2" in second
+
+
+def test_a_checkpoint_without_an_origin_is_for_one_process():
+    metric = CrossEntropy()
+    metric.update(from_loglikelihoods([-3.0], row_kind="token"))
+    other = CrossEntropy()
+    other.load_state_dict({metric._state_name: metric.state})
+    assert other.compute() == 3
+    assert other.state is not metric.state
+
+
+def test_a_load_before_the_group_exists_is_found_out(tmp_path, expected):
+    (file,) = run(1, jobs.save, [list(range(jobs.BATCHES))], False)
+    for error, after_reset in run(3, jobs.load_too_early, file, str(Path(tmp_path, "a")), [0, 2]):
+        assert "a checkpoint was loaded on 2 processes before their process group existed" in error
+        assert set(after_reset["values"].values()) == {"nan"}
+    answers = run(3, jobs.load_too_early, file, str(Path(tmp_path, "b")), [1])
+    assert [answer[0] for answer in answers] == [expected] * 3
+
+
+# Padding.
+
+
+@pytest.mark.parametrize(("samples", "shuffle"), [(10, True), (7, False), (2, False)])
+def test_padding_does_not_count(samples, shuffle):
+    metrics = TokenMetricCollection(["cross_entropy", "token_accuracy", "expected_calibration_error"])
+    for _ in range(2):
+        for logits, target in jobs.sample_data(samples):
+            metrics.update(logits, target)
+    alone = jobs.sampled_summary(metrics)
+    for padded, unpadded in run(3, jobs.sampled, samples, shuffle):
+        assert padded == alone
+        assert unpadded == alone
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("replicas", [1, 3, 4, 11])
+def test_weights_are_one_for_the_first_of_each_sample(replicas, drop_last):
+    options = {"num_replicas": replicas, "shuffle": True, "seed": 3, "drop_last": drop_last}
+    samplers = [DistributedSampler(range(10), rank=rank, **options) for rank in range(replicas)]
+    unpadded = [UnpaddedSampler(range(10), rank=rank, **options) for rank in range(replicas)]
+    real = [i for s in samplers for i, weight in zip(s, sample_weights(s), strict=True) if weight]
+    assert len(real) == len(set(real)) == (10 // replicas * replicas if drop_last else 10)
+    assert [i for s in unpadded for i in s] == real
+    assert all(torch.equal(sample_weights(s), torch.ones(len(list(s)))) for s in unpadded)
+
+
+def test_other_samplers_are_refused():
+    with pytest.raises(InvalidInputError, match=r"torch.utils.data.DistributedSampler and .*; got RandomSampler\."):
+        sample_weights(RandomSampler(range(3)))

@@ -1,0 +1,1 @@
+"""What tests share: references, models, jobs for other processes."""

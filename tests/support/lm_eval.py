@@ -1,0 +1,128 @@
+"""Models and tasks small enough that every loglikelihood is known: a bigram model of bytes, as two lm-eval models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import datasets
+import torch
+from lm_eval.api.model import LM
+from lm_eval.evaluator import evaluate as lm_evals_evaluate
+from lm_eval.loggers import EvaluationTracker
+
+from xent_metrics import TokenScores, score_tokens
+from xent_metrics.hosts.lm_eval.models.results import ScoredLoglikelihood, ScoredRolling
+
+TEXTS = ["héllo wörld, this is one.", "two  words", "\tand  a third text of several words\n", "四 τέσσερα four 🙂"]
+TABLE = torch.randn(256, 256, generator=torch.Generator().manual_seed(3))  # logits of a byte after another
+
+
+ONE_EACH: dict[str, int] = {}
+
+
+def bigram_scores(context: str, text: str, *, token_bytes: dict[str, int] | None = ONE_EACH) -> TokenScores:
+    """The scores of the text's bytes, the first one after the context's last; all but `token_bytes` say that they are one."""
+    data = list(b"\n" + context.encode() + text.encode())
+    size = len(text.encode())
+    before, target = torch.tensor(data[:-1])[-size:], torch.tensor(data)[-size:]
+    table = None
+    if token_bytes is not None:
+        table = torch.ones(256, dtype=torch.long)
+        for letter, count in token_bytes.items():
+            table[ord(letter)] = count
+    return score_tokens(TABLE[before], target, token_bytes=table)
+
+
+class BigramLM(LM):
+    """Gives one loglikelihood a request, as stock models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def loglikelihood(self, requests):
+        return [self._continuation(*request.args) for request in requests]
+
+    def loglikelihood_rolling(self, requests):
+        return [self._rolling(request.args[0]) for request in requests]
+
+    def generate_until(self, requests):
+        raise NotImplementedError
+
+    def _continuation(self, context, continuation):
+        self.asked.append((context, continuation))
+        space = context[len(context.rstrip()) :]  # what lm-eval's TemplateLM does
+        return tuple(self._scored(context.rstrip(), space + continuation, ScoredLoglikelihood))
+
+    def _rolling(self, text):
+        self.asked.append((text,))
+        return float(self._scored("", text, ScoredRolling))
+
+    def _scored(self, context, text, kind):
+        return kind(bigram_scores(context, text))
+
+
+class ScoredBigramLM(BigramLM):
+    """Gives the scores of the bytes behind each loglikelihood; `options` are those of `bigram_scores`."""
+
+    gives_token_scores = True
+
+    def __init__(self, **options):
+        super().__init__()
+        self.options = options
+
+    def _continuation(self, context, continuation):
+        self.asked.append((context, continuation))
+        space = context[len(context.rstrip()) :]
+        return self._scored(context.rstrip(), space + continuation, ScoredLoglikelihood)
+
+    def _rolling(self, text):
+        self.asked.append((text,))
+        return self._scored("", text, ScoredRolling)
+
+    def _scored(self, context, text, kind):
+        return kind(bigram_scores(context, text, **self.options))
+
+
+def config(output_type, documents, metric_list, **more):
+    """The configuration of a task over `documents` (dicts), as its YAML would give it."""
+
+    def dataset(**_):
+        return {"test": datasets.Dataset.from_list(documents)}
+
+    texts = {"doc_to_text": "{{question}}", "doc_to_target": "{{answer}}"}
+    if output_type == "loglikelihood_rolling":
+        texts = {"doc_to_text": "", "doc_to_target": "{{text}}"}
+    if output_type == "multiple_choice":
+        texts = {"doc_to_text": "{{question}}", "doc_to_choice": "{{choices}}", "doc_to_target": "{{gold}}"}
+    return {"task": "t", "custom_dataset": dataset, "test_split": "test", "output_type": output_type,
+            "metric_list": metric_list, **texts, **more}  # fmt: skip
+
+
+def evaluate(task, model):
+    """lm-eval's whole result for one task object (`simple_evaluate` also spends seconds on describing the machine)."""
+    return lm_evals_evaluate(model, {"tasks": {"t": task}}, bootstrap_iters=0)
+
+
+def values(results, task="t"):
+    """The task's numbers by metric name, standard errors under `<name>_stderr`."""
+    found = results["results"][task]
+    return {key.removesuffix(",none"): value for key, value in found.items() if key.endswith(",none")}
+
+
+def write_jsonl(path: Path, documents) -> Path:
+    """A data set for `dataset_path: json`."""
+    path.write_text("".join(json.dumps(document) + "\n" for document in documents), encoding="utf-8")
+    return path
+
+
+def saved(results, folder):
+    """Write the files of an evaluation as lm-eval's command does; its values."""
+    tracker = EvaluationTracker(output_path=str(folder))
+    tracker.general_config_tracker.model_name = "bigram"
+    tracker.general_config_tracker.model_name_sanitized = "bigram"
+    samples = results.pop("samples")
+    tracker.save_results_aggregated(results, samples)
+    tracker.save_results_samples("t", samples["t"])
+    return values(results)

@@ -1,0 +1,121 @@
+"""What tests of lm-eval with several processes run in each of them: one small model behind three of its names."""
+
+import json
+import os
+
+import torch
+from accelerate.state import AcceleratorState
+from lm_eval import simple_evaluate
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from support.strategy_jobs import launched
+from xent_metrics.hosts.lm_eval import TorchLM
+from xent_metrics.hosts.lm_eval.command import XentTaskManager, register_models
+
+MODELS = ("hf", "xent-hf", "xent-torch")
+END = 256
+
+TASK = """
+task: {name}
+class: !function xent_metrics.hosts.lm_eval.XentTask
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/{name}.jsonl}}}}
+test_split: test
+"""
+ROLLING = TASK + "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{{{text}}}}'\n"
+CHOICES = (
+    TASK
+    + "output_type: multiple_choice\ndoc_to_text: '{{{{text}}}}'\ndoc_to_choice: '{{{{choices}}}}'\ndoc_to_target: gold\n"
+)
+#: Task: its YAML, its metrics, and whether a stock model gives what they need.
+TASKS = {
+    "texts": (ROLLING, ["bits_per_byte", "word_perplexity"], True),
+    "tokens": (ROLLING, ["cross_entropy", "perplexity", "token_accuracy", "expected_calibration_error"], False),
+    "choices": (CHOICES, ["cross_entropy", "expected_calibration_error", "acc"], True),
+}  # fmt: skip
+
+
+def write(folder):
+    """The model with its tokenizer of bytes, and five documents a task, each of as many tokens as the others.
+
+    The bits of a model's matmul may depend on the shape of its batch: that is why documents are of one length, in batches
+    of one, and xent-hf must not run several in one row (logits_cache=False).
+    """
+    vocab = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab | {"<|end|>": END}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    end = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<|end|>")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **end).save_pretrained(folder / "model")
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=END + 1, n_positions=64, n_embd=16, n_layer=1, n_head=2, initializer_range=0.5, bos_token_id=END
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder / "model")
+    words = ["one two three four", "fünf sechs sieben", "a  bc def ghij klm", "«quotes» and more", "0 1 22 333 4444 55"]
+    words = [text + "." * (20 - len(text.encode())) for text in words]
+    choices = [[" abcd", " efgh", " ijkl"], [" mnop", " qrst", " uvwx"], [" yzab", " cdef", " ghij"]]
+    for name, (yaml, metrics, _) in TASKS.items():
+        documents = [{"text": text, "choices": choices[i % 3], "gold": i % 2} for i, text in enumerate(words)]
+        lines = "".join(json.dumps(document) + "\n" for document in documents)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        listed = "".join(
+            f"  - metric: {metric}\n" + "    over: choices\n" * (name == "choices" and metric != "acc")
+            for metric in metrics
+        )
+        (folder / f"{name}.yaml").write_text(f"{yaml.format(name=name, folder=folder)}metric_list:\n{listed}")
+
+
+class Logits(nn.Module):
+    max_length = 64
+
+    def __init__(self, folder):
+        super().__init__()
+        self.model = GPT2LMHeadModel.from_pretrained(f"{folder}/model")
+
+    def forward(self, ids):
+        return self.model(ids).logits
+
+
+def model_of(name, folder):
+    if name != "xent-torch":
+        arguments = {"pretrained": f"{folder}/model", "dtype": "float32", "logits_cache": False}
+        return {"model": name, "model_args": arguments, "device": "cpu"}
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(f"{folder}/model")
+    return {"model": TorchLM(Logits(folder), tokenizer=tokenizer, device="cpu")}
+
+
+def evaluate(model, folder, limit=None, tasks=None):
+    """lm-eval's results, on rank 0."""
+    register_models()
+    known = [name for name, (_, _, stock) in TASKS.items() if stock or model != "hf"]
+    results = simple_evaluate(
+        **model_of(model, folder), tasks=tasks or known, limit=limit, batch_size=1, bootstrap_iters=0,
+        task_manager=XentTaskManager(include_path=str(folder), include_defaults=False),
+    )  # fmt: skip
+    return results and {
+        "results": results["results"],
+        "samples": {task: sorted(sample["doc_id"] for sample in found) for task, found in results["samples"].items()},
+    }
+
+
+def evaluated(rank, size, folder):
+    """Every model on all documents, and on the first one alone: the other ranks have none."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    found = {}
+    counted = torch.cuda.device_count
+    with launched(rank, size):
+        # Else accelerate takes more threads, and the bits of a model's matmul depend on their number.
+        os.environ.update(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+        torch.cuda.device_count = lambda: size  # `hf` deals documents out only where it counts as many GPUs
+        try:
+            for model in MODELS:
+                found[model] = evaluate(model, folder)
+                found[model, 1] = evaluate(model, folder, 1)
+        finally:
+            torch.cuda.device_count = counted
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return found

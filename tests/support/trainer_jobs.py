@@ -1,0 +1,69 @@
+"""What tests of the Hugging Face Trainer run in each process."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import Trainer, TrainingArguments
+
+from support.lightning import Sequences, table
+from support.strategy_jobs import counted, launched
+from xent_metrics.hosts.transformers import TrainerMetrics
+
+METRICS = ["cross_entropy", "perplexity", "token_accuracy", {"metric": "expected_calibration_error", "num_bins": 5}]
+
+
+class Bigrams(nn.Module):
+    """As a causal model of transformers: labels are the ids, and the model shifts them for its loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding.from_pretrained(table(), freeze=False)
+
+    def forward(self, input_ids, labels=None):
+        logits = self.table(input_ids)
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return {"loss": loss, "logits": logits}
+
+
+def examples(count):
+    """Of different lengths: the collator pads. No token of the fourth counts."""
+    data = Sequences(count)
+    labels = torch.cat([data.ids[:, :1], data.target], dim=1)
+    labels[3:4] = -100
+    return [
+        {"input_ids": ids[: 4 + i % 7], "labels": own[: 4 + i % 7]}
+        for i, (ids, own) in enumerate(zip(data.ids, labels, strict=True))
+    ]
+
+
+def collate(batch):
+    pad = nn.utils.rnn.pad_sequence
+    return {
+        "input_ids": pad([example["input_ids"] for example in batch], batch_first=True),
+        "labels": pad([example["labels"] for example in batch], batch_first=True, padding_value=-100),
+    }
+
+
+def evaluate(model, data, folder, metrics=None, preprocess=None, **options):
+    metrics = metrics or TrainerMetrics(METRICS)
+    arguments = TrainingArguments(
+        folder, use_cpu=True, report_to=[], disable_tqdm=True, label_names=["labels"],
+        **{"per_device_eval_batch_size": 2, **options},
+    )  # fmt: skip
+    trainer = Trainer(
+        model, arguments, eval_dataset=data, data_collator=collate, compute_metrics=metrics,
+        preprocess_logits_for_metrics=preprocess or metrics.preprocess_logits,
+    )  # fmt: skip
+    found = trainer.evaluate()
+    names = [
+        name
+        for name in found
+        if not name.startswith(("eval_loss", "eval_runtime", "eval_model", "eval_steps", "eval_samples"))
+    ]
+    return {name: found[name] for name in names if name != "epoch"}
+
+
+def evaluated(rank, size, folder, count):
+    with launched(rank, size), counted() as calls:
+        found = [evaluate(Bigrams(), examples(count), folder, batch_eval_metrics=batch) for batch in (False, True)]
+    return {"found": found, "collectives": len(calls)}

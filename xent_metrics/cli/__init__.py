@@ -1,0 +1,5 @@
+"""The `xent` command."""
+
+from xent_metrics.cli.app import main
+
+__all__ = ["main"]

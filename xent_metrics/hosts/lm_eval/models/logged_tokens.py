@@ -1,0 +1,187 @@
+"""What a model returns to lm-eval, with or without its tokens in the samples: `log_tokens=true` and `--log_samples`.
+
+lm-eval writes a result's numbers into the samples by `str`. A `LoggedFloat` is the number in every computation, and as
+a string the JSON of ``{"loglikelihood": …, "tokens": [{"text", "id", "nll", "num_bytes", "alternatives"}, …]}``:
+
+    json.loads(sample["resps"][0][0][0])["tokens"]      # the first choice's; rolling: sample["resps"][0][0]
+
+`alternatives` are the ids that the model held likeliest there, as ``[text, probability]``, the likeliest first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xent_metrics.errors import InvalidInputError
+from xent_metrics.hosts.lm_eval.models.results import ScoredLoglikelihood, ScoredRolling, total_loglikelihood
+from xent_metrics.scoring.rows import ExtraScore
+from xent_metrics.scoring.scores import TokenScores
+
+__all__ = ["LoggedFloat", "LoggedLoglikelihood", "LoggedRolling", "Results", "token_texts"]
+
+_SEEN = 6  # ids decoded with each token: enough for any character to be whole and for the space before a word
+_LIKELIEST = "likeliest"
+_MADE_BY = "made by"  # a cache's entry of the model whose results it holds, and what else they follow from
+
+#: A token as it stands in the samples.
+Token = Mapping[str, Any]
+
+
+class Results:
+    """Makes the results of a model: plain ones, or with a tokenizer those that list their tokens.
+
+    Args:
+        tokenizer: to list tokens; it has to be able to `decode`.
+        num_alternatives: how many of the likeliest ids are listed with each token.
+    """
+
+    def __init__(self, tokenizer: Any = None, num_alternatives: int = 0) -> None:
+        if type(num_alternatives) is not int or num_alternatives < 0:
+            raise InvalidInputError(f"log_alternatives is a whole number, 0 for none; got {num_alternatives!r}")
+        self.tokenizer = tokenizer
+        self.num_alternatives = num_alternatives if tokenizer is not None else 0
+        self._text_of = cache(self._text_inside)
+
+    @property
+    def extra_scores(self) -> Mapping[str, ExtraScore]:
+        """The extra scores that the lists need: the likeliest ids and their ln p."""
+        if not self.num_alternatives:
+            return {}
+        return {_LIKELIEST: ExtraScore(self._likeliest, (2, self.num_alternatives))}
+
+    def _likeliest(self, log_prob: Tensor, index: Tensor) -> Tensor:
+        """``(rows, 2, K)``: ln p, and the ids as numbers (of at most 2^24, which float32 holds); padded with id −1."""
+        found = log_prob.topk(min(self.num_alternatives, log_prob.shape[-1]))
+        missing = self.num_alternatives - found.values.shape[-1]
+        values = torch.nn.functional.pad(found.values, (0, missing), value=-torch.inf)
+        ids = torch.nn.functional.pad(found.indices, (0, missing), value=-1)
+        return torch.stack([values, ids.to(values.dtype)], dim=1)
+
+    def check_cache(self, cached: Any, made_by: Mapping[str, Any]) -> None:
+        """Refuse the results of other models and options, `made_by`, whose requests lm-eval would take for the same.
+
+        Those without tokens, too, where tokens are wanted. `cached` is lm-eval's SqliteDict or None.
+        """
+        if cached is None:
+            return
+        instead = f"the cache {cached.filename} holds results {{}}; give --use_cache another name"
+        known = cached.get(_MADE_BY)
+        if known is None and len(cached):
+            raise InvalidInputError(instead.format("of another model: it doesn't say which"))
+        other = {name: value for name, value in (known or {}).items() if made_by.get(name) != value}
+        if other:
+            theirs, ours = (", ".join(f"{name}={found.get(name)}" for name in other) for found in (other, made_by))
+            raise InvalidInputError(instead.format(f"of {theirs}, and this is {ours}"))
+        results = [cached[key] for key in cached if key != _MADE_BY] if self.tokenizer is not None else []
+        for result in results:
+            first = result[0] if isinstance(result, tuple | list) and result else result
+            if isinstance(first, float) and not isinstance(first, LoggedFloat):
+                raise InvalidInputError(instead.format("without tokens, which log_tokens=true asks for"))
+        cached[_MADE_BY] = dict(made_by)
+
+    def loglikelihood(self, scores: TokenScores) -> ScoredLoglikelihood:
+        """(ln p, whether it is the greedy one) of a continuation."""
+        if self.tokenizer is None:
+            return ScoredLoglikelihood(scores)
+        return LoggedLoglikelihood(_without_likeliest(scores), self._tokens(scores))
+
+    def rolling(self, scores: TokenScores) -> ScoredRolling:
+        """ln p of a whole text."""
+        if self.tokenizer is None:
+            return ScoredRolling(scores)
+        return LoggedRolling(_without_likeliest(scores), self._tokens(scores))
+
+    def _tokens(self, scores: TokenScores) -> list[Token]:
+        scores = scores.flatten()
+        assert scores.target is not None
+        ids = scores.target.tolist()
+        columns: dict[str, list[Any]] = {
+            "text": token_texts(self.tokenizer, ids),
+            "id": ids,
+            "nll": scores.nll.tolist(),
+        }
+        if scores.num_bytes is not None:
+            columns["num_bytes"] = scores.num_bytes.tolist()
+        if _LIKELIEST in scores.extra_scores:
+            columns["alternatives"] = [self._alternatives(row) for row in scores.extra_scores[_LIKELIEST]]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def _alternatives(self, row: Tensor) -> list[tuple[str, float]]:
+        pairs = zip(row[1].long().tolist(), row[0].exp().tolist(), strict=True)
+        return [(self._text_of(i), round(probability, 6)) for i, probability in pairs if i >= 0]
+
+    def _text_inside(self, i: int) -> str:
+        """What an id adds to a text that has begun: with the space before a word, which many drop at the beginning."""
+        return str(self.tokenizer.decode([i, i])[len(self.tokenizer.decode([i])) :])
+
+
+def _without_likeliest(scores: TokenScores) -> TokenScores:
+    """They are listed by now; the metrics' own extra scores stay."""
+    return dataclasses.replace(
+        scores, extra_scores={n: value for n, value in scores.extra_scores.items() if n != _LIKELIEST}
+    )
+
+
+class LoggedFloat(float):
+    """A loglikelihood whose string lists its tokens."""
+
+    scores: TokenScores
+    tokens: Sequence[Token]
+
+    def __new__(cls, scores: TokenScores, tokens: Sequence[Token]) -> LoggedFloat:
+        result = float.__new__(cls, total_loglikelihood(scores))
+        result.scores, result.tokens = scores, tokens
+        return result
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return (self.scores, self.tokens)
+
+    def __str__(self) -> str:
+        return json.dumps({"loglikelihood": float(self), "tokens": self.tokens}, ensure_ascii=False)
+
+
+class LoggedLoglikelihood(ScoredLoglikelihood):
+    """``(loglikelihood, is_greedy)`` whose first number lists its tokens."""
+
+    def __new__(cls, scores: TokenScores, tokens: Sequence[Token]) -> LoggedLoglikelihood:
+        assert scores.correct is not None
+        result = tuple.__new__(cls, (LoggedFloat(scores, tokens), bool(scores.correct.all())))
+        result.scores = scores
+        return result
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        first = self[0]
+        assert isinstance(first, LoggedFloat)
+        return (self.scores, first.tokens)
+
+
+class LoggedRolling(LoggedFloat, ScoredRolling):
+    """The loglikelihood of a whole text that lists its tokens."""
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """What each id adds to the decoded text; a character of several tokens stands with the last of them.
+
+    >>> class Letters:
+    ...     def decode(self, ids):
+    ...         return bytes(ids).decode(errors="replace")
+    >>> token_texts(Letters(), list("né".encode()))
+    ['n', '', 'é']
+    """
+    texts: list[str] = []
+    done = 0  # ids whose text is out
+    for end in range(1, len(ids) + 1):
+        start = max(0, done - _SEEN)
+        before = tokenizer.decode(ids[start:done])
+        text = tokenizer.decode(ids[start:end])
+        whole = not text.endswith("\ufffd") or end == len(ids) or end - done > _SEEN
+        texts.append(text[len(before) :] if whole else "")
+        done = end if whole else done
+    return texts

@@ -1,0 +1,48 @@
+"""What our lm-eval models return: plain values to lm-eval, with their token scores behind them.
+
+A subclass of `tuple` (loglikelihood) or `float` (rolling) goes through lm-eval's filters, caches and gathers as the
+plain value does; `XentTask` looks for `scores`. Both pickle, so `--use_cache` and several processes keep the scores.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from xent_metrics.scoring.scores import TokenScores
+
+__all__ = ["ScoredLoglikelihood", "ScoredRolling", "total_loglikelihood"]
+
+
+class ScoredLoglikelihood(tuple[float, bool]):
+    """``(loglikelihood, is_greedy)`` of a continuation, with the scores of its tokens."""
+
+    scores: TokenScores
+
+    def __new__(cls, scores: TokenScores) -> ScoredLoglikelihood:
+        assert scores.correct is not None
+        result = super().__new__(cls, (total_loglikelihood(scores), bool(scores.correct.all())))
+        result.scores = scores.to("cpu")
+        return result
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return (self.scores,)
+
+
+class ScoredRolling(float):
+    """The loglikelihood of a whole text, with the scores of its tokens."""
+
+    scores: TokenScores
+
+    def __new__(cls, scores: TokenScores) -> ScoredRolling:
+        result = super().__new__(cls, total_loglikelihood(scores))
+        result.scores = scores.to("cpu")
+        return result
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return (self.scores,)
+
+
+def total_loglikelihood(scores: TokenScores) -> float:
+    """−Σ nll of the rows that count, correctly rounded whatever their order."""
+    return -math.fsum(scores.weighted(scores.nll).reshape(-1).tolist()) + 0.0

@@ -1,0 +1,94 @@
+"""Text to ids for `TorchLM`: plain bytes, or whatever has `encode` and `decode`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from xent_metrics.errors import InvalidInputError, TokenBytesError
+from xent_metrics.scoring.token_bytes import token_bytes
+
+__all__ = ["ByteTokenizer", "bytes_table", "encode", "ids_needed", "load_tokenizer", "prefix_id"]
+
+
+class ByteTokenizer:
+    """The UTF-8 bytes of a text are its ids, 0 to 255; 256 begins a text (and ends one), so a model needs V ≥ 257.
+
+    >>> tokenizer = ByteTokenizer()
+    >>> tokenizer.encode("é!"), tokenizer.decode([256, 195, 169])
+    ([195, 169, 33], 'é')
+    """
+
+    bos_token_id = eos_token_id = 256
+    vocab_size = 257
+    name_or_path = "bytes"
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text; what is no UTF-8 becomes U+FFFD, and ids above 255 are left out."""
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+    def id_to_bytes(self, token_id: int) -> bytes | None:
+        """What `xent_metrics.token_bytes` counts."""
+        return bytes([token_id]) if token_id < 256 else None
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+
+def load_tokenizer(tokenizer: Any) -> Any:
+    """`"bytes"`, a path or name for `transformers.AutoTokenizer`, or an object with `encode` and `decode`."""
+    if isinstance(tokenizer, str):
+        if tokenizer == "bytes":
+            return ByteTokenizer()
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(tokenizer)
+    if not (callable(getattr(tokenizer, "encode", None)) and callable(getattr(tokenizer, "decode", None))):
+        raise InvalidInputError(
+            f'tokenizer is "bytes", a path of a Hugging Face tokenizer or an object with encode and decode; '
+            f"got {type(tokenizer).__name__}"
+        )
+    return tokenizer
+
+
+def prefix_id(tokenizer: Any) -> int:
+    """The id that stands before a text: the tokenizer's BOS, else its EOS (tiktoken's `eot_token`)."""
+    for name in ("bos_token_id", "eos_token_id", "eot_token"):
+        found = getattr(tokenizer, name, None)
+        if isinstance(found, int):
+            return found
+    raise InvalidInputError(
+        f"{type(tokenizer).__name__} names no BOS or EOS token, and the first token of a text needs one before it; "
+        "pass prefix_token_id=…"
+    )
+
+
+def encode(tokenizer: Any, text: str, *, add_special_tokens: bool | None) -> list[int]:
+    """The ids of `text`; None leaves special tokens to the tokenizer's own default, as lm-eval does."""
+    if hasattr(tokenizer, "encode_ordinary"):  # tiktoken's encode refuses text that spells a special token
+        return list(tokenizer.encode_ordinary(text))
+    knows = "add_special_tokens" in inspect.signature(tokenizer.encode).parameters
+    options = {"add_special_tokens": add_special_tokens} if knows and add_special_tokens is not None else {}
+    encoding = tokenizer.encode(text, **options)
+    return list(getattr(encoding, "ids", encoding))
+
+
+def bytes_table(tokenizer: Any, vocab_size: int) -> Tensor | None:
+    """UTF-8 bytes by id ``(V,)``; None for a tokenizer that doesn't say, so that scores come without `num_bytes`."""
+    try:
+        return token_bytes(tokenizer, vocab_size=vocab_size)
+    except TokenBytesError:
+        return None
+
+
+def ids_needed(tokenizer: Any) -> int:
+    """One more than the largest id that a tokenizer may give, 0 where it doesn't say."""
+    if hasattr(tokenizer, "__len__"):
+        return len(tokenizer)
+    return int(getattr(tokenizer, "n_vocab", 0))

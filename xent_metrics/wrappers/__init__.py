@@ -1,0 +1,1 @@
+"""Metrics around a metric: by group, and its standard error."""
