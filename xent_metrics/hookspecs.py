@@ -7,6 +7,7 @@ with rather than return values, so that an error points at the line that registe
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "PROJECT", "attention_backend", "gated_backend", "hookimpl", "hooks", "hookspec", "linear_cross_entropy_backend",
-    "norm_backend", "register_metrics", "register_task_configs", "rotary_backend", "score_backend", "set_hooks",
+    "PROJECT", "attention_backend", "forward_context", "gated_backend", "hookimpl", "hooks", "hookspec", "linear_cross_entropy_backend",
+    "norm_backend", "register_commands", "register_metrics", "register_task_configs", "rotary_backend", "score_backend", "set_hooks",
 ]  # fmt: skip
 
 PROJECT = "xent_metrics"
@@ -46,6 +47,14 @@ def register_metrics(register: Callable[[type[Any]], None]) -> None:
 @hookspec
 def register_task_configs(register: Callable[[str | PathLike[str]], None]) -> None:
     """Register folders of lm-eval task YAMLs: call ``register(path)`` for each."""
+
+
+@hookspec
+def register_commands(app: Any) -> None:
+    """Register commands of `xent`: add them to `app`, a `typer.Typer`, as in ``@app.command()``.
+
+    It is called when a command is asked for that isn't built in, and when `xent plugins` lists what each plugin brings.
+    """
 
 
 @hookspec(firstresult=True)
@@ -85,6 +94,22 @@ def linear_cross_entropy_backend(
 
     It is asked where torch would go by blocks of the vocabulary: in full precision on a CPU, without a bias, a scale or a
     cap on the logits, and where no more is wanted than these three.
+    """
+
+
+@hookspec(firstresult=True)
+def forward_context(model: Any) -> AbstractContextManager[Any] | None:
+    """Return a context manager within which `model` computes the same, faster; None if this plugin can't; the first wins.
+
+    Args:
+        model: the causal language model that `xent-hf` has loaded, in evaluation mode.
+
+    Returns:
+        A reusable context manager: it is entered around every forward, without gradients, by one thread at a time.
+        Outside of it the model must be as it was.
+
+    `xent-hf` asks once, when the model is loaded, and compares the hidden states inside with the model's own: a context
+    that raises or disagrees isn't used, and one line in the log says so.
     """
 
 
