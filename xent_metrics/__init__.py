@@ -54,9 +54,8 @@ if TYPE_CHECKING:
     )
     from xent_metrics.plugins import get_metric, list_metrics
     from xent_metrics.scoring.pairs import score_pair
-    from xent_metrics.scoring.rows import ExtraScore
     from xent_metrics.scoring.score import score_hidden_states, score_tokens
-    from xent_metrics.scoring.scores import TokenScores, from_loglikelihoods
+    from xent_metrics.scoring.scores import ExtraScore, TokenScores, from_loglikelihoods
     from xent_metrics.scoring.token_bytes import token_bytes
     from xent_metrics.sums.metric import Binned, RatioMetric, TokenMetric
     from xent_metrics.version import __version__
@@ -162,9 +161,8 @@ _HOME = {
     ),
     **dict.fromkeys(["get_metric", "list_metrics"], "plugins"),
     **dict.fromkeys(["score_pair"], "scoring.pairs"),
-    **dict.fromkeys(["ExtraScore"], "scoring.rows"),
     **dict.fromkeys(["score_hidden_states", "score_tokens"], "scoring.score"),
-    **dict.fromkeys(["TokenScores", "from_loglikelihoods"], "scoring.scores"),
+    **dict.fromkeys(["ExtraScore", "TokenScores", "from_loglikelihoods"], "scoring.scores"),
     **dict.fromkeys(["token_bytes"], "scoring.token_bytes"),
     **dict.fromkeys(["Binned", "RatioMetric", "TokenMetric"], "sums.metric"),
     **dict.fromkeys(["__version__"], "version"),

@@ -57,15 +57,15 @@ class TokenMetricCollection(MetricCollection):
 
     def update(self, logits: Any, target: Any = None, *, weight: Any = None) -> None:
         """Add a batch to every member: logits and targets, or a `TokenScores`."""
-        for metric, scores in self._scored(logits, target, weight):
+        for metric, scores in self.score(logits, target, weight=weight):
             metric.update(scores)
 
     def forward(self, logits: Any, target: Any = None, *, weight: Any = None) -> dict[str, Any]:
         """Add a batch to every member and return the batch's own values."""
-        batch = {id(metric): metric(scores) for metric, scores in self._scored(logits, target, weight)}
+        batch = {id(metric): metric(scores) for metric, scores in self.score(logits, target, weight=weight)}
         return {self._set_name(key): batch[id(metric)] for key, metric in self.members().items()}
 
-    def _scored(self, logits: Any, target: Any, weight: Any) -> list[tuple[TokenMetric, TokenScores]]:
+    def score(self, logits: Any, target: Any = None, *, weight: Any = None) -> list[tuple[TokenMetric, TokenScores]]:
         """Each member with its scores; every member has taken its sums, so that a bad batch changes none of them."""
         pairs = []
         for members in self._passes():
@@ -80,7 +80,7 @@ class TokenMetricCollection(MetricCollection):
         """Members that one pass over the logits serves; a pass with more scoring options serves those without, too."""
         passes: dict[int, dict[str, list[TokenMetric]]] = {}
         for metric in self._distinct():
-            passes.setdefault(metric.ignore_index, {}).setdefault(metric._scoring_name, []).append(metric)
+            passes.setdefault(metric.ignore_index, {}).setdefault(metric.scoring_key, []).append(metric)
         for by_options in passes.values():
             plain = by_options.pop("", [])
             by_options[next(iter(by_options), "")] = [*next(iter(by_options.values()), []), *plain]

@@ -13,7 +13,7 @@ import xent_metrics.plugins
 from xent_metrics import TokenScores, hookimpl, score_hidden_states, score_tokens
 from xent_metrics.errors import PluginError
 from xent_metrics.scoring import compiled
-from xent_metrics.scoring.rows import ExtraScore
+from xent_metrics.scoring.scores import ExtraScore
 from xent_metrics.testing.contract import no_host_sync
 
 # Nothing below would be shown by a backend that was set aside unnoticed.

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from xent_metrics import hookimpl, score_hidden_states
 from xent_metrics.errors import PluginError
-from xent_metrics.scoring.rows import ExtraScore
+from xent_metrics.scoring.scores import ExtraScore
 
 pytestmark = pytest.mark.filterwarnings("error:xent-metrics plugin")
 

@@ -34,7 +34,7 @@ from xent_metrics import (
 from xent_metrics.errors import SyncError
 from xent_metrics.samplers import UnpaddedSampler, sample_weights
 from xent_metrics.scoring.pairs import score_pair
-from xent_metrics.scoring.rows import ExtraScore
+from xent_metrics.scoring.scores import ExtraScore
 
 BATCHES = 9
 NAMES = ["cross_entropy", "perplexity", "token_accuracy", "expected_calibration_error"]

@@ -56,7 +56,7 @@ class TrainerMetrics:
         if self.shift:
             logits, labels = logits[:, :-1], labels[:, 1:]
         self.metrics.to(logits.device)  # tables of bytes and weights
-        scored = {id(metric): scores for metric, scores in self.metrics._scored(logits, labels, None)}
+        scored = {id(metric): scores for metric, scores in self.metrics.score(logits, labels)}
         sequences = {id(scores): [scores[i] for i in range(len(labels))] for scores in scored.values()}
         columns = [
             torch.stack([metric.exact_sums(sequence) for sequence in sequences[id(scored[id(metric)])]])

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from xent_metrics.errors import InvalidInputError, MetricOptionError
 from xent_metrics.metrics.confidence_bins import confidence_bin
-from xent_metrics.scoring.rows import ExtraScore
-from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.scoring.scores import ExtraScore, TokenScores
 from xent_metrics.sums.metric import Binned, TokenMetric
 
 __all__ = ["ClasswiseCalibrationError", "FullCalibrationError"]

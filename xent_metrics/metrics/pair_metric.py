@@ -7,9 +7,8 @@ from typing import Any, ClassVar
 
 from xent_metrics.errors import InvalidInputError, MetricOptionError
 from xent_metrics.scoring.pairs import score_pair
-from xent_metrics.scoring.rows import ExtraScore
 from xent_metrics.scoring.score import as_tensor
-from xent_metrics.scoring.scores import RowKind, TokenScores
+from xent_metrics.scoring.scores import ExtraScore, RowKind, TokenScores
 from xent_metrics.sums.metric import TokenMetric
 
 __all__ = ["PairMetric"]

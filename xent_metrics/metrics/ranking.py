@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from xent_metrics.errors import MetricOptionError
-from xent_metrics.scoring.rows import ExtraScore
-from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.scoring.scores import ExtraScore, TokenScores
 from xent_metrics.sums.metric import RatioMetric
 
 __all__ = ["MeanReciprocalRank", "TopKAccuracy", "target_rank"]

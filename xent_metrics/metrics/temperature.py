@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from xent_metrics.errors import MetricOptionError
-from xent_metrics.scoring.rows import ExtraScore
-from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.scoring.scores import ExtraScore, TokenScores
 from xent_metrics.sums.metric import Binned, TokenMetric
 
 __all__ = ["CrossEntropyAtOptimalTemperature", "OptimalTemperature"]

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from xent_metrics.scoring.backends import is_plain, score_by_backend
-from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.scoring.scores import ExtraScore, TokenScores
 
-__all__ = ["ExtraScore", "RowScorer", "ScoringPlan", "block_maxima", "first_argmax"]
+__all__ = ["RowScorer", "ScoringPlan", "block_maxima", "first_argmax"]
 
 _ARGMAX_BLOCK = 128
 _BLOCK_ROWS = 2048  # whose top-1 are found at once: a block of classes of each
@@ -30,24 +30,6 @@ _BLOCK_ROWS = 2048  # whose top-1 are found at once: a block of classes of each
 # whose relative error is 4e-5: three in a hundred processes were seen to begin so. One call, by one thread, settles it.
 for _dtype in (torch.float32, torch.float64):
     torch.ones(1, dtype=_dtype, device="cpu").exp().log()
-
-
-@dataclass(frozen=True)
-class ExtraScore:
-    """An extra score of each row: ``function(log_prob (rows, V), index (rows,))`` gives ``(rows, *shape)``.
-
-    It is called a chunk of rows at a time, without gradients; `index` holds the targets (0 where not counted).
-    With ``of="logits"`` it gets the logits themselves, in float32 or wider.
-
-    >>> from xent_metrics import score_tokens
-    >>> entropy = ExtraScore(lambda log_prob, index: -(log_prob.exp() * log_prob).sum(-1))
-    >>> score_tokens(torch.zeros(2, 8), torch.tensor([1, 2]), extra_scores={"entropy": entropy}).extra_scores["entropy"]
-    tensor([2.0794, 2.0794])
-    """
-
-    function: Callable[[Tensor, Tensor], Tensor]
-    shape: tuple[int, ...] = ()
-    of: Literal["log_prob", "logits"] = "log_prob"
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from xent_metrics.errors import InvalidInputError
 from xent_metrics.scoring.binary import Binary, two_classes
 from xent_metrics.scoring.linear import BLOCK_ROWS, score_by_vocabulary
-from xent_metrics.scoring.rows import ExtraScore, RowScorer, ScoringPlan
-from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.scoring.rows import RowScorer, ScoringPlan
+from xent_metrics.scoring.scores import ExtraScore, TokenScores
 
 __all__ = ["as_tensor", "bytes_of", "check_logits", "check_target", "score_hidden_states", "score_tokens"]
 

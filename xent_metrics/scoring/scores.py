@@ -21,7 +21,7 @@ from torch import Tensor
 
 from xent_metrics.errors import InvalidInputError, MissingScoreError
 
-__all__ = ["RowKind", "TokenScores", "from_loglikelihoods"]
+__all__ = ["ExtraScore", "RowKind", "TokenScores", "from_loglikelihoods"]
 
 RowKind = Literal["token", "document", "choice"]
 
@@ -38,6 +38,24 @@ _HOW_TO_GET = {
     "loss": "pass `label_smoothing` or `class_weight` to score_tokens, or update the metric with logits",
 }
 _HOW_TO_GET_EXTRA = "update the metric with logits, or pass `extra_scores=metric.extra_scores()` to score_tokens"
+
+
+@dataclass(frozen=True)
+class ExtraScore:
+    """An extra score of each row: ``function(log_prob (rows, V), index (rows,))`` gives ``(rows, *shape)``.
+
+    It is called a chunk of rows at a time, without gradients; `index` holds the targets (0 where not counted).
+    With ``of="logits"`` it gets the logits themselves, in float32 or wider.
+
+    >>> from xent_metrics import score_tokens
+    >>> entropy = ExtraScore(lambda log_prob, index: -(log_prob.exp() * log_prob).sum(-1))
+    >>> score_tokens(torch.zeros(2, 8), torch.tensor([1, 2]), extra_scores={"entropy": entropy}).extra_scores["entropy"]
+    tensor([2.0794, 2.0794])
+    """
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    shape: tuple[int, ...] = ()
+    of: Literal["log_prob", "logits"] = "log_prob"
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +181,37 @@ class TokenScores:
     def __getitem__(self, index: Any) -> TokenScores:
         """The rows at `index`, as in ``scores[3]`` or ``scores[:, 10:]``."""
         return self.map(lambda tensor: tensor[index])
+
+    @classmethod
+    def empty(
+        cls,
+        fields: Iterable[str] | None = None,
+        *,
+        row_kind: RowKind = "token",
+        extra_scores: Mapping[str, ExtraScore] | None = None,
+    ) -> TokenScores:
+        """Scores without rows: what a host would give, before it gives any; what a metric makes of them is its layout.
+
+        Args:
+            fields: the names of the fields that are present besides `nll` and `counted`; all but `weight` by default.
+            row_kind: what a row would be.
+            extra_scores: the extra scores that would have been asked for.
+
+        >>> TokenScores.empty(["num_bytes"], row_kind="document").fields().keys()
+        dict_keys(['nll', 'counted', 'num_bytes'])
+        """
+        dtypes = {"counted": torch.bool, "correct": torch.bool, "invalid": torch.bool} | dict.fromkeys(
+            ("target", "num_bytes", "num_words"), torch.int64
+        )
+        tensors = [
+            f.name for f in dataclasses.fields(cls) if f.init and "Tensor" in str(f.type) and f.name != "extra_scores"
+        ]
+        chosen = [name for name in tensors if name != "weight"] if fields is None else ["nll", "counted", *fields]
+        return cls(
+            **{name: torch.zeros(0, dtype=dtypes.get(name, torch.float32)) for name in chosen},  # type: ignore[arg-type]
+            row_kind=row_kind,
+            extra_scores={name: torch.zeros(0, *score.shape) for name, score in (extra_scores or {}).items()},
+        )
 
     @staticmethod
     def cat(parts: Sequence[TokenScores]) -> TokenScores:

@@ -37,9 +37,8 @@ from xent_metrics.errors import (
     SyncError,
     XentMetricsError,
 )
-from xent_metrics.scoring.rows import ExtraScore
 from xent_metrics.scoring.score import score_tokens
-from xent_metrics.scoring.scores import RowKind, TokenScores
+from xent_metrics.scoring.scores import ExtraScore, RowKind, TokenScores
 from xent_metrics.sums import exact_sum
 from xent_metrics.sums.options import check_options, options_of, readable
 from xent_metrics.sums.packed import PackedMetric
@@ -156,7 +155,7 @@ class TokenMetric(PackedMetric, metaclass=_LaidOut):
         self._options = {k: v if hasattr(TokenMetric, k) else getattr(self, k, v) for k, v in given.items()}
         # Read once, here: a tensor's content is looked at on the host, which an update must never do.
         self._readable_options = {k: readable(v) for k, v in self._options.items()}
-        self._scoring_name = ", ".join(f"{k}={readable(v)}" for k, v in self.scoring_options().items())
+        self.scoring_key = ", ".join(f"{k}={readable(v)}" for k, v in self.scoring_options().items())
         try:
             sums = self.sums(_no_rows(self.requires, self.extra_scores()))
         except XentMetricsError:

@@ -23,8 +23,7 @@ from torch import Tensor
 
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.plugins import as_metric
-from xent_metrics.scoring.rows import ExtraScore
-from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.scoring.scores import ExtraScore, TokenScores
 from xent_metrics.sums import exact_sum
 from xent_metrics.sums.metric import _COUNTS, Binned, TokenMetric
 from xent_metrics.wrappers.grouped import Grouped

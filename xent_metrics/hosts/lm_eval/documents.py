@@ -220,7 +220,7 @@ class DocumentScores:
         return self.tokens
 
     def _over_choices(self, metric: TokenMetric) -> TokenScores:
-        options = metric.ignore_index, metric._scoring_name, *metric.extra_scores()
+        options = metric.ignore_index, metric.scoring_key, *metric.extra_scores()
         if options not in self._choices:
             self._choices[options] = choice_scores(metric, self.loglikelihoods, self.gold)
         return self._choices[options]

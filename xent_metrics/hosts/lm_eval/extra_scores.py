@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 
 from lm_eval.api.instance import Instance
 
-from xent_metrics.scoring.rows import ExtraScore
+from xent_metrics.scoring.scores import ExtraScore
 
 __all__ = ["ask_for", "asked_for"]
 

@@ -26,9 +26,8 @@ from transformers import DynamicCache
 from xent_metrics.errors import InvalidInputError
 from xent_metrics.hosts.lm_eval.models.layers import Layers, may_replace
 from xent_metrics.hosts.lm_eval.models.packing import Row
-from xent_metrics.scoring.rows import ExtraScore
 from xent_metrics.scoring.score import score_hidden_states, score_tokens
-from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.scoring.scores import ExtraScore, TokenScores
 
 __all__ = ["Forward", "Head"]
 

@@ -40,8 +40,7 @@ from xent_metrics.hosts.lm_eval.models.runner import Runner
 from xent_metrics.hosts.lm_eval.models.tokenizers import bytes_table
 from xent_metrics.hosts.lm_eval.models.verify import probe
 from xent_metrics.hosts.lm_eval.models.windows import Window, continuation_window, rolling_windows
-from xent_metrics.scoring.rows import ExtraScore
-from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.scoring.scores import ExtraScore, TokenScores
 
 __all__ = ["XentHFLM"]
 

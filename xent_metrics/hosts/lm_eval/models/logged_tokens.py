@@ -21,8 +21,7 @@ from torch import Tensor
 
 from xent_metrics.errors import InvalidInputError
 from xent_metrics.hosts.lm_eval.models.results import ScoredLoglikelihood, ScoredRolling, total_loglikelihood
-from xent_metrics.scoring.rows import ExtraScore
-from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.scoring.scores import ExtraScore, TokenScores
 
 __all__ = ["LoggedFloat", "LoggedLoglikelihood", "LoggedRolling", "Results", "token_texts"]
 

@@ -42,9 +42,8 @@ from xent_metrics.hosts.lm_eval.models.model_args import (
 from xent_metrics.hosts.lm_eval.models.ranks import Ranks
 from xent_metrics.hosts.lm_eval.models.tokenizers import bytes_table, encode, ids_needed, load_tokenizer, prefix_id
 from xent_metrics.hosts.lm_eval.models.windows import Batch, Window, batches, continuation_window, rolling_windows
-from xent_metrics.scoring.rows import ExtraScore
 from xent_metrics.scoring.score import score_tokens
-from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.scoring.scores import ExtraScore, TokenScores
 
 __all__ = ["TorchLM"]
 
