@@ -27,11 +27,11 @@ from xent_metrics import (
     BitsPerByte,
     CrossEntropy,
     ExpectedCalibrationError,
-    MaximumCalibrationError,
     TokenMetricCollection,
     score_hidden_states,
     score_tokens,
 )
+from xent_metrics.metrics import MaximumCalibrationError
 from xent_metrics.plugins import plugins
 
 MIB = 2**20

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from hypothesis import settings
 
-import xent_metrics.plugins
-from xent_metrics.plugins import Plugin, Plugins
+from xent_metrics.plugins import Plugin, Plugins, use_plugins
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("repeatable")
@@ -28,14 +29,14 @@ def batch():
 
 
 @pytest.fixture
-def install(monkeypatch):
-    """Make the process' plugins these modules, in this order of loading."""
+def install():
+    """Use these modules as the process' plugins, in this order of loading, until the test ends."""
+    with contextlib.ExitStack() as stack:
 
-    def install(*modules) -> Plugins:
-        loaded = Plugins()
-        for number, module in enumerate(modules, start=1):
-            loaded.add(Plugin(f"backend{number}", "a-third-party", "1.0"), module)
-        monkeypatch.setattr(xent_metrics.plugins, "plugins", lambda: loaded)
-        return loaded
+        def install(*modules) -> Plugins:
+            loaded = Plugins()
+            for number, module in enumerate(modules, start=1):
+                loaded.add(Plugin(f"backend{number}", "a-third-party", "1.0"), module)
+            return stack.enter_context(use_plugins(loaded))
 
-    return install
+        yield install

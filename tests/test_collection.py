@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 
 import pytest
 import torch
 from support.metric_kinds import TABLE
+from torchmetrics import MetricCollection
 
-from xent_metrics import BitsPerByte, CrossEntropy, Perplexity, TokenMetricCollection, score_tokens
+from xent_metrics import (
+    BitsPerByte,
+    CrossEntropy,
+    ExtraScore,
+    Perplexity,
+    RatioMetric,
+    StandardError,
+    TokenMetricCollection,
+    get_metric,
+    score_tokens,
+)
 from xent_metrics.errors import (
     InvalidInputError,
     InvalidTargetError,
@@ -279,7 +291,7 @@ def test_members_can_be_added_later(passes, batch):
         (
             ["perplexity", Perplexity()],
             MetricOptionError,
-            "perplexity stands twice in the list; give a dict with a key for",
+            "perplexity is in the list twice; give a dict with a key for",
         ),
         ({"a.b": "perplexity"}, MetricOptionError, r"a key is a string without a dot .* got 'a\.b'"),
         ({"": "perplexity"}, MetricOptionError, "a key is a string without a dot"),
@@ -309,3 +321,83 @@ def test_an_entry_may_be_a_dict_with_options_as_elsewhere():
     assert keyed.members()["bits"].unit == "bits"
     with pytest.raises(MetricOptionError, match="Did you mean 'unit'"):
         TokenMetricCollection([{"metric": "cross_entropy", "units": "bits"}])
+
+
+class Doubled(RatioMetric):
+    """A plugin's metric that gives its own terms the names of cross entropy's sums."""
+
+    name = "doubled"
+
+    def sum_names(self):
+        return "nats", "tokens"
+
+    def per_token(self, scores):
+        return 2 * scores.nll
+
+
+class Tripled(Doubled):
+    name = "tripled"
+
+    def sums(self, scores):
+        return {"nats": 3 * scores.weighted(scores.nll), "tokens": scores.weighted(scores.counted)}
+
+
+COLLIDING = [
+    CrossEntropy,
+    Perplexity,
+    Doubled,
+    Tripled,
+    lambda: StandardError(Doubled()),
+    lambda: StandardError("cross_entropy"),
+]
+
+
+@pytest.mark.parametrize("order", itertools.permutations(range(len(COLLIDING)), 3), ids=str)
+def test_a_sum_is_more_than_its_name(order, batch):
+    """Whatever stands beside it, a metric keeps its value: updated together, by forward, and from shared scores."""
+    made = {str(place): COLLIDING[place]() for place in order}
+    alone = {}
+    for key, metric in made.items():
+        copied = copy.deepcopy(metric)
+        copied.update(*batch)
+        alone[key] = copied.compute()
+    for add in ("update", "forward"):
+        together = TokenMetricCollection(copy.deepcopy(made))
+        getattr(together, add)(*batch)
+        assert_equal(together.compute(), alone)
+    scores = score_tokens(*batch)
+    for key, metric in made.items():
+        metric.update(scores)
+        assert torch.equal(metric.compute(), alone[key])
+
+
+def test_torchmetrics_own_collection_does_not_merge_them_either(batch):
+    metrics = MetricCollection([CrossEntropy(), Doubled()], compute_groups=True)
+    target = torch.full_like(batch[1], -100)  # the first values agree: there are none
+    metrics.update(batch[0], target)
+    metrics.update(*batch)
+    values = metrics.compute()
+    assert values["Doubled"] == pytest.approx(2 * float(values["CrossEntropy"]), rel=1e-12)
+
+
+def test_extra_scores_of_one_name_and_two_meanings_take_two_passes(batch, passes):
+    class Wrong(RatioMetric):
+        name = "wrong_rank"
+
+        def extra_scores(self):
+            return {"target_rank": ExtraScore(lambda logits, index: torch.full_like(index, 7), of="logits")}
+
+        def per_token(self, scores):
+            return scores.extra_scores["target_rank"].double()
+
+    for members in itertools.permutations(["mean_reciprocal_rank", Wrong(), "top_k_accuracy"]):
+        together = TokenMetricCollection([copy.deepcopy(member) for member in members])
+        passes.clear()
+        together.update(*batch)
+        assert len(passes) == 2
+        values = together.compute()
+        assert values["wrong_rank"] == 7
+        for name in ("mean_reciprocal_rank", "top_k_accuracy"):
+            metric = get_metric(name)
+            metric.update(*batch)
+            assert values[name] == metric.compute()

@@ -12,7 +12,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from xent_metrics import CrossEntropy, RatioMetric, TokenMetric, get_metric, hookimpl, list_metrics, plugins
+from xent_metrics import TOKENS, CrossEntropy, RatioMetric, TokenMetric, get_metric, hookimpl, list_metrics, plugins
 from xent_metrics.errors import MetricOptionError, PluginError, UnknownMetricError
 from xent_metrics.plugins import Plugins
 
@@ -256,7 +256,7 @@ class TestSelection:
                 monkeypatch.delenv("XENT_METRICS_PLUGINS", raising=False)
             else:
                 monkeypatch.setenv("XENT_METRICS_PLUGINS", selection)
-            return [plugin.name for plugin in plugins.plugins.__wrapped__().plugins]
+            return [plugin.name for plugin in plugins._installed.__wrapped__().plugins]
 
         return load
 
@@ -298,5 +298,6 @@ class TestTheInstalledFocalPlugin:
         with pytest.raises(MetricOptionError, match=r"focal_cross_entropy has no option 'gama'\. Did you mean 'gamma'"):
             get_metric("focal_cross_entropy", gama=2.0)
         one, other = get_metric("focal_cross_entropy", gamma=1.0), get_metric("focal_cross_entropy", gamma=2.0)
-        assert one._state_name != other._state_name
-        assert not set(one.sum_names()) & set(other.sum_names())
+        assert one.state_name != other.state_name
+        assert one.sum_names()[0] != other.sum_names()[0]
+        assert one.sum_names()[1] is other.sum_names()[1] is TOKENS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,23 +12,25 @@ from torchmetrics import MetricCollection
 
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.plugins import as_metric
-from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.scoring.scores import ExtraScore, TokenScores
 from xent_metrics.sums import exact_sum
-from xent_metrics.sums.metric import NanPolicy, TokenMetric, unusual
+from xent_metrics.sums.metric import NanPolicy, TokenMetric, needs_attention
 from xent_metrics.sums.sync import SharedSync, synced
 
 __all__ = ["TokenMetricCollection"]
 
 
 class TokenMetricCollection(MetricCollection):
-    """Metrics that are updated together: logits are scored once, sums of one name are taken once, one all_reduce syncs all.
+    """Metrics that are updated together: logits are scored once, shared sums are taken once, one all_reduce syncs all.
 
     Args:
-        metrics: registered names, ``{"metric": name, **options}`` or metric objects, in a list (keys are the metrics' names,
-            or `name` in such a dict) or a dict with keys of your own.
-        prefix, postfix: of every key in the result.
+        metrics: registered names, ``{"metric": name, **options}`` or metric objects, in a list (the keys are the metrics'
+            names, or `name` in such a dict) or in a dict with keys of your own.
+        prefix: prepended to every key of the result.
+        postfix: appended to every key of the result.
 
-    Each member stays a metric of its own: it may be logged, reset, cloned or read alone, and none takes another's state.
+    Each member remains a metric of its own: it may be logged, reset, cloned or read alone, and no member takes another's
+    state.
 
     >>> import torch
     >>> metrics = TokenMetricCollection(["cross_entropy", "perplexity", "token_accuracy"], prefix="val/")
@@ -39,7 +41,7 @@ class TokenMetricCollection(MetricCollection):
 
     def __init__(
         self,
-        metrics: str | TokenMetric | Sequence[str | TokenMetric] | Mapping[str, str | TokenMetric],
+        metrics: str | TokenMetric | Sequence[str | TokenMetric | Mapping[str, Any]] | Mapping[str, Any],
         *,
         prefix: str | None = None,
         postfix: str | None = None,
@@ -52,8 +54,14 @@ class TokenMetricCollection(MetricCollection):
         return {str(key): metric for key, metric in self.items(keep_base=True, copy_state=False)}  # type: ignore[misc]
 
     def _distinct(self) -> list[TokenMetric]:
-        """The metrics, each once, though it may stand under several keys."""
+        """The metrics, each once, even if one has several keys."""
         return list({id(metric): metric for metric in self.members().values()}.values())
+
+    def _named(self, by_key: Mapping[str, Any]) -> dict[str, Any]:
+        """The same with prefix and postfix, by `MetricCollection._set_name`, read in torchmetrics 1.9."""
+        return {self._set_name(key): value for key, value in by_key.items()}
+
+    # Batches.
 
     def update(self, logits: Any, target: Any = None, *, weight: Any = None) -> None:
         """Add a batch to every member: logits and targets, or a `TokenScores`."""
@@ -63,10 +71,10 @@ class TokenMetricCollection(MetricCollection):
     def forward(self, logits: Any, target: Any = None, *, weight: Any = None) -> dict[str, Any]:
         """Add a batch to every member and return the batch's own values."""
         batch = {id(metric): metric(scores) for metric, scores in self.score(logits, target, weight=weight)}
-        return {self._set_name(key): batch[id(metric)] for key, metric in self.members().items()}
+        return self._named({key: batch[id(metric)] for key, metric in self.members().items()})
 
     def score(self, logits: Any, target: Any = None, *, weight: Any = None) -> list[tuple[TokenMetric, TokenScores]]:
-        """Each member with its scores; every member has taken its sums, so that a bad batch changes none of them."""
+        """Each member with its scores; all sums have been taken, so a batch that can't be scored changes no member."""
         pairs = []
         for members in self._passes():
             extra_scores = {name: score for metric in members for name, score in metric.extra_scores().items()}
@@ -77,40 +85,52 @@ class TokenMetricCollection(MetricCollection):
         return pairs
 
     def _passes(self) -> list[list[TokenMetric]]:
-        """Members that one pass over the logits serves; a pass with more scoring options serves those without, too."""
-        passes: dict[int, dict[str, list[TokenMetric]]] = {}
+        """The members that each pass over the logits serves.
+
+        A pass with scoring options serves members without any, too. Members that ask for different extra scores under one
+        name are served by different passes.
+        """
+        by_options: dict[int, dict[str, list[TokenMetric]]] = {}
         for metric in self._distinct():
-            passes.setdefault(metric.ignore_index, {}).setdefault(metric.scoring_key, []).append(metric)
-        for by_options in passes.values():
-            plain = by_options.pop("", [])
-            by_options[next(iter(by_options), "")] = [*next(iter(by_options.values()), []), *plain]
-        return [members for by_options in passes.values() for members in by_options.values()]
+            by_options.setdefault(metric.ignore_index, {}).setdefault(metric.scoring_key, []).append(metric)
+        passes = []
+        for groups in by_options.values():
+            plain = groups.pop("", [])
+            groups[next(iter(groups), "")] = [*next(iter(groups.values()), []), *plain]
+            for group in groups.values():
+                passes += _without_conflicts(group)
+        return passes
+
+    # Values.
 
     def compute(self, *, nan_policy: NanPolicy = "propagate") -> dict[str, Any]:
-        """Every member's value, over all processes, after one all_reduce (one for each process group among the members).
+        """Every member's value over all processes, after one all_reduce (one per process group among the members).
 
-        Computed one by one, members share one all_reduce as well: the first one's serves each other once. One that was
-        updated, or reset by itself, in between raises `SyncError` on the processes where it was: reset the collection.
-        `nan_policy` is that of `TokenMetric.compute`.
+        Members that are computed one by one share one all_reduce, too: the first compute() syncs all; each other member
+        reuses its total once. A member that was updated, or reset by itself, in between raises `SyncError` on the processes
+        on which it was: reset the collection instead.
+
+        Args:
+            nan_policy: as in `TokenMetric.compute`.
         """
         members = self.members()
         self._shared_sync.forget()
-        with synced([m for m in self._distinct() if m._to_sync and m.dist_sync_fn is None]):
+        with synced([metric for metric in self._distinct() if metric.will_sync()]):
             values = _values(list(members.values()), nan_policy)
-        return {self._set_name(key): value for key, value in zip(members, values, strict=True)}
+        return self._named(dict(zip(members, values, strict=True)))
 
     def reset(self) -> None:
-        """Every member back to no data; a call for all processes, as `compute` is.
+        """Reset every member; call it on all processes, as `compute`.
 
-        Totals that a member's own compute left for the others are dropped with the sums. A member's own `reset` drops none:
-        it may be a call of one process.
+        Totals that one member's compute left for the others are dropped with the sums. A member's own `reset` drops none,
+        since it may be called on one process.
         """
         super().reset()
         self._shared_sync.forget()
 
     @contextmanager
     def sync_context(self) -> Iterator[None]:
-        """Inside, every member's state is the sum over all processes, by the same one all_reduce: for `state_dict` above all.
+        """Let every member hold the sums over all processes inside, by one all_reduce; above all for `state_dict`.
 
         >>> metrics = TokenMetricCollection(["cross_entropy", "token_accuracy"])
         >>> metrics.persistent(True)
@@ -121,8 +141,10 @@ class TokenMetricCollection(MetricCollection):
         with synced(self._distinct()):
             yield
 
+    # Checkpoints and copies.
+
     def persistent(self, mode: bool = True, *, synced: bool = False) -> None:
-        """Whether `state_dict` holds the members' sums, and whether it syncs them first: every process must call it then.
+        """Set whether `state_dict` holds the members' sums, and whether it syncs them first: every process must call it.
 
         self.metrics.persistent(True, synced=True)      # in a LightningModule: checkpoints resume on any number of ranks
         """
@@ -130,8 +152,8 @@ class TokenMetricCollection(MetricCollection):
             metric.persistent(mode, synced=synced)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # of three overloads
-        """The members' entries, of which those that sync do so by one all_reduce."""
-        with synced([metric for metric in self.members().values() if metric._syncs_to_save()]):
+        """The members' entries; those that sync first share one all_reduce."""
+        with synced([metric for metric in self.members().values() if metric.syncs_to_save()]):
             entries: dict[str, Any] = super().state_dict(*args, **kwargs)
         return entries
 
@@ -142,9 +164,10 @@ class TokenMetricCollection(MetricCollection):
         self._link()
 
     def _link(self) -> None:
+        """Let the members share one sync."""
         self._shared_sync = SharedSync(self._distinct())
-        for metric in self._shared_sync.metrics:
-            metric._shared_sync = self._shared_sync
+        for metric in self._distinct():
+            metric.shared_sync = self._shared_sync
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy links its own members."""
@@ -155,20 +178,41 @@ class TokenMetricCollection(MetricCollection):
         self._link()
 
     def set_dtype(self, dst_type: Any) -> TokenMetricCollection:
-        """Nothing: sums are integers and values are float64, whatever the model's dtype."""
+        """Do nothing: sums are integers and values are float64, whatever the model's dtype."""
         return self
 
 
+def _without_conflicts(members: Sequence[TokenMetric]) -> list[list[TokenMetric]]:
+    """Groups of members that don't ask for different extra scores under one name."""
+    groups: list[tuple[dict[str, Hashable], list[TokenMetric]]] = []
+    for metric in members:
+        asked = {name: _identity(score) for name, score in metric.extra_scores().items()}
+        for known, group in groups:
+            if all(known.get(name, identity) == identity for name, identity in asked.items()):
+                known |= asked
+                group.append(metric)
+                break
+        else:
+            groups.append((asked, [metric]))
+    return [group for _, group in groups]
+
+
+def _identity(score: ExtraScore) -> Hashable:
+    """Equal for equal scores; a method of two metrics of one class with the same options is the same function."""
+    owner = getattr(score.function, "__self__", None)
+    if not isinstance(owner, TokenMetric):
+        return score
+    return getattr(score.function, "__func__", None), type(owner), owner.described(), score.shape, score.of
+
+
 def _values(members: list[TokenMetric], nan_policy: NanPolicy) -> list[Tensor]:
-    """What the members' own computes give; their states are read at once where there is nothing to raise or warn of."""
+    """The members' computed values; their states are read together unless there is something to raise or to warn about."""
     states = [metric.state for metric in members]
     at_once = len({state.device for state in states}) == 1 and all(
-        type(metric).compute is TokenMetric.compute
-        and metric.update_called
-        and not (metric._to_sync and metric.distributed_available_fn())
+        type(metric).compute is TokenMetric.compute and metric.update_called and not metric.is_due_to_sync()
         for metric in members
     )
-    if not at_once or unusual(states):
+    if not at_once or needs_attention(states):
         return [metric.compute(nan_policy=nan_policy) for metric in members]
     sums = torch.split(exact_sum.to_float(torch.cat(states)), [len(state) for state in states])
     return [metric.value(metric.unpack(own)) for metric, own in zip(members, sums, strict=True)]
@@ -191,5 +235,5 @@ def _by_key(metrics: Any) -> dict[str, TokenMetric]:
     keys = [key or metric.name for key, metric in zip(named, built, strict=True)]
     twice = sorted({key for key in keys if keys.count(key) > 1})
     if twice:
-        raise MetricOptionError(f"{', '.join(twice)} stands twice in the list; give a dict with a key for each")
+        raise MetricOptionError(f"{', '.join(twice)} is in the list twice; give a dict with a key for each")
     return dict(zip(keys, built, strict=True))

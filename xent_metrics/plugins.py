@@ -1,9 +1,9 @@
-"""The plugin manager: load, validate, isolate, list, and build metrics by name.
+"""The plugin manager: loads, validates and isolates plugins, lists them, and builds metrics by name.
 
-Built-in metrics come first and through the same hook. A plugin that fails to import, implements a hook wrongly or
-registers something invalid is set aside whole, with its error; the others work, and `get_metric` of what can't be found
-repeats that error. The environment variable `XENT_METRICS_PLUGINS` (a,b) loads only the plugins of those entry point
-names; empty loads none but the built-ins.
+The built-in metrics come first, through the same hook. A plugin that fails to import, implements a hook wrongly or
+registers something invalid is set aside as a whole, with its error. The other plugins work, and `get_metric` of an unknown
+name repeats the error. The environment variable `XENT_METRICS_PLUGINS` (a,b) loads only the plugins with those entry
+point names; an empty value loads only the built-ins.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import functools
 import inspect
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -24,13 +25,14 @@ import pluggy
 from xent_metrics import hookspecs, metrics
 from xent_metrics.errors import InvalidInputError, MetricOptionError, PluginError, UnknownMetricError
 from xent_metrics.sums.metric import TokenMetric
+from xent_metrics.version import __version__
 
-__all__ = ["Plugin", "Plugins", "as_metric", "get_metric", "list_metrics", "plugins"]
+__all__ = ["Plugin", "Plugins", "as_metric", "get_metric", "list_metrics", "plugins", "use_plugins"]
 
 GROUP = hookspecs.PROJECT
 SELECTION = "XENT_METRICS_PLUGINS"
 _BUILT_IN = "built-in"
-#: What people write for the registered names; suggestions only, never accepted.
+#: Other names that people use; they are suggested in errors and never accepted.
 _ALSO_KNOWN_AS = {
     "bpb": "bits_per_byte",
     "ce": "cross_entropy",
@@ -46,7 +48,7 @@ _ALSO_KNOWN_AS = {
 
 @dataclass
 class Plugin:
-    """One loaded or set-aside plugin."""
+    """A plugin that was loaded, or set aside with its error."""
 
     name: str
     distribution: str
@@ -61,7 +63,11 @@ class Plugin:
 
 
 class Plugins:
-    """All plugins of one load. `plugins()` is the process' own; tests make others."""
+    """The plugins of one load; `plugins()` gives those of the process.
+
+    Args:
+        found: the entry points to load, besides the built-ins.
+    """
 
     def __init__(self, found: Iterable[EntryPoint] = ()) -> None:
         self.manager = pluggy.PluginManager(GROUP)
@@ -70,8 +76,6 @@ class Plugins:
         self.metrics: dict[str, type[TokenMetric]] = {}
         self._owner: dict[str, Plugin] = {}
         self._contested: dict[str, PluginError] = {}
-        from xent_metrics.version import __version__
-
         self.add(Plugin(_BUILT_IN, "xent-metrics", __version__), metrics)
         for point in sorted(found, key=lambda p: (p.dist.name if p.dist else "", p.name)):
             self._load(point)
@@ -81,7 +85,7 @@ class Plugins:
         plugin = Plugin(point.name, *distribution)
         try:
             module = point.load()
-        except (Exception, SystemExit) as error:  # whatever a third party's module does, the others must work
+        except (Exception, SystemExit) as error:  # whatever this module does, the others must work
             self._set_aside(plugin, error)
         else:
             self.add(plugin, module)
@@ -94,7 +98,7 @@ class Plugins:
             self.manager.check_pending()
             self._call(plugin, module)
         except (Exception, SystemExit) as error:
-            if self.manager.get_plugin(name) is module:  # and not another plugin's, the same module registered before
+            if self.manager.get_plugin(name) is module:  # not the same module, registered before by another plugin
                 self.manager.unregister(module)
             self._set_aside(plugin, error)
             return
@@ -145,7 +149,12 @@ class Plugins:
         warnings.warn(f"xent-metrics plugin {plugin} is set aside: {type(error).__name__}: {error}", stacklevel=2)
 
     def metric_class(self, name: str) -> type[TokenMetric]:
-        """The class registered under `name`, or the error that says why there is none."""
+        """The class registered under `name`.
+
+        Raises:
+            UnknownMetricError: no plugin registers this name.
+            PluginError: two plugins register it.
+        """
         if not isinstance(name, str):
             raise UnknownMetricError(f"expected a registered name, such as 'cross_entropy'; got {name!r}")
         if name in self._contested:
@@ -170,9 +179,33 @@ class Plugins:
         return error
 
 
-@functools.cache
+_in_use: Plugins | None = None
+
+
 def plugins() -> Plugins:
-    """The process' plugins: the built-ins and every installed entry point, or those that XENT_METRICS_PLUGINS names."""
+    """The plugins in use: those inside `use_plugins`, or else the built-ins and the installed ones, loaded once."""
+    return _installed() if _in_use is None else _in_use
+
+
+@contextmanager
+def use_plugins(chosen: Plugins) -> Iterator[Plugins]:
+    """Use these plugins in the whole process inside, in place of the installed ones: for tests.
+
+    >>> with use_plugins(Plugins()):
+    ...     "focal_cross_entropy" in list_metrics()
+    False
+    """
+    global _in_use
+    before, _in_use = _in_use, chosen
+    try:
+        yield chosen
+    finally:
+        _in_use = before
+
+
+@functools.cache
+def _installed() -> Plugins:
+    """The built-ins and every installed entry point, or those that XENT_METRICS_PLUGINS names."""
     installed = list(entry_points(group=GROUP))
     chosen = os.environ.get(SELECTION)
     if chosen is None:
@@ -199,9 +232,13 @@ def list_metrics() -> list[str]:
 def get_metric(name: str, **options: Any) -> TokenMetric:
     """Build a registered metric by name.
 
+    Args:
+        name: the registered name, such as "cross_entropy".
+        options: those of the metric.
+
     Raises:
-        UnknownMetricError: with the nearest names and the plugins that loaded.
-        MetricOptionError: an option that the metric doesn't have, or a value that it can't take.
+        UnknownMetricError: an unknown name; the message has the nearest names and the loaded plugins.
+        MetricOptionError: an option that the metric doesn't have, or an invalid value.
 
     >>> get_metric("cross_entropy", unit="bits")
     CrossEntropy(unit='bits', label_smoothing=0.0, class_weight=None, ignore_index=-100)
@@ -216,7 +253,9 @@ def get_metric(name: str, **options: Any) -> TokenMetric:
 
 
 def as_metric(given: Any) -> TokenMetric:
-    """A metric, or the one of a name, or of ``{"metric": name, **options}`` (whose `name`, the key it gets, is left aside).
+    """A metric from a metric, a registered name, or ``{"metric": name, **options}``.
+
+    `name` in such a dict is the key that the metric gets elsewhere; it is ignored here.
 
     >>> as_metric({"metric": "cross_entropy", "unit": "bits"})
     CrossEntropy(unit='bits', label_smoothing=0.0, class_weight=None, ignore_index=-100)

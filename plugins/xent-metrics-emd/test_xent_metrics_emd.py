@@ -55,7 +55,7 @@ def test_it_keeps_the_contract(embeddings):
 
 def test_other_embeddings_are_another_sum(embeddings):
     first, second = (get_metric("embedding_distance", embeddings=e) for e in (embeddings, embeddings.flip(0)))
-    assert first._state_name != second._state_name
+    assert first.state_name != second.state_name
 
 
 def test_an_lm_eval_task_measures_it(tmp_path):

@@ -15,18 +15,16 @@ from torch.nn import functional as F
 
 from xent_metrics import (
     BitsPerByte,
-    BytePerplexity,
     CalibrationWeightedCrossEntropy,
     CrossEntropy,
     ExpectedCalibrationError,
-    MaximumCalibrationError,
     Perplexity,
-    RMSCalibrationError,
     TokenAccuracy,
     get_metric,
     score_tokens,
 )
 from xent_metrics.errors import InvalidInputError, MetricOptionError
+from xent_metrics.metrics import BytePerplexity, MaximumCalibrationError, RMSCalibrationError
 
 BUILT_IN = sorted(reference.REFERENCES)  # the others have their references in reference_family.py
 OPTIONS = {

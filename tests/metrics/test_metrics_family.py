@@ -15,22 +15,24 @@ from support import reference_family
 from torch.nn import functional as F
 
 from xent_metrics import (
-    BinaryCrossEntropy,
-    BrierScore,
     CrossEntropy,
     ExpectedCalibrationError,
-    MeanReciprocalRank,
-    PredictionEntropy,
     TokenAccuracy,
     TokenMetricCollection,
-    TopKAccuracy,
-    ZLoss,
     get_metric,
     metrics,
     score_tokens,
 )
 from xent_metrics.analysis import StandardError
 from xent_metrics.errors import InvalidInputError, InvalidTargetError, MetricOptionError, MissingScoreError
+from xent_metrics.metrics import (
+    BinaryCrossEntropy,
+    BrierScore,
+    MeanReciprocalRank,
+    PredictionEntropy,
+    TopKAccuracy,
+    ZLoss,
+)
 from xent_metrics.metrics.pair_metric import PairMetric
 from xent_metrics.testing.contract import check_metric
 from xent_metrics.wrappers.standard_error import standard_error

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from xent_metrics import BinaryCrossEntropy, CrossEntropy, TokenAccuracy, TopKAccuracy
+from xent_metrics import CrossEntropy, TokenAccuracy
+from xent_metrics.metrics import BinaryCrossEntropy, TopKAccuracy
 
 ROWS, CLASSES = 64, 11
 

@@ -12,6 +12,8 @@ from support.metric_kinds import IDS, KINDS, used
 from support.registered import buildable
 
 from xent_metrics import (
+    NATS,
+    TOKENS,
     BitsPerByte,
     CrossEntropy,
     Perplexity,
@@ -140,7 +142,7 @@ def test_merging_takes_a_metric_or_its_state(batch):
     one, other = used(CrossEntropy(), *batch), used(CrossEntropy(), batch[0].flip(0), batch[1])
     both = used(used(CrossEntropy(), *batch), batch[0].flip(0), batch[1])
     from_dict = one.clone()
-    from_dict.merge_state({other._state_name: other.state})
+    from_dict.merge_state({other.state_name: other.state})
     one.merge_state(other)
     assert torch.equal(one.state, both.state)
     assert torch.equal(from_dict.state, both.state)
@@ -150,7 +152,7 @@ def test_merging_takes_a_metric_or_its_state(batch):
 
 def test_a_metric_that_only_merged_computes_without_a_warning(batch, recwarn):
     metric = CrossEntropy()
-    metric.merge_state({metric._state_name: used(CrossEntropy(), *batch).state})
+    metric.merge_state({metric.state_name: used(CrossEntropy(), *batch).state})
     metric.compute()
     assert not recwarn.list
 
@@ -185,18 +187,15 @@ def test_equal_sums_are_equal_whatever_reads_them(batch):
     assert perplexity.compute() == used(CrossEntropy(), *batch).compute().exp()
 
 
-def test_sums_named_in_another_order_are_the_same_state(batch):
+def test_shared_sums_in_another_order_are_the_same_state(batch):
     class TokensPerNat(RatioMetric):
         name = "tokens_per_nat"
 
         def sum_names(self):
-            return "tokens", "nats"
+            return TOKENS, NATS
 
         def per_token(self, scores):
-            return torch.ones_like(scores.nll)
-
-        def denominator(self, scores):
-            return scores.nll
+            raise AssertionError("a shared sum brings its own terms")
 
     metric = TokensPerNat()
     metric.merge_state(used(CrossEntropy(), *batch))
@@ -338,7 +337,10 @@ def test_every_registered_metric_has_its_name_and_a_hash():
     [
         (lambda scores: scores.nll.sum(), r"per_token gives a term of each row, here a tensor \(0,\); got \(\)"),
         (lambda scores: None, r"per_token gives a term of each row, .*; got NoneType"),
-        (lambda scores: scores.nll[0], r"of scores without rows, and raised IndexError: .*It takes any number of rows"),
+        (
+            lambda scores: scores.nll[0],
+            r"with scores that have no rows, and raised IndexError: .*They take any number of rows",
+        ),
         (lambda scores: scores.nll if len(scores) == 0 else scores.nll.mean(), r"here a tensor \(3,\); got \(\)"),
     ],
 )

@@ -12,8 +12,9 @@ import torchmetrics
 from support.metric_kinds import IDS, KINDS, TABLE, used
 from torchmetrics.wrappers import BootStrapper, MetricTracker
 
-from xent_metrics import BitsPerByte, CrossEntropy, ExpectedCalibrationError, MaximumCalibrationError, Perplexity
+from xent_metrics import BitsPerByte, CrossEntropy, ExpectedCalibrationError, Perplexity
 from xent_metrics.errors import MissingExtraError
+from xent_metrics.metrics import MaximumCalibrationError
 from xent_metrics.sums import exact_sum
 
 matplotlib.use("Agg")
@@ -63,7 +64,7 @@ def test_state_dicts_hold_sums_on_request_without_aliasing(metric, batch, tmp_pa
         assert torch.equal(live[key], value), key
     other.load_state_dict(saved)  # no value of before is kept
     assert not torch.equal(other.state, metric.state)
-    assert torch.equal(other.compute(), other.value_of(saved[other._state_name]))
+    assert torch.equal(other.compute(), other.value_of(saved[other.state_name]))
 
 
 def test_a_parents_checkpoint_carries_the_sums(batch):

@@ -158,14 +158,14 @@ def test_a_tracker_keeps_the_members_together():
         tracker.increment()
         tracker.update(from_loglikelihoods([-value], row_kind="token"))
     assert tracker.compute_all()["cross_entropy"].tolist() == [1.0, 2.0]
-    assert tracker[-1]["cross_entropy"]._shared_sync is tracker[-1]["perplexity"]._shared_sync
-    assert tracker[-1]["cross_entropy"]._shared_sync is not tracker[-2]["cross_entropy"]._shared_sync
+    assert tracker[-1]["cross_entropy"].shared_sync is tracker[-1]["perplexity"].shared_sync
+    assert tracker[-1]["cross_entropy"].shared_sync is not tracker[-2]["cross_entropy"].shared_sync
 
 
 def test_a_metric_added_later_joins_the_others():
     metrics = TokenMetricCollection([CrossEntropy()])
     metrics.add_metrics("perplexity", TokenAccuracy())
-    assert {id(metric._shared_sync) for metric in metrics.members().values()} == {id(metrics._shared_sync)}
+    assert {id(metric.shared_sync) for metric in metrics.members().values()} == {id(metrics._shared_sync)}
     assert len(metrics._shared_sync.metrics) == 3
 
 
@@ -225,7 +225,7 @@ def test_a_checkpoint_without_an_origin_is_for_one_process():
     metric = CrossEntropy()
     metric.update(from_loglikelihoods([-3.0], row_kind="token"))
     other = CrossEntropy()
-    other.load_state_dict({metric._state_name: metric.state})
+    other.load_state_dict({metric.state_name: metric.state})
     assert other.compute() == 3
     assert other.state is not metric.state
 

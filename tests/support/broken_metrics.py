@@ -88,7 +88,7 @@ class ZeroForNothing(Broken):
 
 class RaisesForNothing(Broken):
     def value(self, sums):
-        if sums[self.sum_names()[1]] == 0:
+        if sums[self.ratio_names()[1]] == 0:
             raise ZeroDivisionError("no tokens")
         return super().value(sums)
 
@@ -116,17 +116,23 @@ class NanWhereIgnored(TokenMetric):
 
 class OptionNotInName(Broken):
     def sum_names(self):
-        return "powers", "tokens"
+        return "powers", "rows"
 
 
 class OneOptionNotInName(Broken):
     def sum_names(self):
-        return f"{self.described('shift')}.numerator", "tokens"
+        return f"{self.described('shift')}.numerator", "rows"
 
 
 class AddressInName(Broken):
     def __init__(self, marker=object(), **kwargs):  # noqa: B008  # what is to be caught
         super().__init__(**kwargs)
+
+
+class SpoilsTheScores(Broken):
+    def per_token(self, scores):
+        scores.confidence.zero_()
+        return scores.nll
 
 
 class OwnForward(Broken):
@@ -181,7 +187,10 @@ class MasksByBoolean(Broken):
 
 class CountsNan(Broken):
     def sums(self, scores):
-        return {**super().sums(scores), self.sum_names()[1]: scores.counted * 4.0}
+        return {**super().sums(scores), "rows": scores.counted * 4.0}
+
+    def value(self, sums):
+        return sums[self.ratio_names()[0]] / sums["rows"]
 
 
 class CopiesToTheHost(Broken):
@@ -218,10 +227,11 @@ BROKEN = {
         CountsUpdates,
     ),
     "ignored rows don't matter. the sums with junk": NanWhereIgnored,
-    "a row of nan makes the value nan, counts once, and nan_policy='omit' leaves it out of every sum. the value of finite": CountsNan,
+    "a row of nan makes the value nan, counts once, and nan_policy='omit' leaves it out of every sum. the": CountsNan,
     "equal sum names are the same sum. option power changes": OptionNotInName,
     "equal sum names are the same sum. option shift changes": OneOptionNotInName,
     "equal sum names are the same sum. the sum name": AddressInName,
+    "beside every registered metric, each keeps its value. the sums of": SpoilsTheScores,
     "forward gives the batch's value and accumulates": OwnForward,
     "copies are equal and independent. ": NotPicklable,
     "a state_dict brings the sums back, on request. sums are saved": PersistentAlways,

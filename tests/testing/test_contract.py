@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from support.broken_metrics import BROKEN, Broken
@@ -13,12 +15,13 @@ from xent_metrics import (
     CalibrationWeightedCrossEntropy,
     CrossEntropy,
     ExpectedCalibrationError,
-    MaximumCalibrationError,
     RatioMetric,
     from_loglikelihoods,
     get_metric,
     score_tokens,
 )
+from xent_metrics.metrics import MaximumCalibrationError
+from xent_metrics.metrics.confidence_bins import BinSum
 from xent_metrics.testing.contract import check_metric, no_host_sync
 
 
@@ -89,17 +92,25 @@ def test_every_promise_is_seen_broken():
         assert any(key.startswith(promise) for key in BROKEN), promise
 
 
+@dataclass(frozen=True)
+class ForgetfulSum(BinSum):
+    """A shared sum with a name that leaves out the number of bins."""
+
+    @property
+    def name(self):
+        return f"confidence_bins.{self.kind}"
+
+    def terms(self, scores):
+        term = super().terms(scores)
+        return Binned(term.values, term.bins, 64)
+
+
+class ForgetfulCalibrationError(ExpectedCalibrationError):
+    def _sum(self, kind):
+        return ForgetfulSum(kind, self.binning, self.num_bins)
+
+
 def test_a_built_in_that_loses_its_option_is_caught():
-    class ForgetfulCalibrationError(ExpectedCalibrationError):
-        def _sum_name(self, kind):
-            return f"confidence_bins.{kind}"
-
-        def sums(self, scores):
-            return {
-                name: Binned(value.values, value.bins, 64) if isinstance(value, Binned) else value
-                for name, value in super().sums(scores).items()
-            }
-
     with pytest.raises(AssertionError, match="option num_bins changes what is added"):
         check_metric(ForgetfulCalibrationError())
 

@@ -318,7 +318,7 @@ def test_positions_need_no_host_and_no_order_of_sequences(batch):
 
 def test_groups_of_other_kinds_never_share_a_state():
     names = {
-        Grouped(CrossEntropy(), by=by)._state_name
+        Grouped(CrossEntropy(), by=by).state_name
         for by in (Position([0, 3]), Position([0, 4]), Frequency([0, 3], counts=[1]), Frequency([0, 3], counts=[5]))
     }
     assert len(names) == 4
@@ -329,7 +329,9 @@ def test_bad_input_is_told(batch):
     metric = Grouped(CrossEntropy(), by="group", labels=["a"])
     with pytest.raises(MissingScoreError, match="`group`"):
         metric.update(logits, target)
-    with pytest.raises(InvalidInputError, match=r"group has an id a row or a sequence, \(6, 20\).*got \(5,\)"):
+    with pytest.raises(
+        InvalidInputError, match=r"group has one id per row or per sequence, of shape \(6, 20\).*got \(5,\)"
+    ):
         metric.update(logits, target, group=torch.zeros(5))
     with pytest.raises(MissingScoreError, match=r"pass update\(…, group=ids\), or scores from in_groups"):
         metric.update(score_tokens(logits, target))
@@ -343,5 +345,5 @@ def test_bad_input_is_told(batch):
         Grouped(CrossEntropy(), by="group")
     with pytest.raises(MetricOptionError, match="edges rise"):
         Position([3, 3])
-    with pytest.raises(InvalidInputError, match=r"counts has an entry a class, \(13,\); got \(2,\)"):
+    with pytest.raises(InvalidInputError, match=r"counts has one entry per class, \(13,\); got \(2,\)"):
         Grouped(CrossEntropy(), by=Frequency([0], counts=[1, 2])).update(logits, target)

@@ -25,7 +25,8 @@ from xent_metrics.errors import ComparisonError
 from xent_metrics.plugins import get_metric, list_metrics
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums import exact_sum
-from xent_metrics.sums.metric import RatioMetric, TokenMetric
+from xent_metrics.sums.metric import TokenMetric
+from xent_metrics.sums.ratio import RatioMetric
 
 __all__ = ["LoggedMean", "Run", "Sample", "TaskRun", "read_run"]
 
@@ -185,7 +186,7 @@ def _sums_in(sample: Sample, name: str, metric: TokenMetric) -> Mapping[str, Any
     if isinstance(metric, LoggedMean):
         return {"values": float(value), "documents": 1.0} if isinstance(value, int | float) else None
     if isinstance(metric, RatioMetric) and isinstance(value, list) and len(value) == 2 and _is_numbers(value):
-        return dict(zip(metric.sum_names(), (-value[0], value[1]), strict=True))
+        return dict(zip(metric.ratio_names(), (-value[0], value[1]), strict=True))
     return sample.sums(name)
 
 

@@ -11,7 +11,7 @@ from xent_metrics.analysis.runs import TaskRun
 from xent_metrics.errors import ComparisonError
 from xent_metrics.metrics import CrossEntropy
 from xent_metrics.scoring.scores import TokenScores
-from xent_metrics.wrappers.grouped import Frequency, Grouping, Position
+from xent_metrics.wrappers.grouping import Frequency, Grouping, Position
 
 __all__ = ["by_domain", "by_frequency", "by_position"]
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from torch import Tensor
 
 from xent_metrics.scoring.scores import TokenScores
-from xent_metrics.sums.metric import RatioMetric
+from xent_metrics.sums.ratio import RatioMetric
+from xent_metrics.sums.terms import TOKENS, SharedSum
 
 __all__ = ["TokenAccuracy"]
 
 
 class TokenAccuracy(RatioMetric):
-    """Accuracy = Σ [argmax_v logits_v = target] / N: the share of tokens whose top-1 prediction is the target, in [0, 1].
+    """Accuracy = Σ [argmax_v logits_v = target] / N: the fraction of tokens with the target as the top-1 prediction.
 
-    Of equal maxima the first is the prediction, as `torch.argmax` decides. Teacher-forced: each token is predicted from
-    the true prefix. Reference: Hastie, Tibshirani and Friedman (2009), section 7.2; 1 minus the 0–1 loss.
+    Of equal maxima the first is the prediction, as in `torch.argmax`. Teacher-forced: each token is predicted from the
+    true prefix. Reference: Hastie, Tibshirani and Friedman (2009), section 7.2; 1 minus the 0–1 loss.
 
     >>> import torch
     >>> metric = TokenAccuracy()
@@ -30,8 +31,8 @@ class TokenAccuracy(RatioMetric):
     requires = frozenset({"correct"})
     higher_is_better = True
 
-    def sum_names(self) -> tuple[str, str]:
-        return "correct", "tokens"
+    def sum_names(self) -> tuple[str, SharedSum]:
+        return "correct", TOKENS
 
     def per_token(self, scores: TokenScores) -> Tensor:
         assert scores.correct is not None

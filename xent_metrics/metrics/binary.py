@@ -1,4 +1,4 @@
-"""Binary cross entropy: the loss of one logit, or one probability, a row."""
+"""Binary cross entropy: the loss of one logit, or one probability, per row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from xent_metrics.errors import InvalidInputError
 from xent_metrics.scoring.scores import TokenScores
-from xent_metrics.sums.metric import Binned, RatioMetric
+from xent_metrics.sums.ratio import RatioMetric
+from xent_metrics.sums.terms import TOKENS, SharedSum, Terms
 
 __all__ = ["BinaryCrossEntropy"]
 
@@ -18,16 +19,17 @@ class BinaryCrossEntropy(RatioMetric):
     """Binary cross entropy (log loss) = −Σ [y ln p + (1 − y) ln(1 − p)] / N, p the probability of the class 1, in nats.
 
     Args:
-        from_logits: `update` gets logits z, with p = 1/(1 + exp(−z)); False: it gets the probabilities.
+        from_logits: whether `update` gets logits z, with p = 1/(1 + exp(−z)), or probabilities.
+        kwargs: as for `TokenMetric`.
 
-    Shapes: logits and target ``(…)``. Targets are 0, 1 or `ignore_index`, bools, or floats in [0, 1] (soft targets). Taken
-    in log space: exact for any logit; infinite where a probability of 0 or 1 is wrong, where others clip it.
+    Shapes: logits and target ``(…)``. Targets are 0, 1 or `ignore_index`, bools, or floats in [0, 1] (soft targets).
+    Computed in log space, so exact for any logit, and infinite if a probability of 0 or 1 is wrong (others clip it).
     Every other metric takes the same scores: ``score_tokens(logits, target, binary="logits")``.
 
     Reference: Good (1952), Rational Decisions.
 
     Raises:
-        InvalidInputError: scores of more or fewer than two classes.
+        InvalidInputError: scores of another number of classes than two.
 
     >>> import torch
     >>> metric = BinaryCrossEntropy(from_logits=False)
@@ -48,10 +50,10 @@ class BinaryCrossEntropy(RatioMetric):
     def scoring_options(self) -> dict[str, Any]:
         return {"binary": "logits" if self.from_logits else "probabilities"}
 
-    def sum_names(self) -> tuple[str, str]:
-        return f"nats[binary={self.scoring_options()['binary']}]", "tokens"
+    def sum_names(self) -> tuple[str, SharedSum]:
+        return f"nats[binary={self.scoring_options()['binary']}]", TOKENS
 
-    def sums(self, scores: TokenScores) -> Mapping[str, Tensor | Binned]:
+    def sums(self, scores: TokenScores) -> Mapping[str, Terms]:
         if scores.vocab_size not in (None, 2):
             raise InvalidInputError(
                 f"{self.name} takes scores of two classes; got {scores.vocab_size}. The loss over all of them is cross_entropy"

@@ -1,12 +1,13 @@
-"""Losses per unit of text, which can be compared between tokenizers: per byte and per word.
+"""Losses per byte and per word of text, which can be compared between tokenizers.
 
-Nats and bytes are counted over the same tokens: a special token has 0 bytes, and its nll is left out with it.
+Nats and bytes are counted over the same tokens: a special token has 0 bytes, so its nll is left out, too.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -16,27 +17,64 @@ from xent_metrics.errors import MetricOptionError
 from xent_metrics.scoring.score import as_tensor, bytes_of
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.scoring.token_bytes import token_bytes as make_token_bytes
-from xent_metrics.sums.metric import RatioMetric
 from xent_metrics.sums.options import readable
+from xent_metrics.sums.ratio import RatioMetric
+from xent_metrics.sums.terms import SharedSum
 
 __all__ = ["BitsPerByte", "BytePerplexity", "WordPerplexity"]
 
 
+@dataclass(frozen=True)
+class Length(SharedSum):
+    """Σ weight · num_bytes, or num_words."""
+
+    field: str
+
+    @property
+    def name(self) -> str:
+        return self.field
+
+    def terms(self, scores: TokenScores) -> Tensor:
+        return scores.weighted(_lengths(scores, self.field))
+
+
+@dataclass(frozen=True)
+class NatsWithLength(SharedSum):
+    """Σ weight · nll over the rows with a length."""
+
+    field: str
+
+    @property
+    def name(self) -> str:
+        return f"nats[{self.field} > 0]"
+
+    def terms(self, scores: TokenScores) -> Tensor:
+        return scores.weighted(_nll_if(_lengths(scores, self.field) > 0, scores))
+
+
+def _lengths(scores: TokenScores, field: str) -> Tensor:
+    lengths: Tensor = getattr(scores, field)
+    return lengths
+
+
+def _nll_if(has_length: Tensor, scores: TokenScores) -> Tensor:
+    return torch.where(has_length, scores.nll, torch.zeros_like(scores.nll))
+
+
 class _PerLength(RatioMetric):
-    """Σ nll / Σ length over the rows that have a length."""
+    """Σ nll / Σ length over the rows with a length."""
 
     length: ClassVar[str]
     row_kinds = frozenset({"token", "document", "choice"})
 
-    def sum_names(self) -> tuple[str, str]:
-        return f"nats[{self.length} > 0]", self.length
+    def sum_names(self) -> tuple[str | SharedSum, str | SharedSum]:
+        return NatsWithLength(self.length), Length(self.length)
 
     def per_token(self, scores: TokenScores) -> Tensor:
-        return torch.where(self.denominator(scores) > 0, scores.nll, torch.zeros_like(scores.nll))
+        return _nll_if(self.denominator(scores) > 0, scores)
 
     def denominator(self, scores: TokenScores) -> Tensor:
-        lengths: Tensor = getattr(scores, self.length)
-        return lengths
+        return _lengths(scores, self.length)
 
 
 class _PerByte(_PerLength):
@@ -53,14 +91,14 @@ class _PerByte(_PerLength):
         self.register_buffer("token_bytes", table, persistent=False)
         self._table_name = readable(table)
 
-    def sum_names(self) -> tuple[str, str]:
-        nats, length = super().sum_names()
+    def sum_names(self) -> tuple[str | SharedSum, str | SharedSum]:
         if not isinstance(self.token_bytes, Tensor):
-            return nats, length
+            return super().sum_names()
+        nats, length = (each.name for each in (NatsWithLength(self.length), Length(self.length)))
         return f"{nats}(token_bytes={self._table_name})", f"{length}(token_bytes={self._table_name})"
 
     def denominator(self, scores: TokenScores) -> Tensor:
-        """The metric's own table, where it has one, goes before the scores' bytes."""
+        """The bytes by the metric's own table; without one, those of the scores."""
         if not isinstance(self.token_bytes, Tensor):
             return super().denominator(scores)
         assert scores.target is not None
@@ -77,14 +115,16 @@ class BitsPerByte(_PerByte):
     """Bits per byte = −Σ ln p(target) / (ln 2 · Σ bytes): how well the model compresses UTF-8 text, in bits.
 
     Args:
-        token_bytes: a tokenizer, or the ``(V,)`` table `xent_metrics.token_bytes` makes of it; not needed where the
-            scores have `num_bytes` (lm-eval hosts count them from the text).
+        token_bytes: a tokenizer, or the table ``(V,)`` that `xent_metrics.token_bytes` makes of it. Not needed if the
+            scores have `num_bytes`, as in lm-eval tasks, which count them in the text.
+        kwargs: as for `TokenMetric`.
 
     Special tokens (0 bytes) are left out of both sums. Uniform over the 256 bytes it is 8.
     Reference: Gao et al. (2020), The Pile, arXiv:2101.00027, section 3.1.
 
     Raises:
-        MetricOptionError: a table that doesn't hold whole numbers. TokenBytesError: a tokenizer that can't be counted.
+        MetricOptionError: a table that doesn't hold whole numbers.
+        TokenBytesError: a tokenizer with ids that can't be mapped to bytes.
 
     >>> metric = BitsPerByte(token_bytes=torch.tensor([0, 1, 1, 2]))
     >>> metric.update(torch.zeros(3, 4), torch.tensor([1, 3, 0]))     # 2 · 2 bits over 1 + 2 bytes
@@ -106,11 +146,13 @@ class BytePerplexity(_PerByte):
 
     Args:
         token_bytes: as for `BitsPerByte`.
+        kwargs: as for `TokenMetric`.
 
     Uniform over the 256 bytes it is 256. Reference: as for `BitsPerByte`.
 
     Raises:
-        MetricOptionError, TokenBytesError: as for `BitsPerByte`.
+        MetricOptionError: as for `BitsPerByte`.
+        TokenBytesError: as for `BitsPerByte`.
 
     >>> metric = BytePerplexity()
     >>> from xent_metrics.scoring.scores import from_loglikelihoods
@@ -130,9 +172,9 @@ class BytePerplexity(_PerByte):
 
 
 class WordPerplexity(_PerLength):
-    """Word perplexity = exp(−Σ ln p(target) / Σ words), words as split at white space.
+    """Word perplexity = exp(−Σ ln p(target) / Σ words), with words split at white space.
 
-    Needs scores with `num_words`: lm-eval tasks know them from the text. Reference: Jelinek et al. (1977), whose tokens
+    Needs scores with `num_words`, which lm-eval tasks count in the text. Reference: Jelinek et al. (1977), in which tokens
     are words.
 
     >>> from xent_metrics.scoring.scores import from_loglikelihoods

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,9 +10,11 @@ from torch import Tensor
 
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.metrics.confidence_bins import Binning, ConfidenceBins, gap
+from xent_metrics.plots import plot_reliability
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums.exact_sum import to_float
-from xent_metrics.sums.metric import Binned, TokenMetric
+from xent_metrics.sums.metric import TokenMetric
+from xent_metrics.sums.terms import TOKENS, SharedSum, Terms
 
 Norm = Literal["l1", "l2", "max"]
 
@@ -20,7 +22,7 @@ __all__ = ["ExpectedCalibrationError", "MaximumCalibrationError", "Overconfidenc
 
 
 class _Gaps(ConfidenceBins):
-    """All bins' gaps in one number, and their picture."""
+    """Reduces bin gaps to one number; plots reliability."""
 
     norm: Norm
 
@@ -28,15 +30,13 @@ class _Gaps(ConfidenceBins):
         return _error(self.bins(sums), self.norm)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """The reliability diagram of all that was added, on all processes; with `val`, these values over steps.
+        """Plot the reliability diagram of everything added, on all processes; with `val`, these values over steps.
 
-        Bins of equal mass have no such diagram: their value alone is plotted.
+        Bins of equal mass have no such diagram: their value is plotted.
         """
         if val is not None or self.binning != "width":
             return super().plot(val, ax)
-        from xent_metrics.plots import plot_reliability
-
-        with self.sync_context(self.dist_sync_fn, should_sync=self._to_sync and not self._is_synced):
+        with self.over_all_processes():
             self._check("propagate")
             sums = self.unpack(to_float(self.state))
         title = f"{self.name.replace('_', ' ')}: {float(self.value(sums)):.4f}"
@@ -48,17 +48,18 @@ class ExpectedCalibrationError(_Gaps):
 
     Args:
         num_bins: M.
-        binning: "width", bins (b/M, (b + 1)/M], the last one with 1.0 in it; "mass", bins of equally many tokens.
-        norm: "l1"; or "max" and "l2", the values of `maximum_calibration_error` and `rms_calibration_error`.
+        binning: "width" for bins (b/M, (b + 1)/M], the last of which holds 1.0; "mass" for bins with equal token counts.
+        norm: "l1"; "max" and "l2" give the values of `maximum_calibration_error` and `rms_calibration_error`.
+        kwargs: as for `TokenMetric`.
 
-    A share in [0, 1]. Biased upward when bins hold few tokens. Bins of equal mass are made of 256 cells of fixed bounds, so
-    that they merge: a confidence that many tokens share isn't split, and a bin may be empty. The state is then 49 kB, and
-    that of a `StandardError` 19 MB.
+    In [0, 1]. Biased upward when bins hold few tokens. Bins of equal mass are made of 256 cells with fixed bounds, so that
+    they merge: a confidence that many tokens share isn't split, and a bin may be empty. The state is then 49 kB, and that
+    of a `StandardError` 19 MB.
 
     References: Guo et al. (2017), arXiv:1706.04599; equal mass: Nguyen & O'Connor (2015), arXiv:1508.05154.
 
     Raises:
-        MetricOptionError: an option has a value that it can't take.
+        MetricOptionError: an option has an invalid value.
 
     >>> metric = ExpectedCalibrationError()
     >>> metric.update(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]))   # confidence 0.5, accuracy 0.75
@@ -84,11 +85,11 @@ class MaximumCalibrationError(_Gaps):
     Args:
         num_bins, binning: as for `ExpectedCalibrationError`.
 
-    A share in [0, 1]; a bin of one token counts as much as any other. Its standard error is that of the bin it is in.
+    In [0, 1]; a bin of one token counts as much as any other. Its standard error is that of the bin it comes from.
     Reference: Naeini et al. (2015), Obtaining Well Calibrated Probabilities Using Bayesian Binning.
 
     Raises:
-        MetricOptionError: an option has a value that it can't take.
+        MetricOptionError: an option has an invalid value.
 
     >>> metric = MaximumCalibrationError()
     >>> metric.update(torch.tensor([[9.0, -9], [0, 0]]), torch.tensor([0, 1]))     # sure and right; 0.5 and wrong
@@ -109,12 +110,12 @@ class RMSCalibrationError(_Gaps):
     Args:
         num_bins, binning: as for `ExpectedCalibrationError`.
 
-    A share in [0, 1], never below the expected calibration error. As a square root it isn't differentiable where it is 0:
-    there its standard error is 0. Reference: Hendrycks et al. (2019), Deep Anomaly Detection with Outlier Exposure,
+    In [0, 1], never below the expected calibration error. The square root isn't differentiable at 0; the standard error is
+    0 there. Reference: Hendrycks et al. (2019), Deep Anomaly Detection with Outlier Exposure,
     arXiv:1812.04606.
 
     Raises:
-        MetricOptionError: an option has a value that it can't take.
+        MetricOptionError: an option has an invalid value.
 
     >>> metric = RMSCalibrationError(num_bins=2)
     >>> metric.update(torch.tensor([[9.0, -9], [0, 0]]), torch.tensor([0, 1]))     # √(0²/2 + 0.5²/2)
@@ -132,8 +133,8 @@ class RMSCalibrationError(_Gaps):
 class Overconfidence(TokenMetric):
     """Overconfidence = (Σ confidence − Σ [argmax p = target]) / N: mean top-1 confidence minus accuracy, in [−1, 1].
 
-    Positive for an overconfident model, negative for an underconfident one; 0 is not calibration, for it lets errors of
-    one sign cancel those of the other. Its size is at most the expected calibration error, whatever the bins.
+    Positive for an overconfident model, negative for an underconfident one. 0 doesn't mean calibrated, since errors of
+    opposite signs cancel. Its absolute value is at most the expected calibration error, for any bins.
 
     Reference: Lichtenstein, Fischhoff and Phillips (1982), Calibration of probabilities: the state of the art to 1980.
 
@@ -150,19 +151,20 @@ class Overconfidence(TokenMetric):
     requires = frozenset({"confidence", "correct"})
     higher_is_better = None
 
-    def sums(self, scores: TokenScores) -> Mapping[str, Tensor | Binned]:
+    def shared_sums(self) -> Sequence[SharedSum]:
+        return (TOKENS,)
+
+    def sums(self, scores: TokenScores) -> Mapping[str, Terms]:
         assert scores.confidence is not None
         assert scores.correct is not None
-        values = {"confidence": scores.confidence, "correct": scores.correct}
-        values["tokens"] = torch.ones_like(scores.counted, dtype=torch.int64)
-        return {name: scores.weighted(value) for name, value in values.items()}
+        return {"confidence": scores.weighted(scores.confidence), "correct": scores.weighted(scores.correct)}
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
         return (sums["confidence"] - sums["correct"]) / sums["tokens"]
 
 
 def _error(bins: Mapping[str, Tensor], norm: Norm) -> Tensor:
-    """The gaps of all bins in one number; nan where nothing counted."""
+    """The bin gaps reduced to one number; nan if nothing counted."""
     share = bins["tokens"] / bins["tokens"].sum()  # n_b/N, (num_bins,)
     if norm == "max":
         return gap(bins).max() + 0 * share.sum()
@@ -172,6 +174,6 @@ def _error(bins: Mapping[str, Tensor], norm: Norm) -> Tensor:
 
 
 def root(square: Tensor) -> Tensor:
-    """√square with a slope of 0 at 0, where its own is infinite."""
+    """√square, with a gradient of 0 at 0 in place of infinity."""
     zero = square == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())

@@ -1,27 +1,26 @@
-"""What part of the cross entropy miscalibration accounts for, and what part is left: the two add up to `cross_entropy`.
+"""The cross entropy, split into a part due to miscalibration and the rest: the two add up to `cross_entropy`.
 
-A proper score's expectation is a calibration loss, the divergence of the forecast from the frequencies that it goes with,
-plus a refinement loss, the score that those frequencies themselves would get (Bröcker 2009, Kull & Flach 2015). Over a
-whole vocabulary the frequencies can't be estimated, so the calibration loss is taken of what can be binned: the forecast
-"the top-1 is right, with probability confidence", by bins b of the confidence, as
+The expectation of a proper score is a calibration loss, the divergence of the forecasts from the observed frequencies, plus
+a refinement loss, the score that those frequencies themselves would get (Bröcker 2009, Kull & Flach 2015). The frequencies
+of a whole vocabulary can't be estimated. The calibration loss is therefore taken of a forecast that can be binned, "the
+top-1 is right, with probability confidence", over bins b of the confidence:
 
     Σ_b n_b/N · KL(accuracy_b ‖ confidence_b),   KL(a ‖ c) = a ln a/c + (1 − a) ln (1 − a)/(1 − c)
 
-By the data processing inequality that is, but for sampling error, at most the loss from miscalibration of the whole
-distribution; the refinement loss, which is the rest of the cross entropy, is at least that of Kull & Flach. For two
-classes and one confidence a bin both are theirs.
+By the data processing inequality this is, up to sampling error, at most the loss from miscalibration of the whole
+distribution; the refinement loss, the rest of the cross entropy, is at least that of Kull & Flach. For two classes and one
+confidence per bin both equal theirs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from xent_metrics.metrics.confidence_bins import ConfidenceBins
-from xent_metrics.scoring.scores import TokenScores
-from xent_metrics.sums.metric import Binned
+from xent_metrics.sums.terms import NATS, SharedSum
 
 __all__ = ["CalibrationLoss", "RefinementLoss"]
 
@@ -32,13 +31,13 @@ class CalibrationLoss(ConfidenceBins):
     Args:
         num_bins, binning: as for `ExpectedCalibrationError`.
 
-    KL is that of "the top-1 is right" as a yes or no. At least 0; biased upward when bins hold few tokens. Not
-    differentiable where all of a bin's predictions are right, or all wrong: its standard error leaves that bin's own out.
+    KL is that of the event "the top-1 is right". At least 0; biased upward when bins hold few tokens. Not differentiable
+    if all of a bin's predictions are right, or all wrong: the standard error leaves out such a bin's contribution.
 
     References: Bröcker (2009), arXiv:0806.0813; Kull & Flach (2015), Novel Decompositions of Proper Scoring Rules.
 
     Raises:
-        MetricOptionError: an option has a value that it can't take.
+        MetricOptionError: an option has an invalid value.
 
     >>> metric = CalibrationLoss()
     >>> metric.update(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]))   # ¾ ln (¾/½) + ¼ ln (¼/½)
@@ -61,18 +60,18 @@ class CalibrationLoss(ConfidenceBins):
 
 
 class RefinementLoss(CalibrationLoss):
-    """Refinement loss = cross entropy − calibration loss, in nats per token: what recalibrating the confidence can't mend.
+    """Refinement loss = cross entropy − calibration loss, in nats per token: what recalibration can't remove.
 
     Args:
         num_bins, binning: as for `ExpectedCalibrationError`.
 
-    `calibration_loss` with the same options and this add up to `cross_entropy`, by definition. It holds the entropy of
-    the accuracies, Σ_b n_b/N · H(accuracy_b), what the confidence says within a bin, and which other class it was.
+    With `calibration_loss` of the same options it adds up to `cross_entropy`, by definition. It contains the entropy of
+    the accuracies, Σ_b n_b/N · H(accuracy_b), the spread of the confidence within a bin, and which wrong class it was.
 
     References: as for `CalibrationLoss`.
 
     Raises:
-        MetricOptionError: an option has a value that it can't take.
+        MetricOptionError: an option has an invalid value.
 
     >>> metric = RefinementLoss()
     >>> metric.update(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]))   # two classes: H(¾)
@@ -83,11 +82,11 @@ class RefinementLoss(CalibrationLoss):
     name = "refinement_loss"
     formula = "Σ nll / tokens − Σ_b n_b/N · KL(accuracy_b ‖ confidence_b)"
 
-    def sums(self, scores: TokenScores) -> Mapping[str, Tensor | Binned]:
-        return {**super().sums(scores), "nats": scores.weighted(scores.nll)}
+    def shared_sums(self) -> Sequence[SharedSum]:
+        return [*super().shared_sums(), NATS]
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
-        return sums["nats"] / self.bins(sums)["tokens"].sum() - super().value(sums)
+        return sums[NATS.name] / self.bins(sums)["tokens"].sum() - super().value(sums)
 
 
 def _times_log(count: Tensor, expected: Tensor) -> Tensor:

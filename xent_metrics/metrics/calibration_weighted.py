@@ -16,7 +16,7 @@ from xent_metrics.sums.exact_sum import to_float
 
 __all__ = ["CalibrationWeightedCrossEntropy"]
 
-_NOT_SCORED = -100  # to torch's cross entropy: no loss there, and no gradient
+_NOT_SCORED = -100  # torch's cross entropy gives such rows no loss and no gradient
 
 
 class CalibrationWeightedCrossEntropy(ConfidenceBins):
@@ -28,13 +28,13 @@ class CalibrationWeightedCrossEntropy(ConfidenceBins):
 
     Args:
         strength: λ ≥ 0; 0 is the cross entropy.
-        num_bins, binning: as for `ExpectedCalibrationError`.
+        kwargs: `num_bins` and `binning` as for `ExpectedCalibrationError`, and as for `TokenMetric`.
 
     Defined on binned sums, so it is exact and mergeable. `loss` is the differentiable form for training steps.
     Reference: this package's own; the gaps are those of Guo et al. (2017), arXiv:1706.04599.
 
     Raises:
-        MetricOptionError: `strength` is negative, or another option has a value that it can't take.
+        MetricOptionError: `strength` is negative, or another option has an invalid value.
 
     >>> metric = CalibrationWeightedCrossEntropy(strength=0.0)
     >>> metric.update(torch.zeros(2, 8), torch.tensor([1, 2]))
@@ -60,10 +60,15 @@ class CalibrationWeightedCrossEntropy(ConfidenceBins):
         return (weight * bins["nats"]).sum() / (weight * bins["tokens"]).sum()
 
     def loss(self, logits: Any, target: Any) -> Tensor:
-        """The differentiable form: the batch's nll weighted by bin, with weights from the running state, detached.
+        """The differentiable form for training: the batch's nll, weighted by bin with the running state's weights.
 
-        Gradients flow through the nll alone. The state is not changed: call `update` as well, before or after. An empty
-        state weighs every token 1, which is the cross entropy. nan where a target is out of range.
+        The weights are detached, so gradients flow through the nll alone. The state doesn't change: call `update` as well,
+        before or after. With an empty state every weight is 1, which gives the cross entropy. nan if a target is out of
+        range.
+
+        Args:
+            logits: ``(…, V)``.
+            target: ``(…)``, integers.
 
         Raises:
             InvalidInputError: shapes or dtypes that don't match, or targets that are distributions.
@@ -72,7 +77,7 @@ class CalibrationWeightedCrossEntropy(ConfidenceBins):
         >>> metric.loss(torch.zeros(2, 8, requires_grad=True), torch.tensor([1, 2]))
         tensor(2.0794, grad_fn=<DivBackward0>)
         """
-        logits = logits if isinstance(logits, Tensor) else as_tensor(logits)  # which would cut its gradient
+        logits = logits if isinstance(logits, Tensor) else as_tensor(logits)  # as_tensor would detach a tensor
         shape, vocab_size = check_logits(logits).shape[:-1], logits.shape[-1]
         target = as_tensor(target).to(logits.device)
         index, _, counted, invalid = check_target(target, shape, vocab_size, self.ignore_index)

@@ -1,10 +1,12 @@
-"""Calibration of the probabilities of all classes, not the top-1's alone: class by class, and over all of them together.
+"""Calibration of the probabilities of all classes rather than the top-1's: class by class, and over all together.
 
-Both look at residuals: the sum over a bin of y − p, target's indicator minus probability, is n_b (accuracy_b − confidence_b).
+Both metrics sum residuals: over a bin, Σ (y − p), the target's indicator minus the probability, is n_b (accuracy_b −
+confidence_b).
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,45 +15,52 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xent_metrics.errors import InvalidInputError, MetricOptionError
-from xent_metrics.metrics.confidence_bins import confidence_bin
+from xent_metrics.metrics.confidence_bins import check_num_bins, confidence_bin
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
-from xent_metrics.sums.metric import Binned, TokenMetric
+from xent_metrics.sums.metric import TokenMetric
+from xent_metrics.sums.terms import TOKENS, Binned, SharedSum, Terms
 
 __all__ = ["ClasswiseCalibrationError", "FullCalibrationError"]
 
 
 class _Residuals(TokenMetric):
-    """Σ |residuals| of the bins, by token."""
+    """Σ_b |Σ residual| / tokens."""
 
     requires = frozenset({"target"})
 
     def __init__(self, num_bins: int = 15, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not isinstance(num_bins, int) or isinstance(num_bins, bool) or num_bins < 1:
-            raise MetricOptionError(f"{self.name}: num_bins is a whole number of at least 1; got {num_bins!r}")
-        self.num_bins = num_bins
+        self.num_bins = check_num_bins(self.name, num_bins)
+
+    @property
+    @abstractmethod
+    def _sum_name(self) -> str:
+        """The name of the binned sum of residuals."""
+
+    def shared_sums(self) -> Sequence[SharedSum]:
+        return (TOKENS,)
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
-        residuals, tokens = sums.values()
-        return residuals.abs().sum() / tokens
+        return sums[self._sum_name].abs().sum() / sums[TOKENS.name]
 
 
 class FullCalibrationError(_Residuals):
-    """Full calibration error (Full-ECE) = Σ_b |B_b|/N · |A_b − C_b| over M equal-width bins of all V probabilities a token.
+    """Full calibration error (Full-ECE) = Σ_b |B_b|/N · |A_b − C_b| over M equal-width bins of all V probabilities per token.
 
-    |B_b| counts the pairs of a token and a class whose probability p lies in (b/M, (b + 1)/M], A_b is the share of them
-    in which the class is the target, C_b their mean p, and N the tokens: |B_b| · |A_b − C_b| = |Σ y − Σ p|.
+    B_b holds the pairs of a token and a class with a probability p in (b/M, (b + 1)/M]; A_b is the fraction of them in
+    which the class is the target, C_b their mean p, and N the number of tokens: |B_b| · |A_b − C_b| = |Σ y − Σ p|.
 
     Args:
         num_bins: M.
+        kwargs: as for `TokenMetric`.
 
-    Between 0 and 2. Looks at the whole distribution that is sampled from, where the expected calibration error looks at
-    the top-1. Fewer than M classes have a p above 1/M, so the M likeliest are binned and all others are in the first bin.
+    Between 0 and 2. It looks at the whole distribution that is sampled from; the expected calibration error looks at the
+    top-1. Fewer than M classes have a p above 1/M, so the M likeliest are binned and all others are in the first bin.
 
     Reference: Liu et al. (2024), Full-ECE, arXiv:2406.11345.
 
     Raises:
-        MetricOptionError: `num_bins` is no whole number of at least 1.
+        MetricOptionError: `num_bins` is not a whole number of at least 1.
 
     >>> metric = FullCalibrationError()
     >>> metric.update(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]))   # one bin: eight p of ½, four targets
@@ -65,10 +74,10 @@ class FullCalibrationError(_Residuals):
     reference = "Liu et al. (2024), arXiv:2406.11345"
 
     def extra_scores(self) -> Mapping[str, ExtraScore]:
-        return {self._score_name: ExtraScore(self._residuals, (self.num_bins,))}
+        return {self._sum_name: ExtraScore(self._residuals, (self.num_bins,))}
 
     @property
-    def _score_name(self) -> str:
+    def _sum_name(self) -> str:
         return f"probability_bins[{self.num_bins}].residual"
 
     def _residuals(self, log_prob: Tensor, index: Tensor) -> Tensor:
@@ -84,29 +93,28 @@ class FullCalibrationError(_Residuals):
         bins = torch.arange(self.num_bins, device=prob.device)
         return (confidence_bin(prob, self.num_bins)[..., None] == bins).to(prob.dtype)
 
-    def sums(self, scores: TokenScores) -> Mapping[str, Tensor | Binned]:
-        residual = scores.weighted(scores.extra_scores[self._score_name])
+    def sums(self, scores: TokenScores) -> Mapping[str, Terms]:
+        residual = scores.weighted(scores.extra_scores[self._sum_name])
         bins = torch.arange(self.num_bins, device=residual.device).expand_as(residual)
-        return {
-            self._score_name: Binned(residual, bins, self.num_bins),
-            "tokens": scores.weighted(torch.ones_like(scores.counted, dtype=torch.int64)),
-        }
+        return {self._sum_name: Binned(residual, bins, self.num_bins)}
 
 
 class ClasswiseCalibrationError(_Residuals):
     """Classwise calibration error = 1/K Σ_k Σ_b n_kb/N · |frequency_kb − p_kb| over M equal-width bins of each class' p.
 
     Args:
-        classes: how many classes there are, K, all of which are looked at; or the ids of those to look at.
+        classes: the number of classes K, to look at all of them; or the ids of the classes to look at.
         num_bins: M.
+        kwargs: as for `TokenMetric`.
 
-    A mean over classes of shares in [0, 1]. The state holds K · M sums of 64 bytes, and a batch K numbers a token and 64
-    bytes for each of them while it is added: for some hundred classes, or the ids of the answers in a vocabulary.
+    In [0, 1]. The state holds K · M sums of 64 bytes; a batch takes K numbers per token, and 64 bytes for each of them
+    while it is added. Meant for up to some hundred classes, or for the ids of a few answers in a vocabulary.
 
     Reference: Kull et al. (2019), Beyond temperature scaling, arXiv:1910.12656.
 
     Raises:
-        MetricOptionError: options that name no classes or bins. InvalidInputError: scores of other classes.
+        MetricOptionError: options that name no classes or bins.
+        InvalidInputError: scores of another number of classes.
 
     >>> metric = ClasswiseCalibrationError(classes=3)
     >>> metric.update(torch.zeros(3, 3), torch.tensor([0, 0, 1]))   # (|⅔ − ⅓| + |⅓ − ⅓| + |0 − ⅓|) / 3
@@ -138,24 +146,23 @@ class ClasswiseCalibrationError(_Residuals):
         return self._ids
 
     def _probabilities(self, log_prob: Tensor, index: Tensor) -> Tensor:
-        """The probabilities of the classes, ``(rows, K)``; 0 for a class that there isn't (a question with fewer choices)."""
+        """The probabilities of the classes, ``(rows, K)``; 0 for a missing class (a question with fewer choices)."""
         self._check_classes(log_prob.shape[-1])
         missing = max(0, self._largest + 1 - log_prob.shape[-1])
         padded = F.pad(log_prob, (0, missing), value=-torch.inf) if missing else log_prob
         return padded.index_select(-1, self._class_ids.to(log_prob.device)).exp()
 
-    def sums(self, scores: TokenScores) -> Mapping[str, Tensor | Binned]:
+    @property
+    def _sum_name(self) -> str:
+        return f"{self._score_name}[{self.num_bins}].residual"
+
+    def sums(self, scores: TokenScores) -> Mapping[str, Terms]:
         assert scores.target is not None
         prob = scores.extra_scores[self._score_name]
         ids = self._class_ids.to(prob.device)
         cells = confidence_bin(prob, self.num_bins) + torch.arange(len(ids), device=prob.device) * self.num_bins
         residual = (scores.target[..., None] == ids).to(torch.float64) - prob
-        return {
-            f"{self._score_name}[{self.num_bins}].residual": Binned(
-                scores.weighted(residual), cells, len(ids) * self.num_bins
-            ),
-            "tokens": scores.weighted(torch.ones_like(scores.counted, dtype=torch.int64)),
-        }
+        return {self._sum_name: Binned(scores.weighted(residual), cells, len(ids) * self.num_bins)}
 
     def _check_classes(self, vocab_size: int) -> None:
         if isinstance(self.classes, int) and vocab_size > self.classes:

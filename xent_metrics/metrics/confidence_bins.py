@@ -1,15 +1,16 @@
-"""Exact sums by bins of the top-1 confidence: what the calibration metrics are views on, and share by name.
+"""Exact sums by bins of the top-1 confidence, which the calibration metrics read and share.
 
-Bins of equal width are summed as such. Bins of equal mass depend on all the data, and so can't be: the sums are taken by
-256 fixed cells, which add up on any number of processes, and the bins are made of whole cells when the value is taken.
-The cells are equally wide in arcsin √confidence, the scale on which an accuracy's sampling error is the same everywhere:
+Bins of equal width are summed as such. Bins of equal mass depend on all the data, so the sums are taken over 256 fixed
+cells, which add up on any number of processes, and the bins are made of whole cells when the value is computed. The cells
+have equal widths in arcsin √confidence, the scale on which an accuracy has the same sampling error everywhere: they are
 0.006 wide at a confidence of 0.5, and 0.00004 at 0 and 1, where most confidences are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -17,21 +18,50 @@ from torch import Tensor
 
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.scoring.scores import TokenScores
-from xent_metrics.sums.metric import Binned, TokenMetric
+from xent_metrics.sums.metric import TokenMetric
+from xent_metrics.sums.taking import remember
+from xent_metrics.sums.terms import Binned, SharedSum
 
-__all__ = ["Binning", "ConfidenceBins", "confidence_bin", "confidence_cell", "equal_mass_bin", "gap"]
+__all__ = [
+    "BinSum", "Binning", "ConfidenceBins", "check_num_bins", "confidence_bin", "confidence_cell", "equal_mass_bin", "gap",
+]  # fmt: skip
 
 Binning = Literal["width", "mass"]
 _CELLS = 256
 
 
+@dataclass(frozen=True)
+class BinSum(SharedSum):
+    """One kind of value, summed by bins of the confidence: tokens, confidence, correct, nats or doubt."""
+
+    kind: str
+    binning: Binning
+    num_bins: int  # of width; the number of cells for bins of equal mass
+
+    @property
+    def name(self) -> str:
+        return f"confidence_{'cells' if self.binning == 'mass' else 'bins'}[{self.num_bins}].{self.kind}"
+
+    def terms(self, scores: TokenScores) -> Binned:
+        key = f"{__name__}: {self.binning} {self.num_bins}"
+        bins = remember(scores, key, lambda: self._bins(scores))
+        return Binned(scores.weighted(_values(scores, self.kind)), bins, self.num_bins)
+
+    def _bins(self, scores: TokenScores) -> Tensor:
+        assert scores.confidence is not None
+        if self.binning == "mass":
+            return confidence_cell(scores.confidence)
+        return confidence_bin(scores.confidence, self.num_bins)
+
+
 class ConfidenceBins(TokenMetric):
-    """A metric of sums by bins of the confidence.
+    """The base of metrics of sums by bins of the confidence.
 
     Args:
         num_bins: M.
-        binning: "width", bins ((b − 1)/M, b/M] for b = 1 … M; or "mass", bins of the same number of tokens as nearly as
-            whole cells allow.
+        binning: "width" for bins ((b − 1)/M, b/M], b = 1 … M; "mass" for bins that hold the same number of tokens, as
+            nearly as whole cells allow.
+        kwargs: as for `TokenMetric`.
     """
 
     requires = frozenset({"nll", "confidence", "correct"})
@@ -39,40 +69,37 @@ class ConfidenceBins(TokenMetric):
 
     def __init__(self, num_bins: int = 15, binning: Binning = "width", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not isinstance(num_bins, int) or isinstance(num_bins, bool) or num_bins < 1:
-            raise MetricOptionError(f"{self.name}: num_bins is a whole number of at least 1; got {num_bins!r}")
+        self.num_bins = check_num_bins(self.name, num_bins)
         if binning not in get_args(Binning):
             raise MetricOptionError(f'{self.name}: binning is "width" or "mass"; got {binning!r}')
-        self.num_bins = num_bins
         self.binning = binning
 
-    def sums(self, scores: TokenScores) -> Mapping[str, Tensor | Binned]:
-        assert scores.confidence is not None
-        if self.binning == "mass":
-            bins, count = confidence_cell(scores.confidence), _CELLS
-        else:
-            bins, count = confidence_bin(scores.confidence, self.num_bins), self.num_bins
-        return {
-            self._sum_name(kind): Binned(scores.weighted(_values(scores, kind)), bins, count) for kind in self.summed
-        }
+    def shared_sums(self) -> Sequence[SharedSum]:
+        return [self._sum(kind) for kind in self.summed]
 
-    def _sum_name(self, kind: str) -> str:
-        bins = f"confidence_cells[{_CELLS}]" if self.binning == "mass" else f"confidence_bins[{self.num_bins}]"
-        return f"{bins}.{kind}"
+    def _sum(self, kind: str) -> BinSum:
+        return BinSum(kind, self.binning, _CELLS if self.binning == "mass" else self.num_bins)
 
     def bins(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The sums by kind, each ``(num_bins,)`` float64, in the order of the confidence."""
-        found = {kind: sums[self._sum_name(kind)] for kind in self.summed}
+        found = {kind: sums[self._sum(kind).name] for kind in self.summed}
         if self.binning == "width":
             return found
         index = equal_mass_bin(found["tokens"], self.num_bins)
         return {kind: cells.new_zeros(self.num_bins).index_add(0, index, cells) for kind, cells in found.items()}
 
     def bin_of(self, confidence: Tensor, sums: Mapping[str, Tensor]) -> Tensor:
-        """The bin, among those that the sums make, in which each confidence falls."""
+        """The bin of each confidence, among the bins that the sums make."""
         if self.binning == "width":
             return confidence_bin(confidence, self.num_bins)
-        return equal_mass_bin(sums[self._sum_name("tokens")], self.num_bins)[confidence_cell(confidence)]
+        return equal_mass_bin(sums[self._sum("tokens").name], self.num_bins)[confidence_cell(confidence)]
+
+
+def check_num_bins(metric: str, num_bins: Any) -> int:
+    """The number of bins, if it is one."""
+    if not isinstance(num_bins, int) or isinstance(num_bins, bool) or num_bins < 1:
+        raise MetricOptionError(f"{metric}: num_bins is a whole number of at least 1; got {num_bins!r}")
+    return num_bins
 
 
 def _values(scores: TokenScores, kind: str) -> Tensor:
@@ -86,7 +113,7 @@ def _values(scores: TokenScores, kind: str) -> Tensor:
 
 
 def _doubt(confidence: Tensor, correct: Tensor, nll: Tensor) -> Tensor:
-    """1 − confidence; where that rounds to 0 beside a target that the top-1 missed, the target's own probability."""
+    """1 − confidence; the target's own probability if that rounds to 0 and the top-1 isn't the target."""
     doubt = 1 - confidence.double()
     return torch.where((doubt == 0) & ~correct, torch.exp(-nll.double()), doubt)
 
@@ -104,7 +131,7 @@ def confidence_cell(confidence: Tensor) -> Tensor:
 
 
 def equal_mass_bin(tokens: Tensor, num_bins: int) -> Tensor:
-    """The bin of each cell: the one in which the cell's middle token falls when all are divided evenly, in order.
+    """The bin of each cell: the one that its middle token falls into when all tokens are divided evenly, in order.
 
     >>> equal_mass_bin(torch.tensor([1.0, 1.0, 0.0, 2.0, 4.0]), 2)
     tensor([0, 0, 0, 0, 1])

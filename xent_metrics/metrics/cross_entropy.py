@@ -1,4 +1,4 @@
-"""Cross entropy and perplexity: two views on the same sums, `nats` and `tokens`."""
+"""Cross entropy and perplexity: two functions of the same sums, `NATS` and `TOKENS`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from torch import Tensor
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.scoring.score import as_tensor
 from xent_metrics.scoring.scores import TokenScores
-from xent_metrics.sums.metric import RatioMetric
 from xent_metrics.sums.options import readable
+from xent_metrics.sums.ratio import RatioMetric
+from xent_metrics.sums.terms import NATS, TOKENS, SharedSum
 
 __all__ = ["CrossEntropy", "Perplexity"]
 
 
 class _NatsPerToken(RatioMetric):
-    def sum_names(self) -> tuple[str, str]:
-        return "nats", "tokens"
+    def sum_names(self) -> tuple[str | SharedSum, str | SharedSum]:
+        return NATS, TOKENS
 
     def per_token(self, scores: TokenScores) -> Tensor:
         return scores.nll
@@ -31,14 +32,15 @@ class CrossEntropy(_NatsPerToken):
 
     Args:
         unit: "nats" or "bits".
-        label_smoothing, class_weight ``(V,)``: the training loss of `torch.nn.functional.cross_entropy` with these options,
-            averaged over all that was added as `reduction="mean"` averages over one batch.
-        ignore_index: the target that doesn't count.
+        label_smoothing: as in `torch.nn.functional.cross_entropy`; with it, or with `class_weight`, the value is that
+            training loss, averaged over everything added as `reduction="mean"` averages over one batch.
+        class_weight: ``(V,)``, as there.
+        kwargs: as for `TokenMetric`.
 
     Shapes: logits ``(…, V)``, target ``(…)`` or a distribution ``(…, V)``.
 
     Raises:
-        MetricOptionError: `unit` is another, or `label_smoothing` outside of [0, 1].
+        MetricOptionError: an unknown `unit`, or a `label_smoothing` outside [0, 1].
 
     >>> metric = CrossEntropy()
     >>> metric.update(torch.zeros(2, 3, 8), torch.tensor([[1, 2, 3], [4, 5, -100]]))
@@ -87,7 +89,7 @@ class CrossEntropy(_NatsPerToken):
             return {}
         return {"label_smoothing": self.label_smoothing, "class_weight": self.class_weight}
 
-    def sum_names(self) -> tuple[str, str]:
+    def sum_names(self) -> tuple[str | SharedSum, str | SharedSum]:
         if not self._is_training_loss:
             return super().sum_names()
         return f"loss({self._loss_options})", f"loss_weight({self._loss_options})"
@@ -112,8 +114,8 @@ class CrossEntropy(_NatsPerToken):
 class Perplexity(_NatsPerToken):
     """Perplexity = exp(−Σ_t w_t ln p(target_t) / Σ_t w_t), per token: the exponential of the cross entropy.
 
-    Of tokens, so it can't be compared between tokenizers; `bits_per_byte` can. `exp` is taken once, in float64, of the
-    mean over everything added: an average of batches' perplexities is another number.
+    It is per token, so it can't be compared between tokenizers; `bits_per_byte` can. `exp` is taken once, in float64, of
+    the mean over everything added; the average of the batches' perplexities is a different number.
 
     Shapes: logits ``(…, V)``, target ``(…)``. Reference: Jelinek et al. (1977).
 

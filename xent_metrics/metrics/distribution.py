@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
-from xent_metrics.sums.metric import RatioMetric
+from xent_metrics.sums.ratio import RatioMetric
+from xent_metrics.sums.terms import TOKENS, SharedSum
 
 __all__ = ["BrierScore", "PredictionEntropy", "ZLoss"]
 
@@ -42,18 +43,18 @@ class _MeanOfRows(RatioMetric):
     def extra_scores(self) -> Mapping[str, ExtraScore]:
         return {self._score_name: self._score}
 
-    def sum_names(self) -> tuple[str, str]:
-        return self._score_name, "tokens"
+    def sum_names(self) -> tuple[str, SharedSum]:
+        return self._score_name, TOKENS
 
     def per_token(self, scores: TokenScores) -> Tensor:
         return scores.extra_scores[self._score_name]
 
 
 class PredictionEntropy(_MeanOfRows):
-    """Prediction entropy = −Σ_t Σ_v p_v ln p_v / N, in nats per token: how undecided the model is, whatever the target.
+    """Prediction entropy = −Σ_t Σ_v p_v ln p_v / N, in nats per token: how undecided the model is.
 
-    Between 0 and ln V. A calibrated model's entropy is its cross entropy: what is above it is surprise that the model
-    did not expect. Reference: Shannon (1948), A Mathematical Theory of Communication.
+    Between 0 and ln V; the targets don't matter. A calibrated model's entropy equals its cross entropy: a cross entropy above
+    it is surprise that the model did not expect. Reference: Shannon (1948), A Mathematical Theory of Communication.
 
     >>> metric = PredictionEntropy()
     >>> metric.update(torch.zeros(2, 8), torch.tensor([1, 2]))      # uniform over 8: ln 8
@@ -73,8 +74,8 @@ class PredictionEntropy(_MeanOfRows):
 class BrierScore(_MeanOfRows):
     """Brier score = Σ_t Σ_v (p_v − y_v)² / N, y the target's indicator: the mean squared error, between 0 and 2.
 
-    The sum over all classes, as Brier defined it and lm-eval has it. Of two classes it is twice what scikit-learn's
-    `brier_score_loss` gives by default, which looks at the positive class alone (`scale_by_half=False` gives ours).
+    The sum runs over all classes, as Brier defined it and lm-eval computes it. For two classes it is twice the default of
+    scikit-learn's `brier_score_loss`, which looks at the positive class alone (`scale_by_half=False` gives ours).
     Reference: Brier (1950), Verification of Forecasts Expressed in Terms of Probability.
 
     >>> metric = BrierScore()
@@ -94,7 +95,7 @@ class BrierScore(_MeanOfRows):
 class ZLoss(_MeanOfRows):
     """z-loss = Σ_t (ln Z_t)² / N with Z = Σ_v exp(logits_v), in squared nats: how far the logits are from log-probabilities.
 
-    0 where the logits are normalised. Without the factor of 1e-4 that it has in PaLM's training loss.
+    0 if the logits are normalised. Without the factor of 1e-4 that it has in PaLM's training loss.
     Reference: Chowdhery et al. (2022), PaLM, arXiv:2204.02311, section 5.
 
     >>> metric = ZLoss()

@@ -1,4 +1,4 @@
-"""One model against another over the same text: divergences, and what quantising or distilling a model changed.
+"""One model compared with another over the same text: divergences, and what quantising or distilling changed.
 
 metric.update(base_logits, other_logits)
 metric.update((base_logits, other_logits), target)       # or, once for many metrics, a score_pair of the same
@@ -17,7 +17,8 @@ from xent_metrics.errors import MetricOptionError
 from xent_metrics.metrics.calibration import root
 from xent_metrics.metrics.pair_metric import PairMetric
 from xent_metrics.scoring.scores import TokenScores
-from xent_metrics.sums.metric import Binned, RatioMetric
+from xent_metrics.sums.ratio import RatioMetric
+from xent_metrics.sums.terms import TOKENS, Binned, SharedSum, Terms
 
 __all__ = [
     "JensenShannonDivergence",
@@ -34,8 +35,8 @@ __all__ = [
 class _PairMean(PairMetric, RatioMetric):
     """The mean of a pair's score."""
 
-    def sum_names(self) -> tuple[str, str]:
-        return f"{self.pair_score}(temperature={self.temperature})", "tokens"
+    def sum_names(self) -> tuple[str, SharedSum]:
+        return f"{self.pair_score}(temperature={self.temperature})", TOKENS
 
     def per_token(self, scores: TokenScores) -> Tensor:
         return scores.extra_scores[self.pair_score]
@@ -44,15 +45,16 @@ class _PairMean(PairMetric, RatioMetric):
 class KLDivergence(_PairMean):
     """Kullback–Leibler divergence = mean over tokens of KL(P‖Q) = Σ_v p_v ln(p_v / q_v), in nats per token.
 
-    P is of the first logits (the base, the teacher), Q of the second.
+    P comes from the first logits (the base, the teacher), Q from the second.
 
     Args:
         temperature: divides both logits.
+        kwargs: as for `TokenMetric`.
 
     Shapes: ``update(logits, other_logits)``, both ``(…, V)``. Reference: Kullback and Leibler (1951).
 
     Raises:
-        MetricOptionError: a `temperature` that is not positive.
+        MetricOptionError: a `temperature` that isn't positive.
 
     >>> metric = KLDivergence()
     >>> metric.update(torch.zeros(1, 2), torch.tensor([[math.log(3.0), 0.0]]))     # ½ ln(½/¾) + ½ ln(½/¼)
@@ -73,11 +75,12 @@ class SoftCrossEntropy(_PairMean):
 
     Args:
         temperature: divides both logits.
+        kwargs: as for `TokenMetric`.
 
     Shapes: ``update(logits, other_logits)``, both ``(…, V)``. Reference: Hinton et al. (2015), arXiv:1503.02531.
 
     Raises:
-        MetricOptionError: a `temperature` that is not positive.
+        MetricOptionError: a `temperature` that isn't positive.
 
     >>> metric = SoftCrossEntropy()
     >>> metric.update(torch.zeros(1, 8), torch.zeros(1, 8))        # ln 8
@@ -98,11 +101,12 @@ class JensenShannonDivergence(_PairMean):
 
     Args:
         temperature: divides both logits.
+        kwargs: as for `TokenMetric`.
 
     Shapes: ``update(logits, other_logits)``, both ``(…, V)``. Reference: Lin (1991).
 
     Raises:
-        MetricOptionError: a `temperature` that is not positive.
+        MetricOptionError: a `temperature` that isn't positive.
 
     >>> metric = JensenShannonDivergence()
     >>> metric.update(torch.tensor([[0.0, -1e4]]), torch.tensor([[-1e4, 0.0]]))      # nothing in common: ln 2
@@ -119,7 +123,7 @@ class JensenShannonDivergence(_PairMean):
 
 
 class SameTopToken(_PairMean):
-    """The share of tokens at which both models have the same top-1 token, in [0, 1].
+    """Same top token = Σ [argmax p = argmax q] / N: how often both models have the same top-1 token, in [0, 1].
 
     Shapes: ``update(logits, other_logits)``, both ``(…, V)``.
 
@@ -138,9 +142,9 @@ class SameTopToken(_PairMean):
 
 
 class ProbabilityChange(_PairMean):
-    """The mean change of the target's probability, q(target) − p(target), in [−1, 1].
+    """Probability change = Σ (q(target) − p(target)) / N, in [−1, 1]: the mean change of the target's probability.
 
-    Shapes: ``update((logits, other_logits), target)``; without targets, of the base's top-1 tokens.
+    Shapes: ``update((logits, other_logits), target)``; without targets, those are the base's top-1 tokens.
 
     >>> metric = ProbabilityChange()
     >>> metric.update(torch.zeros(1, 2), torch.tensor([[math.log(3.0), 0.0]]))     # ¾ − ½
@@ -156,11 +160,11 @@ class ProbabilityChange(_PairMean):
 
 
 class RMSProbabilityChange(_PairMean):
-    """The root of the mean square of the change of the target's probability, in [0, 1].
+    """RMS probability change = √(Σ (q(target) − p(target))² / N), in [0, 1].
 
-    As a square root it isn't differentiable where it is 0, of identical models: there its standard error is 0.
+    The square root isn't differentiable at 0 (identical models); the standard error is 0 there.
 
-    Shapes: ``update((logits, other_logits), target)``; without targets, of the base's top-1 tokens.
+    Shapes: ``update((logits, other_logits), target)``; without targets, those are the base's top-1 tokens.
 
     >>> metric = RMSProbabilityChange()
     >>> metric.update(torch.zeros(1, 2), torch.tensor([[math.log(3.0), 0.0]]))
@@ -175,8 +179,8 @@ class RMSProbabilityChange(_PairMean):
     pair_score = "probability_change"
     higher_is_better = False
 
-    def sum_names(self) -> tuple[str, str]:
-        return f"square of probability_change(temperature={self.temperature})", "tokens"
+    def sum_names(self) -> tuple[str, SharedSum]:
+        return f"square of probability_change(temperature={self.temperature})", TOKENS
 
     def per_token(self, scores: TokenScores) -> Tensor:
         return super().per_token(scores).double().square()
@@ -188,7 +192,7 @@ class RMSProbabilityChange(_PairMean):
 class LogPerplexityRatio(_PairMean):
     """ln(perplexity of the other / perplexity of the base) = Σ (ln p(target) − ln q(target)) / tokens, in nats per token.
 
-    Shapes: ``update((logits, other_logits), target)``; without targets, of the base's top-1 tokens.
+    Shapes: ``update((logits, other_logits), target)``; without targets, those are the base's top-1 tokens.
 
     >>> metric = LogPerplexityRatio()
     >>> metric.update(torch.zeros(1, 2), torch.tensor([[math.log(3.0), 0.0]]))     # ln(½ / ¾)
@@ -203,8 +207,8 @@ class LogPerplexityRatio(_PairMean):
     pair_score = "base_nll"
     higher_is_better = False
 
-    def sum_names(self) -> tuple[str, str]:
-        return f"nll − base_nll(temperature={self.temperature})", "tokens"
+    def sum_names(self) -> tuple[str, SharedSum]:
+        return f"nll − base_nll(temperature={self.temperature})", TOKENS
 
     def per_token(self, scores: TokenScores) -> Tensor:
         return scores.nll.double() - scores.extra_scores["base_nll"].double()
@@ -213,18 +217,19 @@ class LogPerplexityRatio(_PairMean):
 class KLDivergenceQuantile(PairMetric):
     """A quantile over tokens of KL(P‖Q), in nats, to a relative accuracy of 1 %; `quantile=1` is the maximum.
 
-    From a histogram of bins that grow by a factor, (1.01/0.99)^i: any two merge by addition. Below 1e-9 is 0; above 1e4
-    (the logits' gap it takes) is counted as 1e4, and infinite is infinite: a token that P allows and Q rules out. A step
-    function of its sums, it has no standard error by the delta method; `xent_metrics.analysis.bootstrap` gives one.
+    From a histogram with bins that grow by a factor, (1.01/0.99)^i, so that any two merge by addition. Values below 1e-9
+    count as 0, values above 1e4 as 1e4; infinite ones (a token that P allows and Q rules out) stay infinite. As a step
+    function of its sums it has no standard error by the delta method; `xent_metrics.analysis.bootstrap` gives one.
 
     Args:
         quantile: in [0, 1].
         temperature: divides both logits.
+        kwargs: as for `TokenMetric`.
 
     Reference: Masson, Rim and Lee (2019), DDSketch, arXiv:1908.10693.
 
     Raises:
-        MetricOptionError: a `quantile` outside of [0, 1], or a `temperature` that is not positive.
+        MetricOptionError: a `quantile` outside [0, 1], or a `temperature` that isn't positive.
 
     >>> metric = KLDivergenceQuantile(quantile=1.0)
     >>> metric.update(torch.zeros(1, 2), torch.tensor([[math.log(3.0), 0.0]]))     # 0.1438
@@ -247,10 +252,10 @@ class KLDivergenceQuantile(PairMetric):
     def __init__(self, quantile: float = 0.99, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 <= quantile <= 1:
-            raise MetricOptionError(f"{self.name}: quantile lies in [0, 1]; got {quantile!r}")
+            raise MetricOptionError(f"{self.name}: quantile is a number in [0, 1]; got {quantile!r}")
         self.quantile = quantile
 
-    def sums(self, scores: TokenScores) -> Mapping[str, Tensor | Binned]:
+    def sums(self, scores: TokenScores) -> Mapping[str, Terms]:
         values = scores.extra_scores[self.pair_score].double()
         place = (values.clamp(self._LEAST, self._MOST) / self._LEAST).log() / self._GROWTH
         bins = place.ceil().nan_to_num(0.0).long().clamp(0, self._INFINITE - 1)
@@ -262,7 +267,7 @@ class KLDivergenceQuantile(PairMetric):
         (counts,) = sums.values()
         below = counts.cumsum(0)
         rank = torch.clamp(self.quantile * below[-1], min=torch.finfo(torch.float64).tiny)
-        place = (below < rank).sum()  # the first bin that reaches the rank
+        place = (below < rank).sum()  # the first bin to reach the rank
         edge = self._LEAST * torch.exp(self._GROWTH * place.double())
         middle = torch.where(place == 0, torch.zeros_like(edge), 2 * edge / (1 + math.exp(self._GROWTH)))
         middle = torch.where(place == self._INFINITE, torch.inf, middle)

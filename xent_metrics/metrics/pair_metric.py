@@ -15,8 +15,13 @@ __all__ = ["PairMetric"]
 
 
 class PairMetric(TokenMetric):
-    """The base of metrics of two models: ``update(logits, other_logits)``, or with targets ``update((logits, other_logits),
-    target)``, or scores from `score_pair`.
+    """The base of metrics of two models.
+
+    They take ``update(logits, other_logits)``, ``update((logits, other_logits), target)``, or scores from `score_pair`.
+
+    Args:
+        temperature: divides both logits.
+        kwargs: as for `TokenMetric`.
     """
 
     pair_score: ClassVar[str]
@@ -46,7 +51,7 @@ class PairMetric(TokenMetric):
             return super().score(logits, target, weight=weight)
         if extra_scores:
             raise InvalidInputError(
-                f"{self.name} is of two models; {', '.join(extra_scores)} of one: use two collections"
+                f"{self.name} compares two models; {', '.join(extra_scores)} are scores of one: use two collections"
             )
         if not isinstance(logits, tuple):
             logits, target = (logits, target), None

@@ -1,4 +1,4 @@
-"""Where the target stands among all classes: top-k accuracy and the mean reciprocal rank."""
+"""The rank of the target among all classes: top-k accuracy and the mean reciprocal rank."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
-from xent_metrics.sums.metric import RatioMetric
+from xent_metrics.sums.ratio import RatioMetric
+from xent_metrics.sums.terms import TOKENS, SharedSum
 
 __all__ = ["MeanReciprocalRank", "TopKAccuracy", "target_rank"]
 
@@ -18,7 +19,7 @@ _RANK = "target_rank"
 
 
 def target_rank(logits: Tensor, index: Tensor) -> Tensor:
-    """The rank of the target, 1 the best, in a stable descending sort of the logits: of equal ones the lower id is ahead.
+    """The rank of the target, 1 the best, in a stable descending sort of the logits: of equal logits the lower id is ahead.
 
     >>> target_rank(torch.tensor([[3.0, 5.0, 3.0]]).expand(3, 3), torch.tensor([0, 1, 2]))
     tensor([2, 1, 3])
@@ -41,16 +42,17 @@ class _OfRank(RatioMetric):
 
 
 class TopKAccuracy(_OfRank):
-    """Top-k accuracy = Σ [rank of the target ≤ k] / N: the share of tokens among whose k likeliest classes the target is.
+    """Top-k accuracy = Σ [rank of the target ≤ k] / N: the fraction of tokens with the target among the k likeliest classes.
 
     Args:
-        k: how many classes are looked at; 1 is `token_accuracy`.
+        k: the number of classes looked at; 1 gives `token_accuracy`.
+        kwargs: as for `TokenMetric`.
 
-    Of equal logits the lower id is ahead, as a stable sort has it, so a uniform prediction scores k/V and not 1.
+    Of equal logits the lower id is ahead, as in a stable sort, so a uniform prediction scores k/V and not 1.
     Reference: Russakovsky et al. (2015), ImageNet Large Scale Visual Recognition Challenge, arXiv:1409.0575.
 
     Raises:
-        MetricOptionError: `k` is no whole number of at least 1.
+        MetricOptionError: `k` is not a whole number of at least 1.
 
     >>> metric = TopKAccuracy(k=2)
     >>> metric.update(torch.tensor([[3.0, 2.0, 1.0]]).expand(3, 3), torch.tensor([0, 1, 2]))
@@ -69,17 +71,17 @@ class TopKAccuracy(_OfRank):
             raise MetricOptionError(f"{self.name}: k is a whole number of at least 1; got {k!r}")
         self.k = k
 
-    def sum_names(self) -> tuple[str, str]:
-        return f"correct[top {self.k}]", "tokens"
+    def sum_names(self) -> tuple[str, SharedSum]:
+        return f"correct[top {self.k}]", TOKENS
 
     def per_token(self, scores: TokenScores) -> Tensor:
         return self.rank(scores) <= self.k
 
 
 class MeanReciprocalRank(_OfRank):
-    """Mean reciprocal rank = Σ 1 / rank of the target / N, in (0, 1]: 1 where every target is the top-1, 1/2 for the second.
+    """Mean reciprocal rank = Σ 1 / rank of the target / N, in (0, 1]: 1 if every target is the top-1.
 
-    Ranks start at 1; of equal logits the lower id is ahead, as a stable sort has it.
+    Ranks start at 1; of equal logits the lower id is ahead, as in a stable sort.
     Reference: Voorhees (1999), The TREC-8 Question Answering Track Report.
 
     >>> metric = MeanReciprocalRank()
@@ -93,8 +95,8 @@ class MeanReciprocalRank(_OfRank):
     value_unit = "reciprocal rank"
     reference = "Voorhees (1999), The TREC-8 Question Answering Track Report"
 
-    def sum_names(self) -> tuple[str, str]:
-        return "reciprocal_rank", "tokens"
+    def sum_names(self) -> tuple[str, SharedSum]:
+        return "reciprocal_rank", TOKENS
 
     def per_token(self, scores: TokenScores) -> Tensor:
         return 1 / self.rank(scores)

@@ -1,18 +1,21 @@
-"""The temperature that would make the cross entropy smallest, and what that would be: one pass, no logits kept.
+"""The temperature that minimises the cross entropy, and the cross entropy there: one pass, no logits kept.
 
-Dividing the logits by T leaves the ranking as it is and mends a model that is over- or underconfident throughout. The nll
-at 1/T = β is ln Σ_v p_v^β − β ln p(target): convex in β. Its value, slope and curvature are summed on a grid of
-temperatures, a factor of 2^¼ apart; between two of them it is taken to be the polynomial of degree five that has all six,
-whose minimum is found when the value is taken. Against a search over the logits themselves the best T was met within a
-factor of 1 ± 1e-4 and its loss within 1e-5 nats, on spread logits and peaked ones, few classes and 50,000. Rows that are all
-alike, one class far above 50,000 equal ones, are the worst: 3e-4, and 2e-4 nats. Where the loss hardly depends on T (a
-model that is sure and always right), no T is the best to any accuracy.
+Dividing the logits by T keeps the ranking and corrects a model that is over- or underconfident throughout. The nll at
+1/T = β is ln Σ_v p_v^β − β ln p(target), which is convex in β. Its value, slope and curvature are summed on a grid of
+temperatures, a factor of 2^¼ apart. Between two of them the nll is interpolated by the quintic polynomial with these six
+numbers, and its minimum is found when the value is computed.
+
+Compared with a search over the logits themselves, the best T was found within a factor of 1 ± 1e-4 and its loss within
+1e-5 nats, for spread and peaked logits, a few classes and 50,000. The worst case, identical rows with one class far above
+50,000 equal ones, gave 3e-4 and 2e-4 nats. If the loss hardly depends on T (a confident model that is always right), no T
+is clearly the best.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,11 +23,36 @@ from torch import Tensor
 
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
-from xent_metrics.sums.metric import Binned, TokenMetric
+from xent_metrics.sums.metric import TokenMetric
+from xent_metrics.sums.terms import TOKENS, Binned, SharedSum, Terms
 
 __all__ = ["CrossEntropyAtOptimalTemperature", "OptimalTemperature"]
 
-_NO_MORE = 800.0  # exp(−800) is 0 in float64, too
+_NO_MORE = 800.0  # exp(−800) is 0 in float64
+
+
+@dataclass(frozen=True)
+class _NllAtTemperatures:
+    """An extra score: nll with its slope and curvature in ln β; equal grids are equal scores."""
+
+    highest: float
+    log_betas: tuple[float, ...]
+
+    def __call__(self, log_prob: Tensor, index: Tensor) -> Tensor:
+        """``(rows, 3 G)``: value, slope and curvature at each β, from moments of ln p weighted by p^β / Σ p^β."""
+        top = log_prob.amax(-1, keepdim=True)
+        target = (log_prob.gather(-1, index[:, None]) - top).squeeze(-1)
+        below = (log_prob - top).clamp_(min=-_NO_MORE * self.highest)  # of no share there, and 0 · −inf would be nan
+        square = below.square()
+        found = []
+        for beta in map(math.exp, self.log_betas):
+            power = (below * beta).exp_()
+            norm = power.sum(-1)
+            mean = (power * below).sum(-1) / norm
+            variance = (power * square).sum(-1) / norm - mean.square()
+            slope = beta * (mean - target)
+            found += [norm.log() - beta * target, slope, slope + beta**2 * variance]
+        return torch.stack(found, dim=-1)
 
 
 class _TemperatureGrid(TokenMetric):
@@ -43,35 +71,20 @@ class _TemperatureGrid(TokenMetric):
         self._score_name = f"nll_at_temperatures[{self.lowest}, {self.highest}]"
 
     def extra_scores(self) -> Mapping[str, ExtraScore]:
-        return {self._score_name: ExtraScore(self._grid, (3 * len(self._log_betas),))}
+        grid = _NllAtTemperatures(self.highest, tuple(self._log_betas))
+        return {self._score_name: ExtraScore(grid, (3 * len(self._log_betas),))}
 
-    def _grid(self, log_prob: Tensor, index: Tensor) -> Tensor:
-        """``(rows, 3 G)``: value, slope and curvature at each β, from the moments of ln p under the shares p^β / Σ p^β."""
-        top = log_prob.amax(-1, keepdim=True)
-        target = (log_prob.gather(-1, index[:, None]) - top).squeeze(-1)
-        below = (log_prob - top).clamp_(min=-_NO_MORE * self.highest)  # of no share there, and 0 · −inf would be nan
-        square = below.square()
-        found = []
-        for beta in map(math.exp, self._log_betas):
-            power = (below * beta).exp_()
-            norm = power.sum(-1)
-            mean = (power * below).sum(-1) / norm
-            variance = (power * square).sum(-1) / norm - mean.square()
-            slope = beta * (mean - target)
-            found += [norm.log() - beta * target, slope, slope + beta**2 * variance]
-        return torch.stack(found, dim=-1)
+    def shared_sums(self) -> Sequence[SharedSum]:
+        return (TOKENS,)
 
-    def sums(self, scores: TokenScores) -> Mapping[str, Tensor | Binned]:
+    def sums(self, scores: TokenScores) -> Mapping[str, Terms]:
         grid = scores.weighted(scores.extra_scores[self._score_name])
         columns = torch.arange(grid.shape[-1], device=grid.device).expand_as(grid)
-        return {
-            self._score_name: Binned(grid, columns, grid.shape[-1]),
-            "tokens": scores.weighted(torch.ones_like(scores.counted, dtype=torch.int64)),
-        }
+        return {self._score_name: Binned(grid, columns, grid.shape[-1])}
 
     def _minimum(self, sums: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """ln β at the smallest mean nll of the range, and that nll; nan where nothing counted or a target has p = 0."""
-        table = sums[self._score_name].reshape(-1, 3) / sums["tokens"]
+        """ln β at the smallest mean nll of the range, and that nll; nan if nothing counted or a target has p = 0."""
+        table = sums[self._score_name].reshape(-1, 3) / sums[TOKENS.name]
         last = (table[:, 1] <= 0).sum().clamp(1, len(table) - 1) - 1  # the minimum lies to the right of this point
         ends = table.index_select(0, torch.stack([last, last + 1]))
         coefficients = _quintic(ends * self._step ** torch.arange(3, device=ends.device))
@@ -84,11 +97,12 @@ class OptimalTemperature(_TemperatureGrid):
     """Optimal temperature = argmin_T −Σ ln softmax(ln p / T)[target]: above 1 for an overconfident model, below for the other.
 
     Args:
-        lowest, highest: the range of temperatures looked at; an optimum outside of it is the nearer end, with a standard
-            error of 0.
+        lowest: the lowest temperature looked at; an optimum outside the range is its nearer end, with a standard error of 0.
+        highest: the highest temperature looked at.
+        kwargs: as for `TokenMetric`.
 
-    What temperature scaling would fit on these data. Costs some 17 passes over the logits with the default range. nan where
-    a target has the probability 0. Reference: Guo et al. (2017), On Calibration of Modern Neural Networks, arXiv:1706.04599.
+    It is what temperature scaling would fit on these data. Costs about 17 passes over the logits with the default range.
+    nan if a target has the probability 0. Reference: Guo et al. (2017), On Calibration of Modern Neural Networks, arXiv:1706.04599.
 
     Raises:
         MetricOptionError: not 0 < lowest < highest < ∞.
@@ -113,10 +127,12 @@ class CrossEntropyAtOptimalTemperature(_TemperatureGrid):
     """Cross entropy at the optimal temperature = min_T −Σ ln softmax(ln p / T)[target] / N, in nats per token.
 
     Args:
-        lowest, highest: as for `OptimalTemperature`.
+        lowest: as for `OptimalTemperature`.
+        highest: as for `OptimalTemperature`.
+        kwargs: as for `TokenMetric`.
 
-    `cross_entropy` minus this is what temperature scaling would gain on these data, in sample: never negative, and 0 for a
-    model whose optimum is T = 1. Reference: as for `OptimalTemperature`.
+    `cross_entropy` minus this value is what temperature scaling gains in sample: never negative, and 0 for a model with its
+    optimum at T = 1. Reference: as for `OptimalTemperature`.
 
     Raises:
         MetricOptionError: as for `OptimalTemperature`.
@@ -151,7 +167,7 @@ def _quintic(ends: Tensor) -> Tensor:
 
 
 def _lowest_point(coefficients: Tensor) -> Tensor:
-    """Where in [0, 1] the slope changes its sign from − to +, or the end that it points to; differentiable inside."""
+    """The place in [0, 1] where the slope changes from − to +, or the end that it points to; differentiable inside."""
     slope = coefficients[1:] * torch.arange(1, 6, device=coefficients.device)
     low, high = torch.zeros_like(slope[0]), torch.ones_like(slope[0])
     with torch.no_grad():

@@ -105,7 +105,8 @@ class TokenScores:
     ignore_index: int | None = None
     replicas: tuple[int, ...] = ()
     extra_scores: Mapping[str, Tensor] = field(default_factory=dict)
-    sums: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # exact sums by name, taken once
+    #: What metrics have derived from these scores, kept for each other: exact sums above all.
+    memo: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.row_kind not in get_args(RowKind):

@@ -1,10 +1,10 @@
-"""How packed sums are added up over processes: one SUM all_reduce of int64 for a metric, or for a whole collection.
+"""Packed sums over processes: one SUM all_reduce of int64 for a metric, or for a whole collection.
 
-Who syncs: torchmetrics' `compute`, `sync` and `sync_context`, through `PackedMetric`, and `TokenMetricCollection`.
+Who syncs: torchmetrics' `compute`, `sync` and `sync_context`, through `PackedMetric`; and `TokenMetricCollection`.
 
-How many all_reduces a process makes depends on the sequence of its compute and sync calls and of a whole collection's
-resets alone: never on updates, a metric's own resets, loads, caches or errors, which differ between processes. Nothing
-local changes before an all_reduce succeeded.
+How many all_reduces a process makes depends only on its sequence of compute and sync calls and on resets of whole
+collections: never on updates, on a metric's own resets, on loads, caches or errors, which differ between processes.
+Nothing local changes before an all_reduce has succeeded.
 
 Shown with gloo in real processes and with a fake process group of 1,024 ranks; NCCL was not run.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -23,10 +23,49 @@ from torch import Tensor
 from xent_metrics.errors import SyncError
 from xent_metrics.sums import exact_sum
 
-if TYPE_CHECKING:
-    from xent_metrics.sums.packed import PackedMetric
+__all__ = ["SharedSync", "SyncedState", "all_reduce_states", "rank_in", "synced"]
 
-__all__ = ["SharedSync", "all_reduce_states", "rank_in", "synced"]
+
+class SyncedState(Protocol):
+    """What is synced: a metric with one packed state.
+
+    Attributes:
+        name: for error messages.
+        process_group: the group over which it is synced; None is the default group.
+    """
+
+    process_group: Any
+
+    @property
+    def name(self) -> str:
+        """The metric's name."""
+        ...
+
+    @property
+    def local_state(self) -> Tensor:
+        """This process' own sums ``(rows, 8)``, synced or not; replaced, never changed in place."""
+        ...
+
+    @property
+    def was_restored_alone(self) -> bool:
+        """True if its sums come from a checkpoint that was loaded when there were no other processes."""
+        ...
+
+    def can_sync(self) -> bool:
+        """True if there are other processes to sync with."""
+        ...
+
+    def syncs_with(self, other: Any) -> bool:
+        """True if one all_reduce may serve this metric and `other`."""
+        ...
+
+    def hold(self, total: Tensor) -> None:
+        """Hold the sums over all processes in place of the local ones, until `release`."""
+        ...
+
+    def release(self) -> None:
+        """Hold the local sums again; after a reset since `hold`, stay reset."""
+        ...
 
 
 def rank_in(group: Any = None) -> tuple[int, int]:
@@ -37,120 +76,115 @@ def rank_in(group: Any = None) -> tuple[int, int]:
     return (rank, dist.get_world_size(group)) if rank >= 0 else (0, 1)
 
 
-def all_reduce_states(metrics: Sequence[PackedMetric], group: Any = None) -> list[Tensor]:
+def all_reduce_states(metrics: Sequence[SyncedState], group: Any = None) -> list[Tensor]:
     """The sums of `metrics` over the processes of `group`, by one all_reduce; the metrics are left as they are.
 
     Raises:
-        SyncError: another process died, hung, or never came; this one failed; or a checkpoint would count more than once.
+        SyncError: another process died, hung or never came; this one failed; or a checkpoint would count more than once.
     """
     local = [metric.local_state for metric in metrics]
     reducing = False
     try:
-        # Beside the sums, one row a metric: on how many processes its checkpoint was loaded as if there were no others.
-        alone = local[0].new_tensor([[metric._restored_alone] + [0] * (exact_sum.ROW - 1) for metric in metrics])
+        # One more row per metric: on how many processes its checkpoint was loaded as if there were no others.
+        alone = local[0].new_tensor([[metric.was_restored_alone] + [0] * (exact_sum.ROW - 1) for metric in metrics])
         packed = torch.cat([*(state.to(alone.device) for state in local), alone])
         reducing = True
         dist.all_reduce(packed, group=group)
-        times = packed[-len(metrics) :, 0].tolist()
+        restored_on = packed[-len(metrics) :, 0].tolist()
     except Exception as error:  # whatever it is, `SharedSync` counts it as a sync, as the other processes do
         theirs = reducing and isinstance(error, RuntimeError)  # the base of what torch.distributed raises
         raise SyncError(_failure(metrics, group, error, theirs)) from error
-    for metric, processes in zip(metrics, times, strict=True):
+    for metric, processes in zip(metrics, restored_on, strict=True):
         if processes > 1:
             raise SyncError(
                 f"{metric.name}: a checkpoint was loaded on {processes} processes before their process group existed, and "
-                "would count as often. Load it after torch.distributed.init_process_group"
+                f"would count {processes} times. Load it after torch.distributed.init_process_group"
             )
     totals = torch.split(exact_sum.carry(packed[: -len(metrics)]), [len(state) for state in local])
     return [total.to(state.device, copy=True) for total, state in zip(totals, local, strict=True)]
 
 
-def _failure(metrics: Sequence[PackedMetric], group: Any, error: Exception, theirs: bool) -> str:
+def _failure(metrics: Sequence[SyncedState], group: Any, error: Exception, theirs: bool) -> str:
     rank, size = rank_in(group)
-    names = ", ".join(metric.name for metric in metrics)
+    names = ", ".join(str(metric.name) for metric in metrics)
     others = "Another process died, hung or raised before it got here, or the group's time limit is too short"
-    own = "It failed in this process itself; the others, which wait for it, hear of it by the group's time limit"
+    own = "It failed in this process itself; the others, which wait for it, learn of it at the group's time limit"
     return (
         f"rank {rank} of {size}: adding up {names} over the processes failed: {type(error).__name__}: {error}. "
-        f"{others if theirs else own}. The local sums are what they were: update, state_dict "
+        f"{others if theirs else own}. The local sums are unchanged: update, state_dict "
         "and compute can be called again; a group that failed is best replaced (destroy_process_group and "
         "init_process_group, or metric.process_group = …)"
     )
 
 
 @contextmanager
-def synced(metrics: Sequence[PackedMetric]) -> Iterator[None]:
-    """Inside, `metrics` hold the sums over all processes, by one all_reduce for each process group among them.
+def synced(metrics: Sequence[SyncedState]) -> Iterator[None]:
+    """Let `metrics` hold the sums over all processes inside, by one all_reduce per process group among them.
 
     A compute inside makes no collective; a metric that is reset inside stays reset.
     """
-    by_group: dict[int, list[PackedMetric]] = {}
+    by_group: dict[int, list[SyncedState]] = {}
     for metric in metrics:
-        if metric.distributed_available_fn():
+        if metric.can_sync():
             by_group.setdefault(id(metric.process_group), []).append(metric)
     members = [metric for group in by_group.values() for metric in group]
     totals = [total for group in by_group.values() for total in all_reduce_states(group, group[0].process_group)]
-    before = [(metric.state, metric._cache, metric._is_synced) for metric in members]
     for metric, total in zip(members, totals, strict=True):
-        metric._cache = {metric._state_name: metric.local_state}
-        metric._set_state(total)
-        metric._is_synced, metric._to_sync = True, False
+        metric.hold(total)
     try:
         yield
     finally:
-        for metric, (state, cache, was_synced) in zip(members, before, strict=True):
-            metric._to_sync = metric.sync_on_compute
-            if metric._is_synced:
-                metric._set_state(state)
-                metric._cache, metric._is_synced = cache, was_synced
+        for metric in members:
+            metric.release()
 
 
 @dataclass(frozen=True)
 class _Unread:
     """A member's total after a sync by another member, until its own compute takes it."""
 
-    synced_by: str
+    synced_by: Any
     local: Tensor  # the member's own sums when they were added up
     total: Tensor | SyncError
 
 
 class SharedSync:
-    """Metrics that one all_reduce serves when they are computed one by one, as Lightning's `log_dict` does.
+    """One all_reduce for metrics that are computed one by one, as Lightning's `log_dict` does.
 
-    A member that has no unread total adds up all members and leaves each of the others its total; a member that has
-    one takes it, without a collective. Which of the two it is follows from the order of the computes alone. A total that
-    no longer belongs to what this process holds is taken too, but raises: other processes, which can't know, don't wait,
-    and have the total of that time. So compute members with nothing in between, and reset the collection, which drops
-    unread totals; or compute the same ones in the same order each time: a member that was left out of an epoch may be
-    reset and updated, and is served again once the first of the others is computed.
+    The first compute() syncs all; each other member reuses its total once. Which of the two a compute does follows from
+    the order of the computes alone, so all processes agree. A total that no longer belongs to what this process holds
+    is taken, too, but raises: the other processes can't know, so they don't wait, and use the total of that time.
+
+    So compute the members with nothing in between, and reset the collection, which drops unread totals. Or compute the
+    same members in the same order each time: a member that was left out of an epoch may be reset and updated, and is
+    served again once the first of the others is computed.
     """
 
-    def __init__(self, metrics: Iterable[PackedMetric]) -> None:
+    def __init__(self, metrics: Iterable[SyncedState]) -> None:
         self.metrics = list(metrics)
         self._unread: dict[int, _Unread] = {}
 
     def forget(self) -> None:
-        """Drop unread totals, on all processes."""
+        """Drop the unread totals; on all processes."""
         self._unread.clear()
 
-    def total(self, metric: PackedMetric) -> Tensor:
+    def total(self, metric: SyncedState) -> Tensor:
         """The sums of `metric` over all processes."""
         if id(metric) not in self._unread:
-            self._add_up(metric)
+            self._sync_all(metric)
         unread = self._unread.pop(id(metric))
         if isinstance(unread.total, SyncError):
             raise unread.total
         if unread.local is not metric.local_state:
             raise SyncError(
-                f"{metric.name} was updated, reset or loaded after {unread.synced_by}.compute() had synced the collection "
-                "they are in, so the total of that time is not what it holds now. Compute the collection, or its members "
+                f"{metric.name} was updated, reset or loaded after {unread.synced_by}.compute() had synced their "
+                "collection, so the total of that time is not what it holds now. Compute the collection, or its members "
                 "with nothing in between, and reset the collection rather than members; "
                 f"the next compute of {metric.name}, on all processes, syncs afresh"
             )
         return unread.total
 
-    def _add_up(self, metric: PackedMetric) -> None:
-        others = [m for m in self.metrics if m is not metric and m._syncs_with(metric)]
+    def _sync_all(self, metric: SyncedState) -> None:
+        others = [m for m in self.metrics if m is not metric and m.syncs_with(metric)]
         members, totals = [metric, *others], list[Tensor | SyncError]()
         try:
             totals += all_reduce_states(members, metric.process_group)

@@ -1,11 +1,11 @@
-"""check_metric: the contract that every metric keeps, a built-in or a plugin's, as one call.
+"""check_metric: one call that checks the contract of a metric, built in or a plugin's.
 
     from xent_metrics.testing import check_metric
 
     def test_focal_keeps_the_contract():
         check_metric(FocalCrossEntropy(gamma=2.0))
 
-Each promise below is checked on made-up scores; the error names the metric and the promise that it breaks.
+Each promise at the end of this file is checked on made-up scores. The error names the metric and the broken promise.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xent_metrics.errors import XentMetricsError
 from xent_metrics.metrics.pair_metric import PairMetric
+from xent_metrics.plugins import plugins
 from xent_metrics.scoring.scores import RowKind, TokenScores
 from xent_metrics.sums import exact_sum
 from xent_metrics.sums.metric import TokenMetric
 from xent_metrics.testing.host_sync import no_host_sync
+from xent_metrics.wrappers.standard_error import StandardError
 
 __all__ = ["check_metric", "made_up_batch", "no_host_sync"]
 
@@ -39,13 +42,13 @@ def check_metric(metric: TokenMetric, *, vocab_size: int | None = None, seed: in
     Args:
         metric: any `TokenMetric`, built as a user would.
         vocab_size: V of the made-up logits; by default the length of the metric's table of weights or bytes, or 11.
-        seed: of the made-up scores and partitions.
+        seed: seeds the made-up scores and partitions.
 
     Returns:
-        What could not be checked here: lm-eval's route where lm-eval is not installed; nothing where it is.
+        What could not be checked here: lm-eval's route, if lm-eval is not installed.
 
     Raises:
-        AssertionError: the metric's name, the promise that it breaks, and how.
+        AssertionError: a broken promise, with the metric's name and what differs.
 
     >>> from xent_metrics import get_metric
     >>> check_metric(get_metric("token_accuracy"))
@@ -77,14 +80,14 @@ class _Case:
 
     @property
     def scores(self) -> TokenScores:
-        """Scores of which no sums have been taken, so that the metric is asked for them each time."""
+        """Scores without any sums taken yet, so that the metric is asked for them each time."""
         return replace(self.first_scores)
 
     def new(self) -> TokenMetric:
         return copy.deepcopy(self.metric)
 
     def used(self) -> TokenMetric:
-        """A copy of the metric that has been given the scores."""
+        """A copy of the metric, updated with the scores."""
         metric = self.new()
         metric.update(self.scores)
         return metric
@@ -116,10 +119,10 @@ def made_up_batch(
     return logits, torch.where(ignored, metric.ignore_index, target)
 
 
-def _scores(metric: TokenMetric, logits: Tensor, target: Tensor) -> TokenScores:
-    """The metric's own scores of the batch, with what a host would add, of a row kind that the metric takes."""
+def _scores(metric: TokenMetric, logits: Tensor, target: Tensor, **options: Any) -> TokenScores:
+    """The metric's own scores of the batch, with the fields that a host would add, of a row kind that it takes."""
     given = (logits, logits / 2 + logits.flip(-1)) if isinstance(metric, PairMetric) else logits
-    scores = metric.score(given, target)
+    scores = metric.score(given, target, **options)
     row_kind: RowKind = "token" if "token" in metric.row_kinds else min(metric.row_kinds)
     rows = torch.arange(scores.nll.numel(), device=scores.device).reshape(scores.nll.shape)
     return replace(scores, num_bytes=rows % 5, num_words=rows % 3, weight=(rows % 4 + 1) / 4, row_kind=row_kind)
@@ -207,12 +210,47 @@ def _nan_row(case: _Case) -> None:
 
 def _names(case: _Case) -> None:
     metric = case.metric
-    for name in metric._layout:
+    names = list(metric.layout.rows)
+    for name in names:
         assert " at 0x" not in name, f"the sum name {name} holds an address, which differs between processes"
     for option, other in _variants(metric):
-        if other._state_name == metric._state_name:
+        if list(other.layout.rows) == names:
             same = torch.equal(other.exact_sums(_scores(other, case.logits, case.target)), case.used().state)
-            assert same, f"option {option} changes what is added, but not the sums' names: {', '.join(metric._layout)}"
+            assert same, f"option {option} changes what is added, but not the sums' names: {', '.join(names)}"
+
+
+def _beside_others(case: _Case) -> None:
+    for other in _others(case.metric):
+        scores = _scores_for_both(case, other)
+        if scores is None:
+            continue
+        alone = {metric: metric.exact_sums(scores.map(torch.clone)) for metric in (case.metric, other)}
+        for first, second in ((case.metric, other), (other, case.metric)):
+            shared = scores.map(torch.clone)  # as a collection gives its members one
+            for metric in (first, second):
+                what = f"the sums of {metric.name} beside {(second if metric is first else first).name} and alone"
+                _same(metric.exact_sums(shared), alone[metric], what)
+
+
+def _others(metric: TokenMetric) -> Iterator[TokenMetric]:
+    """Every registered metric that its name alone builds, and the metric's own standard error."""
+    for registered in plugins().metrics.values():
+        if all(option.default is not option.empty for option in registered.options().values()):
+            yield registered(ignore_index=metric.ignore_index)
+    if metric.has_standard_error and not isinstance(metric, StandardError):
+        yield StandardError(metric)
+
+
+def _scores_for_both(case: _Case, other: TokenMetric) -> TokenScores | None:
+    """Scores with all that both metrics need; None if there are no such scores."""
+    known = case.metric.extra_scores()
+    wanted = {name: score for name, score in other.extra_scores().items() if name not in known}
+    try:
+        scores = _scores(case.metric, case.logits, case.target, **({"extra_scores": wanted} if wanted else {}))
+        other.exact_sums(scores.map(torch.clone))
+    except XentMetricsError:
+        return None
+    return scores
 
 
 def _variants(metric: TokenMetric) -> Iterator[tuple[str, TokenMetric]]:
@@ -222,10 +260,11 @@ def _variants(metric: TokenMetric) -> Iterator[tuple[str, TokenMetric]]:
         int: lambda value: value + 1,
         float: lambda value: value / 2 + 0.125,
     }
-    for option, value in metric._options.items():
+    options = metric.given_options()
+    for option, value in options.items():
         if type(value) in change and option != "ignore_index":
             try:
-                other = type(metric)(**{**metric._options, option: change[type(value)](value)})
+                other = type(metric)(**{**options, option: change[type(value)](value)})
             except (TypeError, ValueError):  # the option doesn't take that value
                 continue
             yield option, other
@@ -314,12 +353,17 @@ def _by_lm_eval(case: _Case) -> Tensor:
 def _host_sync(case: _Case) -> None:
     metric = case.new()
     with no_host_sync() as device:
-        metric._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
+        _move(metric, device)
         logits = torch.empty(case.logits.shape, device=device)
         target = torch.empty(case.target.shape, dtype=torch.int64, device=device)
         metric.update(_scores(metric, logits, target))
         metric(_scores(metric, logits, target))
     assert metric.state.device.type == device.type, f"the state moved to {metric.state.device}"
+
+
+def _move(metric: TokenMetric, device: torch.device) -> None:
+    """Give the metric tensors without data on `device`, by `Module._apply`, read in torch 2.13."""
+    metric._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
 
 
 _PROMISES: dict[str, Callable[[_Case], None]] = {
@@ -330,6 +374,7 @@ _PROMISES: dict[str, Callable[[_Case], None]] = {
     "ignored rows don't matter": _ignored,
     "a row of nan makes the value nan, counts once, and nan_policy='omit' leaves it out of every sum": _nan_row,
     "equal sum names are the same sum": _names,
+    "beside every registered metric, each keeps its value": _beside_others,
     "forward gives the batch's value and accumulates": _forward,
     "copies are equal and independent": _copies,
     "a state_dict brings the sums back, on request": _state_dict,

@@ -1,11 +1,11 @@
 """Standard errors of any metric over independent samples (documents, sequences), by the delta method on its sums.
 
-Two routes to the same number: `standard_error` from each document's own sums, where a host keeps them, and the metric
-`StandardError` from sums of products, where it can't: a constant number of exact sums, merged like any metric's state.
+There are two ways to the same number: `standard_error`, from each document's own sums, if a host keeps them; and the
+metric `StandardError`, from sums of products, which takes a constant number of exact sums and merges like any metric.
 
-A metric's value is a function v of its total sums S = Σ_d s_d, so that to first order its error is that of Σ_d g · s_d
-with g = ∂v/∂S. Over D samples SE² = D/(D − 1) · Σ_d (g · (s_d − S/D))² = D/(D − 1) · (gᵀ M g − (g · S)²/D) with
-M = Σ_d s_d s_dᵀ. For a ratio R = Y/X it is the ratio estimator D/(D − 1) · Σ_d (y_d − R x_d)² / X².
+A metric's value is a function v of its total sums S = Σ_d s_d, so to first order its error is that of Σ_d g · s_d with
+g = ∂v/∂S. Over D samples SE² = D/(D − 1) · Σ_d (g · (s_d − S/D))² = D/(D − 1) · (gᵀ M g − (g · S)²/D) with
+M = Σ_d s_d s_dᵀ. For a ratio R = Y/X this is the ratio estimator D/(D − 1) · Σ_d (y_d − R x_d)² / X².
 
 Reference: Cochran (1977), Sampling Techniques, section 6.3.
 """
@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,20 +26,22 @@ from xent_metrics.errors import MetricOptionError
 from xent_metrics.plugins import as_metric
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
 from xent_metrics.sums import exact_sum
-from xent_metrics.sums.metric import _COUNTS, Binned, TokenMetric
+from xent_metrics.sums.layout import COUNTS
+from xent_metrics.sums.metric import TokenMetric
+from xent_metrics.sums.terms import Binned, SharedSum, Terms
 from xent_metrics.wrappers.grouped import Grouped
 
 __all__ = ["StandardError", "gradient_of", "is_sample", "standard_error", "standard_error_from_moments"]
 
 
 def standard_error(metric: TokenMetric, states: Tensor) -> float:
-    """The standard error of the metric's value when documents are drawn independently; nan for fewer than two.
+    """The standard error of the metric's value if documents are drawn independently; nan for fewer than two.
+
+    A document without a row that counts is not a sample. nan, too, for a metric without `has_standard_error`.
 
     Args:
         metric: gives the value; its own state is not used.
         states: each document's packed sums, int64 ``(D, rows, 8)``, from ``metric.exact_sums(scores)``, in any order.
-
-    A document of which no row counts is not a sample. nan too for a metric without `has_standard_error`.
 
     >>> from xent_metrics import CrossEntropy, from_loglikelihoods
     >>> metric = CrossEntropy()
@@ -58,9 +61,9 @@ def standard_error(metric: TokenMetric, states: Tensor) -> float:
 
 
 def is_sample(states: Tensor) -> Tensor:
-    """Which documents' packed sums, ``(D, rows, 8)``, hold anything but ignored rows, ``(D,)``."""
+    """True for the documents with packed sums, of ``(D, rows, 8)``, that hold more than ignored rows, ``(D,)``."""
     not_empty = states.any(dim=-1)  # (D, rows)
-    not_empty[:, _COUNTS.index("ignored")] = False
+    not_empty[:, COUNTS.index("ignored")] = False
     return not_empty.any(dim=-1)
 
 
@@ -69,8 +72,8 @@ def standard_error_from_moments(
 ) -> Tensor:
     """The same standard error from sums alone, a 0-d float64; nan for fewer than two samples.
 
-    The two terms cancel where all samples have nearly one value, so that what is left below some 1e-8 of the value is
-    the products' rounding.
+    The two terms cancel if all samples have nearly the same value: a result below about 1e-8 of the value is the rounding
+    of the products.
 
     Args:
         value: the metric as a function of its sums, ``(R,)`` float64 to 0-d.
@@ -97,20 +100,52 @@ def gradient_of(value: Callable[[Tensor], Tensor], total: Tensor) -> Tensor:
     return gradient
 
 
+@dataclass(frozen=True)
+class _Products(SharedSum):
+    """Σ over sequences of all products of two of these sums."""
+
+    of: tuple[SharedSum, ...]
+
+    @property
+    def name(self) -> str:
+        return _products_name(each.name for each in self.of)
+
+    def terms(self, scores: TokenScores) -> Binned:
+        return _products([_by_sequence(scores, each.terms(scores)) for each in self.of])
+
+
+@dataclass(frozen=True)
+class _Sequences(SharedSum):
+    """How many sequences are samples: some row counts, has a weight, and isn't broken."""
+
+    @property
+    def name(self) -> str:
+        return "sequences"
+
+    def terms(self, scores: TokenScores) -> Tensor:
+        counted = scores.counted & ~scores.broken
+        counted = counted if scores.weight is None else counted & (scores.weight != 0)
+        return counted.reshape(_shape(scores)).any(dim=1)
+
+
+_SEQUENCES = _Sequences()
+
+
 class StandardError(TokenMetric):
     """The standard error of another metric's value over the sequences that were added, in that metric's unit.
 
     The first dimension of the scores counts the sequences, taken to be independent of each other: ``(B, T)`` are B
-    sequences, ``(N,)`` are N rows, each a sample of its own. A sequence of which no row counts is not a sample.
+    sequences, ``(N,)`` are N samples of one row each. A sequence without a row that counts is not a sample.
 
     Args:
-        metric: whose value it is the error of, or its registered name; its own state is not used.
+        metric: the metric or its registered name; its own state is not used.
+        kwargs: as for `TokenMetric`.
 
-    The state holds the metric's sums, the sums of all products of two of them, and the number of sequences: a ratio
-    takes 9 rows of 8 integers, 15 bins of three kinds 1,084. It merges, syncs and resumes as every metric does.
+    The state holds the metric's sums, the sums of all products of two of them, and the number of sequences: 9 rows of 8
+    integers for a ratio, 1,084 for 15 bins of three kinds. It merges, syncs and resumes like every metric.
 
     Raises:
-        MetricOptionError: the metric's value has no slope in its sums, and so no error by the delta method.
+        MetricOptionError: the metric's value has no slope in its sums, so the delta method has no error for it.
 
     >>> from xent_metrics import CrossEntropy, from_loglikelihoods
     >>> error = StandardError(CrossEntropy())
@@ -129,8 +164,8 @@ class StandardError(TokenMetric):
         metric = as_metric(metric)
         if not metric.has_standard_error:
             raise MetricOptionError(
-                f"{metric.name} is a step function of its sums, of which the delta method knows no error. Keep each "
-                "document's sums (metric.exact_sums) and give them to xent_metrics.analysis.bootstrap"
+                f"{metric.name} is a step function of its sums, for which the delta method has no error. Keep each "
+                "document's sums (metric.exact_sums) and pass them to xent_metrics.analysis.bootstrap"
             )
         super().__init__(ignore_index=metric.ignore_index, **kwargs)
         self.name = f"{metric.name}_stderr"  # type: ignore[misc]
@@ -138,36 +173,37 @@ class StandardError(TokenMetric):
         self.requires = metric.requires
         self.row_kinds = metric.row_kinds  # type: ignore[misc]
         self.metric = copy.deepcopy(metric)
+        self._sum_names = tuple(metric.layout.bins)
 
     def scoring_options(self) -> dict[str, Any]:
         return self.metric.scoring_options()
 
     def score(self, *batch: Any, **options: Any) -> TokenScores:
-        """As the metric scores: what it takes, a pair of logits for one, this takes."""
+        """As the metric scores: it takes what the metric takes, such as a pair of logits."""
         return self.metric.score(*batch, **options)
 
     def extra_scores(self) -> Mapping[str, ExtraScore]:
         return self.metric.extra_scores()
 
-    def sums(self, scores: TokenScores) -> Mapping[str, Tensor | Binned]:
+    def shared_sums(self) -> Sequence[SharedSum]:
+        shared = tuple(self.metric.shared_sums())
+        all_shared = len(shared) == len(self._sum_names)
+        return [*shared, *([_Products(shared)] if all_shared else []), _SEQUENCES]
+
+    def sums(self, scores: TokenScores) -> Mapping[str, Terms]:
         own = self.metric.sums(scores)
-        rows = torch.cat([_by_sequence(scores, name, value) for name, value in own.items()], dim=1)  # (B, R)
-        first, second = torch.triu_indices(rows.shape[1], rows.shape[1], device=rows.device)
-        products = rows.index_select(1, first) * rows.index_select(1, second)  # (B, R (R + 1) / 2)
-        pairs = torch.arange(len(first), device=rows.device).expand_as(products)
-        return {
-            **own,
-            f"products[{', '.join(own)}]": Binned(products, pairs, len(first)),
-            "sequences": _sequences(scores),
-        }
+        if not own:
+            return {}
+        rows = [_by_sequence(scores, term) for term in self.metric.terms(scores).values()]
+        return {**own, _products_name(self._sum_names): _products(rows)}
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
         return self._error(self.metric.value, sums)
 
     def by_group(self) -> dict[str, Tensor]:
-        """Each group's standard error over all sequences that were added, by label, where the metric is a `Grouped`.
+        """Each group's standard error by label, over all sequences added on this process, if the metric is a `Grouped`.
 
-        On this process; over all of them inside ``with metric.sync_context():``.
+        For the sequences of all processes call this inside ``with metric.sync_context():``.
 
         >>> from xent_metrics import CrossEntropy, Grouped, Position, score_tokens
         >>> error = StandardError(Grouped(CrossEntropy(), by=Position([0, 1])))
@@ -186,46 +222,50 @@ class StandardError(TokenMetric):
 
     def _error(self, value: Callable[[Mapping[str, Tensor]], Tensor], sums: Mapping[str, Tensor]) -> Tensor:
         """The error of a function of the metric's sums."""
-        *own, products, samples = sums.values()
-        total = torch.cat([rows.reshape(-1) for rows in own])
-        names, sizes = list(sums)[: len(own)], [rows.numel() for rows in own]
+        own = {name: sums[name] for name in self._sum_names}
+        total = torch.cat([rows.reshape(-1) for rows in own.values()])
+        sizes = [rows.numel() for rows in own.values()]
 
         def of_rows(rows: Tensor) -> Tensor:
-            parts = zip(names, own, torch.split(rows, sizes), strict=True)
-            return value({name: part.reshape(like.shape) for name, like, part in parts})
+            parts = zip(own.items(), torch.split(rows, sizes), strict=True)
+            return value({name: part.reshape(like.shape) for (name, like), part in parts})
 
-        return standard_error_from_moments(of_rows, total, _symmetric(products, len(total)), samples)
+        products = _symmetric(sums[_products_name(self._sum_names)], len(total))
+        return standard_error_from_moments(of_rows, total, products, sums[_SEQUENCES.name])
 
 
-def _by_sequence(scores: TokenScores, name: str, value: Tensor | Binned) -> Tensor:
-    """Each sequence's own sums, ``(B, 1)`` or ``(B, num_bins)`` float64, exact until the last rounding; taken once."""
-    key = f"{name} by sequence"
-    if key not in scores.sums:
-        count, _ = _shape(scores)
-        num_bins = value.num_bins if isinstance(value, Binned) else 1
-        values, bins = (value.values, value.bins.reshape(-1)) if isinstance(value, Binned) else (value, 0)
-        each = values.numel() // max(count, 1)  # a row may have several values
-        first_bin = torch.arange(count, device=scores.device).repeat_interleave(each) * num_bins
-        rows = exact_sum.exact_sum_by_bin(values, first_bin + bins, count * num_bins)
-        scores.sums[key] = exact_sum.to_float(rows, finite_only=True).reshape(count, num_bins)  # the total has the nan
-    return scores.sums[key]
+def _products_name(names: Iterable[str]) -> str:
+    return f"products[{', '.join(names)}]"
+
+
+def _products(sums: Sequence[Tensor]) -> Binned:
+    """The products of all pairs of columns of sums by sequence, each ``(B, bins)``: ``(B, R (R + 1) / 2)``."""
+    rows = torch.cat(list(sums), dim=1)  # (B, R)
+    first, second = torch.triu_indices(rows.shape[1], rows.shape[1], device=rows.device)
+    products = rows.index_select(1, first) * rows.index_select(1, second)
+    pairs = torch.arange(len(first), device=rows.device).expand_as(products)
+    return Binned(products, pairs, len(first))
+
+
+def _by_sequence(scores: TokenScores, term: Terms) -> Tensor:
+    """Each sequence's own sums, ``(B, 1)`` or ``(B, num_bins)`` float64, exact until the last rounding."""
+    count, _ = _shape(scores)
+    num_bins = term.num_bins if isinstance(term, Binned) else 1
+    values, bins = (term.values, term.bins.reshape(-1)) if isinstance(term, Binned) else (term, 0)
+    each = values.numel() // max(count, 1)  # a row may have several values
+    first_bin = torch.arange(count, device=scores.device).repeat_interleave(each) * num_bins
+    rows = exact_sum.exact_sum_by_bin(values, first_bin + bins, count * num_bins)
+    return exact_sum.to_float(rows, finite_only=True).reshape(count, num_bins)  # the total has the nan
 
 
 def _shape(scores: TokenScores) -> tuple[int, int]:
-    """How many sequences, and how many rows in each."""
+    """How many sequences there are, and how many rows in each."""
     count = scores.nll.shape[0] if scores.nll.ndim else 1
-    return count, len(scores) // max(count, 1)
-
-
-def _sequences(scores: TokenScores) -> Tensor:
-    """Whether each sequence is a sample: some row of it counts, with a weight, and isn't broken, ``(B,)``."""
-    counted = scores.counted & ~scores.broken
-    counted = counted if scores.weight is None else counted & (scores.weight != 0)
-    return counted.reshape(_shape(scores)).any(dim=1)
+    return count, scores.nll.numel() // max(count, 1)
 
 
 def _symmetric(upper: Tensor, size: int) -> Tensor:
-    """The symmetric matrix ``(size, size)`` of its upper triangle, row by row."""
+    """The symmetric matrix ``(size, size)`` with this upper triangle, row by row."""
     first, second = torch.triu_indices(size, size, device=upper.device)
     matrix = torch.zeros(size, size, dtype=upper.dtype, device=upper.device)
     matrix[first, second] = upper
