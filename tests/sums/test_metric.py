@@ -12,19 +12,15 @@ from support.metric_kinds import IDS, KINDS, used
 from support.registered import buildable
 
 from xent_metrics import (
-    NATS,
-    TOKENS,
-    BitsPerByte,
     CrossEntropy,
     Perplexity,
-    RatioMetric,
     TokenAccuracy,
     TokenMetric,
     TokenMetricCollection,
     get_metric,
     score_tokens,
 )
-from xent_metrics.errors import CapacityError, InvalidInputError, InvalidTargetError, MetricOptionError
+from xent_metrics.errors import CapacityError, InvalidInputError, InvalidTargetError
 
 
 @pytest.fixture(params=KINDS, ids=IDS)
@@ -68,31 +64,6 @@ def test_update_compute_reset(metric, batch):
     metric.reset()
     assert not metric.state.any()
     assert not metric.update_called
-
-
-def test_counts_stand_beside_the_value(batch):
-    metric = CrossEntropy()
-    logits, target = batch[0].clone(), batch[1]
-    logits[1, 2, 0], logits[2, 0, :] = float("nan"), -float("inf")
-    logits[1, 5, target[1, 5]] = -float("inf")
-    metric.update(logits, target)
-    assert metric.counts() == {"counted": 21, "ignored": 3, "invalid_targets": 0, "nan": 2, "infinite": 1}
-    with pytest.warns(UserWarning, match="2 of 21 rows gave nan"):
-        assert metric.compute().isnan()
-    spread = get_metric("calibration_weighted_cross_entropy")
-    spread.update(torch.randn(6, 4), torch.tensor([0, 1, 9, 9, 9, 9]))  # in several bins
-    assert (spread.counts()["nan"], spread.counts()["invalid_targets"]) == (4, 4)
-
-
-@pytest.mark.parametrize("name", ["optimal_temperature", "full_calibration_error", "classwise_calibration_error"])
-def test_a_row_of_several_terms_is_one_row_of_nan(name):
-    metric = get_metric(name)
-    logits = torch.randn(10, 2)
-    logits[3], logits[4, 1] = float("nan"), float("nan")
-    metric.update(logits, torch.randint(2, (10,)))
-    assert metric.counts()["nan"] == 2
-    with pytest.warns(UserWarning, match="2 of 10 rows gave nan"):
-        metric.compute()
 
 
 def test_nan_policy_omit_is_the_value_without_the_rows_of_nan_and_keeps_those_of_inf():
@@ -157,103 +128,10 @@ def test_a_metric_that_only_merged_computes_without_a_warning(batch, recwarn):
     assert not recwarn.list
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        CrossEntropy(ignore_index=0),
-        CrossEntropy(label_smoothing=0.1),
-        CrossEntropy(class_weight=torch.ones(13)),
-        TokenAccuracy(),
-    ],
-    ids=["ignore_index", "label_smoothing", "class_weight", "another metric"],
-)
-def test_other_options_are_other_sums(other, batch):
-    metric = used(CrossEntropy(), *batch)
-    before = metric.state.clone()
-    with pytest.raises(MetricOptionError, match=r"can't take the state of .*their sums differ"):
-        metric.merge_state(other)
-    metric.persistent(True)
-    other = other.clone()
-    other.persistent(True)
-    with pytest.raises(RuntimeError, match=r"holds the sums of a \w+ with other options"):
-        other.load_state_dict(metric.state_dict())
-    assert torch.equal(metric.state, before)
-    assert not other.state.any()
-
-
 def test_equal_sums_are_equal_whatever_reads_them(batch):
     perplexity = Perplexity()
     perplexity.merge_state(used(CrossEntropy(unit="bits"), *batch))
     assert perplexity.compute() == used(CrossEntropy(), *batch).compute().exp()
-
-
-def test_shared_sums_in_another_order_are_the_same_state(batch):
-    class TokensPerNat(RatioMetric):
-        name = "tokens_per_nat"
-
-        def sum_names(self):
-            return TOKENS, NATS
-
-        def per_token(self, scores):
-            raise AssertionError("a shared sum brings its own terms")
-
-    metric = TokensPerNat()
-    metric.merge_state(used(CrossEntropy(), *batch))
-    torch.testing.assert_close(metric.compute(), 1 / used(CrossEntropy(), *batch).compute(), rtol=1e-15, atol=0)
-    assert torch.equal(metric.state, used(TokensPerNat(), *batch).state)
-
-
-class Scaled(RatioMetric):
-    name = "scaled"
-
-    def __init__(self, scale: float = 1.0, **more):
-        super().__init__(**more)
-        self.scale = scale
-
-    def per_token(self, scores):
-        return self.scale * scores.nll
-
-
-class Half(Scaled):
-    """A subclass of a plugin's metric that fixes an option, and names the keywords its own way."""
-
-    def __init__(self, **others):
-        super().__init__(scale=0.5, **others)
-
-
-class Named(Scaled):
-    def __init__(self, label: str = "x", **others):
-        super().__init__(**others)
-
-
-def test_options_reach_the_sums_names_however_they_are_given():
-    assert Scaled(2.0).described() == Scaled(scale=2.0).described() == "scaled(scale=2.0)"
-    assert Half().described() == Scaled(0.5).described()
-    assert Named(scale=3.0).described() == "scaled(label='x', scale=3.0)"
-    assert repr(Named(scale=3.0, ignore_index=7)) == "Named(label='x', scale=3.0, ignore_index=7)"
-    assert list(Named.options()) == ["label", "scale", "ignore_index"]
-    tables = [torch.arange(4), torch.arange(4) + 1]
-    names = {tuple(BitsPerByte(token_bytes=table).sum_names()) for table in [*tables, tables[0].clone(), None]}
-    assert len(names) == 3
-
-
-def test_a_metric_that_cannot_be_laid_out_says_so():
-    class Nameless(RatioMetric):
-        def per_token(self, scores):
-            return scores.nll
-
-    class Reserved(Nameless):
-        name = "reserved"
-
-        def sum_names(self):
-            return "counted", "tokens"
-
-    with pytest.raises(MetricOptionError, match='Nameless has no name; set the class attribute `name = "…"`'):
-        Nameless()
-    with pytest.raises(MetricOptionError, match="the sum name 'counted' is taken by the base"):
-        Reserved()
-    with pytest.raises(MetricOptionError, match="compute_with_cache=True"):
-        CrossEntropy(compute_with_cache=True)
 
 
 BAD = [
@@ -330,38 +208,6 @@ def test_every_registered_metric_has_its_name_and_a_hash():
         metric = get_metric(name)
         assert metric.name == name
         assert hash(metric) != hash(get_metric(name))
-
-
-@pytest.mark.parametrize(
-    ("term", "message"),
-    [
-        (lambda scores: scores.nll.sum(), r"per_token gives a term of each row, here a tensor \(0,\); got \(\)"),
-        (lambda scores: None, r"per_token gives a term of each row, .*; got NoneType"),
-        (
-            lambda scores: scores.nll[0],
-            r"with scores that have no rows, and raised IndexError: .*They take any number of rows",
-        ),
-        (lambda scores: scores.nll if len(scores) == 0 else scores.nll.mean(), r"here a tensor \(3,\); got \(\)"),
-    ],
-)
-def test_a_term_that_is_none_of_each_row_is_an_error(term, message):
-    """A single number would be taken for that of every row."""
-
-    class Odd(RatioMetric):
-        name = "odd"
-
-        def per_token(self, scores):
-            return term(scores)
-
-    with pytest.raises((InvalidInputError, MetricOptionError), match=message):
-        Odd().update(torch.zeros(3, 4), torch.tensor([0, 1, 2]))
-
-
-def test_a_class_refuses_an_option_as_its_name_does():
-    with pytest.raises(
-        MetricOptionError, match=r"cross_entropy has no option 'label_smoothin'. Did you mean 'label_smoothing'"
-    ):
-        CrossEntropy(label_smoothin=0.1)
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan")])

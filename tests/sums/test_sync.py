@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import distributed_jobs as jobs
 from support.distributed import run
-from torch.utils.data import DistributedSampler, RandomSampler
 from torchmetrics.wrappers import MetricTracker
 
 from xent_metrics import CrossEntropy, Perplexity, TokenAccuracy, TokenMetricCollection, from_loglikelihoods
-from xent_metrics.errors import InvalidInputError, MetricOptionError
-from xent_metrics.samplers import UnpaddedSampler, sample_weights
+from xent_metrics.errors import MetricOptionError
 
 ALL_REDUCE = "c10d.allreduce_"
 
@@ -42,9 +38,6 @@ def shuffled(size: int) -> list[list[int]]:
     return deal
 
 
-# The same bits.
-
-
 @pytest.mark.parametrize("deal", [dealt_in_turn, all_to_the_last, shuffled])
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
 def test_every_metric_has_the_same_bits_however_the_data_is_dealt(size, deal, expected):
@@ -67,9 +60,6 @@ def test_metrics_alone_and_in_the_stock_collection(size, expected):
         }
 
 
-# One all_reduce, whatever ranks do between.
-
-
 def test_members_computed_one_by_one_need_one_all_reduce():
     some, all_of_them = jobs.NAMES[:2], jobs.NAMES
     orders = [all_of_them, all_of_them, some, some, all_of_them[::2], all_of_them]
@@ -80,7 +70,11 @@ def test_members_computed_one_by_one_need_one_all_reduce():
 
 
 RANKS = 3
+
+
 each_rank = st.tuples(*[st.integers(0, 3)] * RANKS)
+
+
 moves = st.one_of(
     st.tuples(st.sampled_from(["update", "forward", "reset", "save and load"]), st.sampled_from("abc"), each_rank),
     st.tuples(
@@ -198,74 +192,3 @@ def test_contexts_sync_once_and_leave_everything_as_it_was():
 
 def test_sync_on_step_is_of_all_batches_of_a_step():
     assert run(2, jobs.on_step) == [[0.0, 0.5, 2.25, 2.25], [1.0, 0.5, 2.25, 2.25]]
-
-
-# Checkpoints.
-
-
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3), (3, 3)])
-def test_a_synced_checkpoint_resumes_on_any_number_of_ranks(before, after, expected):
-    first, rest = range(5), range(5, jobs.BATCHES)
-    files = run(before, jobs.save, dealt_in_turn(before, first), before > 1)
-    for file in files:
-        assert run(after, jobs.resume, [file], dealt_in_turn(after, rest), 2) == [expected] * after
-
-
-def test_an_unsynced_checkpoint_loads_on_its_own_rank_of_as_many(expected):
-    files = run(2, jobs.save, dealt_in_turn(2, range(5)), False)
-    assert run(2, jobs.resume, files, dealt_in_turn(2, range(5, jobs.BATCHES))) == [expected] * 2
-    (alone,) = run(1, jobs.resume, files[1:], None)
-    assert "cross_entropy: the checkpoint holds the sums of rank 1 of 2 alone; this is rank 0 of 1. To load it" in alone
-    first, second = run(2, jobs.resume, files[:1], None)
-    assert first == "loaded"
-    assert "the sums of rank 0 of 2 alone; this is rank 1 of 2" in second
-
-
-def test_a_checkpoint_without_an_origin_is_for_one_process():
-    metric = CrossEntropy()
-    metric.update(from_loglikelihoods([-3.0], row_kind="token"))
-    other = CrossEntropy()
-    other.load_state_dict({metric.state_name: metric.state})
-    assert other.compute() == 3
-    assert other.state is not metric.state
-
-
-def test_a_load_before_the_group_exists_is_found_out(tmp_path, expected):
-    (file,) = run(1, jobs.save, [list(range(jobs.BATCHES))], False)
-    for error, after_reset in run(3, jobs.load_too_early, file, str(Path(tmp_path, "a")), [0, 2]):
-        assert "a checkpoint was loaded on 2 processes before their process group existed" in error
-        assert set(after_reset["values"].values()) == {"nan"}
-    answers = run(3, jobs.load_too_early, file, str(Path(tmp_path, "b")), [1])
-    assert [answer[0] for answer in answers] == [expected] * 3
-
-
-# Padding.
-
-
-@pytest.mark.parametrize(("samples", "shuffle"), [(10, True), (7, False), (2, False)])
-def test_padding_does_not_count(samples, shuffle):
-    metrics = TokenMetricCollection(["cross_entropy", "token_accuracy", "expected_calibration_error"])
-    for _ in range(2):
-        for logits, target in jobs.sample_data(samples):
-            metrics.update(logits, target)
-    alone = jobs.sampled_summary(metrics)
-    for padded, unpadded in run(3, jobs.sampled, samples, shuffle):
-        assert padded == alone
-        assert unpadded == alone
-
-
-@pytest.mark.parametrize("drop_last", [False, True])
-@pytest.mark.parametrize("replicas", [1, 3, 4, 11])
-def test_weights_are_one_for_the_first_of_each_sample(replicas, drop_last):
-    options = {"num_replicas": replicas, "shuffle": True, "seed": 3, "drop_last": drop_last}
-    samplers = [DistributedSampler(range(10), rank=rank, **options) for rank in range(replicas)]
-    unpadded = [UnpaddedSampler(range(10), rank=rank, **options) for rank in range(replicas)]
-    real = [i for s in samplers for i, weight in zip(s, sample_weights(s), strict=True) if weight]
-    assert len(real) == len(set(real)) == (10 // replicas * replicas if drop_last else 10)
-    assert [i for s in unpadded for i in s] == real
-    assert all(torch.equal(sample_weights(s), torch.ones(len(list(s)))) for s in unpadded)
-
-
-def test_other_samplers_are_refused():
-    with pytest.raises(InvalidInputError, match=r"torch.utils.data.DistributedSampler and .*; got RandomSampler\."):
-        sample_weights(RandomSampler(range(3)))

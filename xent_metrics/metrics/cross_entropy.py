@@ -52,6 +52,7 @@ class CrossEntropy(_NatsPerToken):
     formula = "−Σ ln p(target) / tokens"
     value_unit = "nats per token"
     reference = "Shannon (1948), A Mathematical Theory of Communication"
+    _class_weight_bits: Tensor | None
 
     def __init__(
         self,
@@ -77,6 +78,7 @@ class CrossEntropy(_NatsPerToken):
 
     @property
     def class_weight(self) -> Tensor | None:
+        """The weights of the classes, ``(V,)`` float64."""
         bits = self._class_weight_bits
         return bits.view(torch.float64) if isinstance(bits, Tensor) else None
 
