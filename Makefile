@@ -1,4 +1,4 @@
-# Each target sets up .venv by itself (once; again when a project file changes).
+# Each target sets up .venv if it is missing or older than a project file.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -9,35 +9,35 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: browser demo test lint bench setup clean
 
-demo: $(READY)            ## train a small language model, evaluate it in Lightning and in lm-eval, compare
+demo: $(READY)            ## train a small language model, evaluate it with Lightning and with lm-eval, compare
 	$(BIN)/python -m xent_metrics.demo $(DEMO_ARGS)
 
-# First on torch's own passes, then what scores, or runs a model's layers, once more on the C kernels.
+# First with torch alone; then the tests of scoring and of models once more with the C plugin.
 NATIVE_TESTS := plugins/xent-metrics-native/tests tests/scoring tests/sums/test_metric.py tests/test_collection.py \
   tests/metrics/test_metrics.py tests/testing/test_contract.py tests/hosts/lm_eval/models
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
-test: $(READY) browser    ## every test, doctests included
+test: $(READY) browser    ## run every test, doctests included
 	XENT_METRICS_PLUGINS=emd,focal $(PYTEST) --ignore=plugins/xent-metrics-native/tests $(TEST_ARGS)
 	$(PYTEST) $(NATIVE_TESTS) $(TEST_ARGS)
 
-lint: $(READY)            ## ruff and mypy --strict
+lint: $(READY)            ## run ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 BENCHMARKS := $(filter-out benchmarks/claims.py,$(wildcard benchmarks/*.py))
-bench: $(READY)           ## every claim about speed and memory, beside its peer
+bench: $(READY)           ## measure every claim about speed and memory beside its peer
 	failed=0; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file || failed=1; done; exit $$failed
 
-setup: $(READY)
+setup: $(READY)           ## install everything that is tested into .venv
 
-# The report is tested in a real browser.
+# A real browser for the tests of the report.
 browser:
 	@command -v chromedriver >/dev/null || { sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	  $$sudo apt-get update -qq && $$sudo apt-get install -y -qq chromium chromium-driver >/dev/null; }
 
-# The constraints pin a CPU build of torch first, so that nothing pulls in a larger one.
+# torch goes first, so that pip keeps the pinned build.
 $(READY): pyproject.toml constraints.txt $(addsuffix pyproject.toml,$(PLUGINS))
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
@@ -45,5 +45,5 @@ $(READY): pyproject.toml constraints.txt $(addsuffix pyproject.toml,$(PLUGINS))
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps $(PLUGINS)
 	touch $(READY)
 
-clean:
+clean:                    ## remove .venv and what builds and demos wrote
 	rm -rf $(VENV) demo_run build dist

@@ -1,4 +1,4 @@
-"""What benchmarks measured, beside what is claimed of it; a claim that isn't held ends in exit status 1.
+"""A benchmark's measurements beside its claims; exit status 1 if a claim isn't held.
 
 claims = Claims("scoring", quick=False)
 claims.ratio("torchmetrics / ours", 2.4, at_least=2.0)
@@ -15,11 +15,11 @@ __all__ = ["Claims"]
 
 
 class Claims:
-    """A table, a row a measurement.
+    """A table with one row per measurement.
 
     Args:
-        title: over the table.
-        quick: a smoke test, whose sizes are too small for what is claimed of time and memory: answers alone are judged.
+        title: the title of the table.
+        quick: a smoke test. Its sizes are too small for claims about time and memory, so only answers are judged.
     """
 
     def __init__(self, title: str, *, quick: bool = False) -> None:
@@ -28,25 +28,25 @@ class Claims:
         self._table = Table("what", "measured", "claim", "held", title=title)
 
     def note(self, name: str, measured: str) -> None:
-        """Something of which nothing is claimed."""
+        """A measurement without a claim."""
         self._table.add_row(name, measured, "", "")
 
     def ratio(
         self, name: str, value: float, *, at_least: float | None = None, at_most: float | None = None, seen: str = ""
     ) -> None:
-        """Something of time or memory; `seen` is what the ratio is of."""
+        """A ratio of times or of memory; `seen` shows the two numbers."""
         self._judged(name, value, None if self.quick else at_least, None if self.quick else at_most, seen)
 
     def error(self, name: str, value: float, *, at_most: float) -> None:
-        """How far an answer is off."""
+        """The error of an answer."""
         self._judged(name, value, None, at_most, "")
 
     def holds(self, name: str, held: bool) -> None:
-        """An equality, or what else is either true or not."""
+        """An equality, or anything else that is true or false."""
         self._add(name, "", "", held)
 
     def report(self) -> None:
-        """Print the table; exit with status 1 where a claim isn't held."""
+        """Print the table; exit with status 1 if a claim isn't held."""
         Console().print(self._table)
         if self.missed:
             raise SystemExit("not held: " + "; ".join(self.missed))

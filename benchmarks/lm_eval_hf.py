@@ -1,19 +1,20 @@
-"""`xent-hf` beside stock `hf` in lm-eval: time, peak memory and answers, each in a process of its own.
+"""`xent-hf` beside lm-eval's own `hf`: time, peak memory and answers, each model in a process of its own.
 
     python benchmarks/lm_eval_hf.py [--quick] [--batch-size 16] [--repeats 3]
 
-A Llama of 135M parameters (30 layers, hidden 576, vocabulary 49,152), random weights, fp32, two threads; both models
-get the same requests and the same arguments. The text is what Python ships, its manual and its modules' sources, with
-a tokenizer of its own: as in real corpora, documents of one length in characters differ in tokens. Claims:
-rolling over 16 documents of 3,000 characters, some of which are more than a window of 1,024 tokens, at least 1.6x as
-fast with at most 0.35x the peak resident memory; multiple choice, 40 documents of 4 choices behind about 150 tokens,
-3.5x and 0.6x; five-shot multiple choice behind about 600 tokens, 3.5x; loglikelihoods within 1e-5, is_greedy the same,
-also of continuations that the model itself would write. In bf16 the loglikelihoods are nearer to what the same, rounded
-weights give in fp32 than stock's are. What is claimed of time is claimed with xent-metrics-native, which `make` installs;
-rolling is then run in pure torch, too.
+The model is a Llama of 135M parameters (30 layers, hidden size 576, vocabulary 49,152) with random weights, in fp32 on two
+threads. Both get the same requests and arguments. The text is Python's manual and its modules' sources, with a tokenizer
+trained on other modules, so that documents of equal length in characters differ in tokens, as in real corpora. Claims:
 
-Much of what stock loses goes to the system, for new memory: what that costs differs by machine, and on a virtual one by
-the hour. The processor's seconds in the system are shown for both.
+- rolling, 16 documents of 3,000 characters, some longer than a window of 1,024 tokens: 1.6x as fast, 0.35x the peak memory
+- multiple choice, 40 documents of 4 choices after about 150 tokens: 3.5x as fast, 0.6x the peak memory
+- five-shot multiple choice after about 600 tokens: 3.5x as fast
+- loglikelihoods within 1e-5 and the same is_greedy, also for continuations that the model itself would write
+- in bf16, loglikelihoods nearer than those of `hf` to what the same rounded weights give in fp32
+
+Claims about time are made with xent-metrics-native, which `make` installs; rolling is also run in pure torch. Much of the
+time of `hf` goes to the system, for new memory. Its cost differs by machine, and on a virtual one by the hour, so the seconds
+in the system are shown for both.
 """
 
 from __future__ import annotations

@@ -1,24 +1,33 @@
-"""What must be true of the project itself: everything public is documented and tested, and files stay small."""
+"""What must be true of the project itself: everything public is documented, tested and importable, and files stay small."""
 
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import re
+from functools import cached_property
 from importlib.metadata import distribution, entry_points
 from pathlib import Path
 
 import pytest
 from support.registered import buildable
-from support.source import code_lines
+from support.source import code_lines, module_name
 
-from xent_metrics import errors, hookspecs
+import xent_metrics
+from xent_metrics import errors, hookspecs, metrics
 from xent_metrics.plugins import Plugins
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+    (ROOT / "docs").glob("*.md")
+)
+PLUGINS_PAGE = (ROOT / "docs" / "plugins.md").read_text()
 SOURCES = sorted((ROOT / "xent_metrics").rglob("*.py"))
 TESTS = {path: path.read_text() for path in (ROOT / "tests").rglob("*.py") if path.name != Path(__file__).name}
-HOOKS = [name for name in hookspecs.__all__ if name not in ("PROJECT", "hookimpl", "hooks", "hookspec", "set_hooks")]
+HOOKS = {name: spec for name, spec in vars(hookspecs).items() if hasattr(spec, f"{hookspecs.PROJECT}_spec")}
+MODULES = [module_name(path) for path in SOURCES if path.name != "__main__.py"]
 INSTALLED = Plugins(entry_points(group=hookspecs.PROJECT))  # whatever this run of the tests loads
 OURS = [plugin for plugin in INSTALLED.plugins if plugin.distribution.startswith("xent-metrics")]
 METRICS = {name: metric for plugin in OURS for name, metric in plugin.metrics.items()}
@@ -27,14 +36,14 @@ FOLDERS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.to
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_is_documented_and_tested(hook):
-    assert re.search(rf"^\| `{hook}\(.*\)` \| \S", README, re.MULTILINE), f"README.md has no row for {hook}"
-    assert getattr(hookspecs, hook).__doc__
+    assert hook in hookspecs.__all__
+    assert HOOKS[hook].__doc__
     assert any(re.search(rf"\b{hook}\b", text) for text in TESTS.values()), f"no test uses {hook}"
 
 
-def test_there_are_no_other_hooks():
-    specs = {name for name, value in vars(hookspecs).items() if getattr(value, f"{hookspecs.PROJECT}_spec", None)}
-    assert specs == set(HOOKS)
+def test_the_table_of_hooks_has_every_hook_as_it_is_called_and_no_other():
+    rows = re.findall(r"^\| `(\w+)\((.*)\)` \| \S", PLUGINS_PAGE, re.MULTILINE)
+    assert dict(rows) == {name: ", ".join(inspect.signature(spec).parameters) for name, spec in HOOKS.items()}
 
 
 @pytest.mark.parametrize("name", sorted(METRICS))
@@ -85,7 +94,77 @@ def test_every_plugin_is_a_real_package_installed_documented_and_tested(folder):
     assert distribution(folder.name).entry_points.select(group=hookspecs.PROJECT)
     assert {plugin.distribution: plugin.error for plugin in OURS}.get(folder.name, "not loaded") is None
     assert (folder / "README.md").exists()
-    assert f"plugins/{folder.name}" in README
+    assert f"plugins/{folder.name})" in PLUGINS_PAGE
     module = folder.name.replace("-", "_")
     tested_here = any(re.search(rf"\b({module}|{folder.name})\b", text) for text in TESTS.values())
     assert tested_here or (folder / f"test_{module}.py").exists()
+
+
+def test_the_readme_is_short():
+    assert len(README) <= 12_600
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"[a-z]+:", target):
+            name, _, anchor = target.partition("#")
+            linked = (page.parent / name).resolve() if name else page
+            assert linked.exists(), f"{page.name} links to {target}"
+            assert linked.is_relative_to(ROOT), f"{page.name} links to {target}, outside of the repository"
+            assert not anchor or anchor in _anchors(linked), f"{page.name} links to {target}"
+
+
+def _anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_the_readme_links_to_every_page(page):
+    assert f"(docs/{page.name})" in README
+
+
+def test_the_architecture_page_lists_the_rooms_in_their_order():
+    page = (ROOT / "docs" / "architecture.md").read_text().partition("## From logits")[0]
+    cells = re.findall(r"^\| (`.+?) \|", page, re.MULTILINE)
+    [rooms] = re.findall(r'^ROOMS = """(.*?)"""', TESTS[ROOT / "tests" / "test_structure.py"], re.DOTALL | re.MULTILINE)
+    assert re.findall(r"`(\w+)`", " ".join(cells)) == rooms.split()
+
+
+def test_public_names_are_found_lazily_where_they_are_defined():
+    tree = ast.parse(Path(xent_metrics.__file__).read_text())
+    [for_types] = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    imported = {
+        alias.name: node.module.removeprefix("xent_metrics.")
+        for node in for_types.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert imported == xent_metrics._HOME
+    assert sorted(xent_metrics.__all__) == sorted(imported)
+    for name in xent_metrics.__all__:
+        assert getattr(xent_metrics, name) is not None
+
+
+@pytest.mark.parametrize("name", sorted(n for n, m in METRICS.items() if m.__module__.startswith("xent_metrics.")))
+def test_every_built_in_metric_is_importable_by_its_class_name(name):
+    assert getattr(metrics, METRICS[name].__name__) is METRICS[name]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_public_method_has_a_docstring(name):
+    """Its own, or that of the method it overrides."""
+    module = importlib.import_module(f"xent_metrics.{name}".rstrip("."))
+    classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+    public = [c for c in classes if not c.__name__.startswith("_")]
+    methods = {
+        f"{c.__name__}.{attr}": getattr(c, attr)
+        for c in public
+        for attr, value in vars(c).items()
+        if not attr.startswith("_") and (inspect.isroutine(value) or isinstance(value, property | cached_property))
+    }
+    assert [method for method, value in methods.items() if not inspect.getdoc(value)] == []
+    assert [c.__name__ for c in public if not inspect.getdoc(c)] == []

@@ -1,4 +1,4 @@
-"""What a user gets: the wheel has all that belongs into it, and the README's Python runs as it stands."""
+"""What a user gets: a wheel with everything in it, and documentation whose Python and commands work."""
 
 from __future__ import annotations
 
@@ -11,12 +11,36 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 from xent_metrics import RatioMetric
+from xent_metrics.hosts.lm_eval.metric_list import read_metric_list
 from xent_metrics.testing import check_metric
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def fenced(language: str) -> list[tuple[Path, str]]:
+    """The code blocks of one language, each with its page."""
+    pattern = re.compile(rf"^```{language}\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    return [(page, block) for page in PAGES for block in pattern.findall(page.read_text())]
+
+
+#: Blocks of ```python run, each by itself; ```py marks those that need a reader's own model or data.
+PYTHON = fenced("python")
+#: Tasks of lm-eval.
+TASKS = [(page, block) for page, block in fenced("yaml") if "metric_list:" in block]
+#: Our own commands with their options; what goes on to lm-eval is lm-eval's.
+COMMANDS = sorted(
+    {
+        (words.group(1), option)
+        for _, block in fenced("console")
+        for line in block.replace("\\\n", "").splitlines()
+        if (words := re.match(r"\$ xent (plot \w+|[\w-]+)", line)) and words.group(1) != "lm-eval"
+        for option in re.findall(r" (--?[a-z][\w-]*)", line) or [""]
+    }
+)
 
 
 @pytest.mark.slow
@@ -38,20 +62,57 @@ def test_the_wheel_has_the_task_configs_and_the_types(tmp_path):
     assert sources | configs | templates | {"xent_metrics/py.typed"} <= packed
     assert not [name for name in packed if name.startswith(("tests/", "plugins/", "task_configs/"))]
     [entry_points] = [name for name in packed if name.endswith("/entry_points.txt")]
-    told = zipfile.ZipFile(wheel).read(entry_points).decode()
-    assert "xent = xent_metrics.cli:main" in told
-    assert "xent-hf = xent_metrics.hosts.lm_eval.models.hf_lm:XentHFLM" in told
+    declared = zipfile.ZipFile(wheel).read(entry_points).decode().splitlines()
+    assert {"xent = xent_metrics.cli:main", "xent-metrics = xent_metrics.cli:main"} <= set(declared)
+    assert "xent-hf = xent_metrics.hosts.lm_eval.models.hf_lm:XentHFLM" in declared
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=[block.strip().splitlines()[0][:40] for block in BLOCKS])
-def test_the_readmes_python_runs(block, monkeypatch):
-    made = ModuleType("readme")
-    monkeypatch.setitem(sys.modules, "readme", made)  # what it defines can be pickled
-    exec(compile(block, "README.md", "exec"), vars(made))
+@pytest.mark.parametrize(("page", "block"), PYTHON, ids=[f"{p.name}-{b.splitlines()[-1][:40]}" for p, b in PYTHON])
+def test_the_python_of_the_documentation_runs(page, block, monkeypatch):
+    made = ModuleType("documented")
+    monkeypatch.setitem(sys.modules, "documented", made)  # what it defines can be pickled
+    exec(compile(block, page.name, "exec"), vars(made))
     for metric in list(vars(made).values()):
-        if isinstance(metric, type) and issubclass(metric, RatioMetric) and metric.__module__ == "readme":
+        if isinstance(metric, type) and issubclass(metric, RatioMetric) and metric.__module__ == "documented":
             check_metric(metric())
 
 
-def test_the_readme_has_python():
-    assert len(BLOCKS) >= 3
+def test_the_readme_and_the_pages_have_python():
+    assert sum(page.name == "README.md" for page, _ in PYTHON) >= 2
+    assert len({page for page, _ in PYTHON}) >= 8
+
+
+@pytest.mark.parametrize(("page", "block"), TASKS, ids=[page.name for page, _ in TASKS])
+def test_the_tasks_of_the_documentation_name_metrics_that_they_can_have(page, block):
+    class Loader(yaml.SafeLoader):
+        """Knows lm-eval's `!function`."""
+
+    Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+    config = yaml.load(block, Loader=Loader)
+    entries, _, _ = read_metric_list(config)
+    assert [entry.name for entry in entries] == [each.get("name", each["metric"]) for each in config["metric_list"]]
+
+
+def test_the_readme_has_a_task():
+    assert "README.md" in {page.name for page, _ in TASKS}
+
+
+@pytest.mark.parametrize("command", sorted({command for command, _ in COMMANDS}))
+def test_the_commands_of_the_documentation_exist_and_take_their_options(command):
+    shown = subprocess.run(
+        [sys.executable, "-m", "xent_metrics.cli", *command.split(), "--help"],
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    options = {option for name, option in COMMANDS if name == command and option}
+    assert options <= set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", shown.stdout))
+
+
+def test_the_commands_of_the_documentation_are_found():
+    assert {"metrics", "compare", "plot reliability", "compare-models"} <= {command for command, _ in COMMANDS}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_installs_from_pypi_what_is_not_there(page):
+    """`xent-metrics` alone would be looked up on PyPI; a checkout or a git address is not."""
+    assert not re.search(r"pip install\b[^\n]*[\s'\"]xent-metrics(?!-)(?! @ git)", page.read_text())
