@@ -1,6 +1,6 @@
-"""The folders of lm-eval task YAMLs: our own `task_configs` and those that plugins register, and what is in them.
+"""Folders of lm-eval task YAMLs: the built-in `task_configs` and those of plugins, and the tasks in them.
 
-The comment that a YAML begins with says what its task is.
+The leading comment of a YAML is the description of its task.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from xent_metrics.errors import MissingExtraError, PluginError
 
 __all__ = ["TaskConfig", "list_tasks", "task_configs_folder", "task_folders"]
 
-#: `dataset_path` of the builders that read the user's own files.
+#: Values of `dataset_path` that name a builder for local files.
 _LOCAL_BUILDERS = {"arrow", "csv", "json", "pandas", "parquet", "text"}
 
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """What a YAML says of its task."""
+    """A task as its YAML describes it, or the error that kept the YAML from being read."""
 
     name: str
     description: str
@@ -33,31 +33,31 @@ class TaskConfig:
 
 
 def task_configs_folder() -> Path:
-    """Our own folder: in a wheel inside the package, in a source tree beside it."""
+    """The built-in folder: inside the package in a wheel, beside it in a source tree."""
     package = Path(__file__).parent
     for folder in (package / "task_configs", package.parent / "task_configs"):
         if folder.is_dir():
             return folder
-    raise PluginError(f"no folder task_configs in {package} or beside it; install xent-metrics again")
+    raise PluginError(f"no folder task_configs in {package} or {package.parent}; reinstall xent-metrics")
 
 
 def task_folders() -> list[Path]:
-    """Our own folder and those of every loaded plugin."""
+    """The built-in folder, then those of every loaded plugin."""
     from xent_metrics.plugins import plugins
 
     return [task_configs_folder(), *(folder for plugin in plugins().plugins for folder in plugin.task_configs)]
 
 
 def list_tasks(folder: Path) -> list[TaskConfig]:
-    """The tasks of a folder, by name; files whose names begin with `_` are parts of others.
+    """The tasks of a folder, sorted by name. A file that can't be read is listed under its own name, with its error.
 
-    A file that can't be read stands among them, under its own name and with its error.
+    Groups are left out, and so are files whose names begin with `_`: other YAMLs include them.
     """
-    found = (_described(path) for path in folder.rglob("*.yaml") if not path.name.startswith("_"))
+    found = (_describe(path) for path in folder.rglob("*.yaml") if not path.name.startswith("_"))
     return sorted((task for task in found if task is not None), key=lambda task: task.name)
 
 
-def _described(path: Path) -> TaskConfig | None:
+def _describe(path: Path) -> TaskConfig | None:
     try:
         config = _load(path)
     except PluginError as error:
@@ -80,11 +80,24 @@ def _leading_comment(text: str) -> str:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """A YAML with its includes, functions as their names: nothing is imported.
+    """Read a YAML and its includes, with `metric_list` a list of entries.
 
     Raises:
-        PluginError: the file can't be read, isn't YAML or isn't a task's; with its path.
+        PluginError: the file can't be read, isn't YAML, or isn't a task; the message has its path.
     """
+    config = _read(path)
+    included: dict[str, Any] = {}
+    for name in _names(config.pop("include", None)):
+        included |= _load(path.parent / name)
+    whole = {"metric_list": []} | included | config
+    listed = whole["metric_list"] = whole["metric_list"] or []
+    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+        raise PluginError(f"{path}: expected metric_list to be a list of entries, `- metric: name`; got {listed!r}")
+    return whole
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Parse one file. `!function` gives the function's name; nothing is imported."""
     try:
         import yaml  # type: ignore[import-untyped]
     except ImportError as error:
@@ -99,15 +112,8 @@ def _load(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise PluginError(f"{path} can't be read: {error}") from error
     if not isinstance(config, dict):
-        raise PluginError(f"{path} is no lm-eval task: expected keys with values; got {type(config).__name__}")
-    included: dict[str, Any] = {}
-    for name in _names(config.pop("include", None)):
-        included |= _load(path.parent / name)
-    whole = {"metric_list": []} | included | config
-    listed = whole["metric_list"] = whole["metric_list"] or []
-    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-        raise PluginError(f"{path}: metric_list is a list of entries, `- metric: name`; got {listed!r}")
-    return whole
+        raise PluginError(f"{path} is not an lm-eval task: expected keys with values; got {type(config).__name__}")
+    return config
 
 
 def _names(include: str | list[str] | None) -> Iterator[str]:

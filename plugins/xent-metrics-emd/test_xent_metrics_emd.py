@@ -1,9 +1,12 @@
-"""The distance against a transport problem solved by scipy, and the contract of every metric."""
+"""The distance against a transport problem solved by scipy, the contract of every metric, and the command."""
 
 import numpy as np
 import pytest
 import torch
+import typer
 from scipy.optimize import linprog
+from typer.testing import CliRunner
+from xent_metrics_emd import nearest_tokens, register_commands, unit_embeddings
 
 from xent_metrics import get_metric
 from xent_metrics.errors import InvalidInputError, MetricOptionError, MissingScoreError
@@ -59,7 +62,7 @@ def test_other_embeddings_are_another_sum(embeddings):
 
 
 def test_an_lm_eval_task_measures_it(tmp_path):
-    """As the README says, with a model of bytes; a question's choices have no embeddings."""
+    """As in the README, with a model of bytes; the choices of a question have no embeddings."""
     pytest.importorskip("lm_eval")
     import datasets
     from lm_eval.evaluator import evaluate
@@ -67,7 +70,7 @@ def test_an_lm_eval_task_measures_it(tmp_path):
     from xent_metrics.hosts.lm_eval import TorchLM, XentTask
 
     torch.manual_seed(2)
-    model = torch.nn.Sequential(torch.nn.Embedding(257, D), torch.nn.Linear(D, 257))  # of the last byte alone
+    model = torch.nn.Sequential(torch.nn.Embedding(257, D), torch.nn.Linear(D, 257))  # sees the last byte only
     table = model[0].weight.detach().clone()
     torch.save(table, tmp_path / "embeddings.pt")
     entry = {"metric": "embedding_distance", "embeddings": str(tmp_path / "embeddings.pt")}
@@ -89,7 +92,7 @@ def test_an_lm_eval_task_measures_it(tmp_path):
         XentTask(choices)
 
 
-def test_bad_input_is_told(embeddings, tmp_path):
+def test_bad_input_is_an_error_that_says_what_to_do(embeddings, tmp_path):
     with pytest.raises(MetricOptionError, match=r"got .*nowhere\.pt: .*No such file.* Write one: torch\.save\(model"):
         get_metric("embedding_distance", embeddings=tmp_path / "nowhere.pt")
     (tmp_path / "text.pt").write_text("no tensor")
@@ -106,3 +109,46 @@ def test_bad_input_is_told(embeddings, tmp_path):
         get_metric("embedding_distance", embeddings=embeddings * torch.arange(V)[:, None])
     with pytest.raises(InvalidInputError, match="9 embeddings for 5 classes"):
         get_metric("embedding_distance", embeddings=embeddings).update(torch.zeros(1, 5), torch.tensor([0]))
+
+
+def test_the_nearest_tokens_are_those_of_the_largest_cosine(embeddings):
+    found = nearest_tokens(unit_embeddings(embeddings), 3, count=4)
+    cosine = torch.nn.functional.cosine_similarity(embeddings, embeddings[3][None])
+    expected = sorted((1 - cosine[v].item(), v) for v in range(V) if v != 3)[:4]
+    assert [token_id for token_id, _ in found] == [v for _, v in expected]
+    assert [distance for _, distance in found] == pytest.approx([d for d, _ in expected], abs=1e-6)
+    assert len(nearest_tokens(unit_embeddings(embeddings), 3, count=100)) == V - 1
+
+
+@pytest.mark.parametrize("token_id", [-1, V])
+def test_a_token_outside_the_table_has_no_neighbours(embeddings, token_id):
+    with pytest.raises(InvalidInputError, match=f"from 0 to 8; got {token_id}"):
+        nearest_tokens(unit_embeddings(embeddings), token_id, count=1)
+
+
+def test_the_command_lists_them(embeddings, tmp_path):
+    torch.save(embeddings, tmp_path / "embeddings.pt")
+    app = typer.Typer()
+    register_commands(app)
+    result = CliRunner().invoke(app, [str(tmp_path / "embeddings.pt"), "--id", "3", "--count", "2"])
+    assert result.exit_code == 0, result.output
+    expected = nearest_tokens(unit_embeddings(embeddings), 3, count=2)
+    assert [line.split() for line in result.stdout.splitlines()] == [
+        [f"{distance:.4f}", str(token_id)] for token_id, distance in expected
+    ]
+
+
+def test_the_command_shows_tokens(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models
+
+    vocabulary = {"red": 0, "crimson": 1, "seven": 2}
+    wrapped = Tokenizer(models.WordLevel(vocabulary, unk_token="seven"))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=wrapped).save_pretrained(tmp_path / "words")
+    torch.save(torch.tensor([[1.0, 0.0], [0.9, 0.1], [-1.0, 1.0]]), tmp_path / "embeddings.pt")
+    app = typer.Typer()
+    register_commands(app)
+    arguments = [str(tmp_path / "embeddings.pt"), "--id", "0", "--tokenizer", str(tmp_path / "words")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert [line.split()[1:] for line in result.stdout.splitlines()] == [["1", "'crimson'"], ["2", "'seven'"]]

@@ -1,0 +1,45 @@
+"""`xent compare`: its table, legend and verdicts; its numbers are tested in tests/analysis."""
+
+import json
+
+import pytest
+from support.cli import fits, xent
+from typer.testing import CliRunner
+
+from xent_metrics.cli.app import app
+from xent_metrics.errors import ComparisonError
+
+
+def cells(table, metric):
+    """The first line of a metric's row."""
+    [row] = [line for line in table.splitlines() if line.startswith(f"│ {metric} ")]
+    return [cell.strip() for cell in row.strip("│").split("│")]
+
+
+def test_the_verdict_is_a_run_or_none(runs):
+    table = xent("compare", *runs, "--num-resamples", "999")
+    found = {row["metric"]: row for row in json.loads(xent("compare", *runs, "--json"))[0]["comparisons"]}
+    assert found["cross_entropy"]["better"] == cells(table, "cross entropy")[-1] == "B"
+    assert found["overconfidence"]["better"] is None
+    assert found["overconfidence"]["p_value"] <= 0.05
+    assert cells(table, "overconfidence")[-1] == "–"
+    same = xent("compare", runs[0], runs[0], "--num-resamples", "999")
+    assert cells(same, "cross entropy")[-1] == "not significant"
+
+
+def test_the_legend_says_the_rule(runs):
+    legend = " ".join(xent("compare", *runs, width=100).split())
+    assert "better: the better run, if the interval excludes 0 and p ≤ 0.05" in legend
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_words_stay_whole_in_a_narrow_terminal(width, runs):
+    table = xent("compare", *runs, "--num-resamples", "99", width=width).partition("┏")[2]
+    assert fits(table, width)
+    assert {"calibration", "weighted", "cross", "entropy", "overconfidence", "B"} <= set(table.split())
+
+
+def test_one_run_is_too_few(runs):
+    error = CliRunner().invoke(app, ["compare", str(runs[0])]).exception
+    assert isinstance(error, ComparisonError)
+    assert str(error) == "xent compare takes two or more runs; got 1"

@@ -1,0 +1,24 @@
+"""`xent intervals` in terminals of any width; its numbers are tested in tests/analysis."""
+
+import json
+
+import pytest
+from support.cli import fits, xent
+
+NAMES = ["cross entropy", "calibration weighted cross entropy", "expected calibration error", "overconfidence"]
+
+
+def test_every_metric_of_every_run_is_measured(runs):
+    found = json.loads(xent("intervals", *runs, "--json"))
+    assert {row["metric"] for row in found} == {name.replace(" ", "_") for name in NAMES}
+    assert {row["run"] for row in found} == {str(run / "bigram") for run in runs}
+    assert all(row["low"] < row["value"] < row["high"] for row in found)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_words_stay_whole_in_a_narrow_terminal(width, runs):
+    table = xent("intervals", runs[0], width=width)
+    assert fits(table, width)
+    assert {word for name in NAMES for word in name.split()} <= set(table.split())
+    assert {"95", "interval"} <= set(table.split())
+    assert (set(NAMES) <= {cell.strip() for cell in table.split("│")}) == (width == 120)

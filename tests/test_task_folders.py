@@ -1,0 +1,51 @@
+"""The tasks of a folder, read from their YAMLs; a file that can't be read doesn't hide the others."""
+
+import re
+
+import pytest
+from support.task_yamls import write_tasks
+
+from xent_metrics.hookspecs import hookimpl
+from xent_metrics.task_folders import list_tasks, task_configs_folder, task_folders
+
+
+def test_the_tasks_of_a_folder_are_described(tmp_path):
+    write_tasks(tmp_path)
+    (tmp_path / "_part.yaml").write_text("dataset_path: someone/else\n")
+    (tmp_path / "hub.yaml").write_text("include: _part.yaml\ntask: hub\nmetric_list: [{metric: acc}]\n")
+    found = {task.name: task for task in list_tasks(tmp_path)}
+    assert sorted(found) == ["choice", "hub", "rolling_other", "rolling_ours", "rolling_stock", "rolling_tokens"]
+    assert (found["hub"].needs_network, found["choice"].needs_network) == (True, False)
+    assert found["choice"].description == "Questions with choices."
+    assert found["choice"].metrics == ["acc", "cross_entropy", "bits_per_byte"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: [unclosed\n", "can't be read: while parsing"),
+        ("task: {a: b}: c\n", "can't be read"),
+        ("- one\n- two\n", "is not an lm-eval task: expected keys with values; got list"),
+        ("include: missing.yaml\ntask: t\n", "missing.yaml can't be read: .*No such file"),
+        ("task: t\nmetric_list: [acc]\n", r"expected metric_list to be a list of entries.*; got \['acc'\]"),
+        (b"task: \xff\n", "can't be read: 'utf-8' codec"),
+    ],
+)
+def test_a_yaml_that_cannot_be_read_is_listed_with_its_error(text, message, tmp_path):
+    (tmp_path / "fine.yaml").write_text("# All right.\ntask: fine\n")
+    (tmp_path / "broken.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    broken, fine = list_tasks(tmp_path)
+    assert (broken.name, fine.name, fine.error) == ("broken", "fine", None)
+    assert re.search(message, broken.error)
+    assert str(tmp_path) in broken.error
+
+
+def test_our_folder_comes_before_those_of_plugins(install, tmp_path):
+    class Module:
+        @hookimpl
+        def register_task_configs(self, register):
+            register(tmp_path)
+
+    install(Module())
+    assert task_folders() == [task_configs_folder(), tmp_path]
+    assert task_configs_folder().is_dir()
