@@ -1,4 +1,4 @@
-"""Every error that a user can meet, each saying what was got, what was expected and how to fix it."""
+"""The errors that this package raises; each says what was got, what was expected and how to fix it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class XentMetricsError(Exception):
 
 
 class InvalidInputError(XentMetricsError, ValueError):
-    """Tensors whose shapes, dtypes or values can't be scored."""
+    """Tensors have shapes, dtypes or values that can't be scored."""
 
 
 class InvalidTargetError(InvalidInputError):
-    """Targets outside ``[0, V)`` that are not ``ignore_index``; counted in `update`, raised in `compute`."""
+    """Targets lie outside ``[0, V)`` and aren't ``ignore_index``; counted in `update`, raised in `compute`."""
 
 
 class CapacityError(XentMetricsError, OverflowError):
@@ -35,7 +35,7 @@ class CapacityError(XentMetricsError, OverflowError):
 
 
 class MissingScoreError(XentMetricsError, LookupError):
-    """A metric needs a score that this host did not give."""
+    """A metric needs a score that the host doesn't give."""
 
 
 class UnknownMetricError(XentMetricsError, LookupError):
@@ -43,23 +43,23 @@ class UnknownMetricError(XentMetricsError, LookupError):
 
 
 class ComparisonError(XentMetricsError, ValueError):
-    """Runs that can't be compared, and why."""
+    """Runs can't be compared; the message says why."""
 
 
 class MetricOptionError(XentMetricsError, TypeError):
-    """An option that the metric doesn't have, or a value that it can't take."""
+    """The metric has no such option, or the option can't have this value."""
 
 
 class PluginError(XentMetricsError):
-    """A plugin that could not be loaded or registers something that isn't valid."""
+    """A plugin can't be loaded, registers something invalid, or breaks a hook's contract."""
 
 
 class SyncError(XentMetricsError, RuntimeError):
-    """The sum over processes failed, or is no longer that of what a metric holds; the local sums are untouched."""
+    """Adding up over processes failed, or a shared total is out of date; the local sums are unchanged."""
 
 
 class TokenBytesError(XentMetricsError, ValueError):
-    """A tokenizer whose ids can't be mapped to UTF-8 byte counts."""
+    """A tokenizer's ids can't be mapped to UTF-8 byte counts."""
 
 
 class MissingExtraError(XentMetricsError, ImportError):

@@ -15,11 +15,12 @@ BUILT_IN = ["compare", "compare-models", "intervals", "lm-eval", "metrics", "plo
 
 
 @pytest.fixture
-def broken(monkeypatch):
+def broken():
     """The built-ins and a plugin that can't be imported."""
     with pytest.warns(UserWarning, match="set aside"):
         loaded = plugins.Plugins([EntryPoint("broken", "no_such_module_anywhere", plugins.GROUP)])
-    monkeypatch.setattr(plugins, "plugins", lambda: loaded)
+    with plugins.use_plugins(loaded):
+        yield
 
 
 def test_a_plugin_that_is_set_aside_is_listed_with_its_error(broken):
