@@ -182,7 +182,7 @@ def _documents_needed(
 
 
 def _better(metric: TokenMetric, shift: _Shift) -> str | None:
-    """ "A" or "B" if the interval excludes zero and the metric defines which direction is better."""
+    """The better run if the interval excludes zero and the metric defines which direction is better."""
     if metric.higher_is_better is None or not (shift.low > 0 or shift.high < 0):
         return None
     return "B" if (shift.low > 0) == metric.higher_is_better else "A"
