@@ -21,7 +21,8 @@ from claims import Claims
 from selenium import webdriver
 
 from xent_metrics.analysis.report import write_report
-from xent_metrics.analysis.runs import Run, Sample, TaskRun
+from xent_metrics.analysis.runs import Run, TaskRun
+from xent_metrics.analysis.samples import Sample
 
 
 def made_up(documents: int) -> Run:
