@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
