@@ -71,7 +71,7 @@ def test_the_demo_as_a_user_runs_it(tmp_path):
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "The same bits in both." in run.stdout
+    assert "Both hosts give exactly the same bits." in run.stdout
     assert "A toy" in run.stdout
     assert run.stderr == ""
     results = json.loads(next((tmp_path / "out" / "lm_eval").rglob("results_*.json")).read_text())

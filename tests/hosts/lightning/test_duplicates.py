@@ -20,7 +20,7 @@ def test_repeated_samples_are_masked_or_refused_for_every_kind_of_loader():
     want = cross_entropy(data, range(11))
     reasons = {
         "backwards": "the loader's batch sampler, Backwards, may use an order of its own",
-        "of nobody's class": "the loader's batch sampler, Batched, may use an order of its own",
+        "foreign class": "the loader's batch sampler, Batched, may use an order of its own",
         "in parallel": "each step draws from 2 loaders in parallel",
         "rows": "the step returned 27 sequences for a batch of 3 samples",
     }
