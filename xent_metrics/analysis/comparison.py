@@ -99,15 +99,11 @@ def compare(
     >>> round(result.difference, 4), result.p_value        # all five of one sign: 2/2^5
     (-0.14, 0.0625)
     """
-    if not metric.has_standard_error:
-        raise ComparisonError(
-            f"{metric.name} is not a differentiable function of its sums, so its differences have no standard error"
-        )
+    _require_standard_error(metric)
     states_a, states_b = _samples(states_a, states_b)
     value_a, value_b = (float(metric.value_of(exact_sum.merge(states))) for states in (states_a, states_b))
     a, b = exact_sum.to_float(states_a), exact_sum.to_float(states_b)
-    scaled_a, scaled_b = on_scale(metric, torch.tensor([value_a, value_b], dtype=torch.float64)).tolist()
-    shift = _shift(metric, a, b, scaled_b - scaled_a, confidence_level)
+    shift = _shift(metric, a, b, (value_a, value_b), confidence_level)
     p_value = permutation_p_value(metric, a, b, num_resamples=num_resamples, seed=seed)
     return Comparison(
         metric=metric.name,
@@ -121,6 +117,13 @@ def compare(
         confidence_level=confidence_level,
         relative=metric.interval_scale == "log",
     )
+
+
+def _require_standard_error(metric: TokenMetric) -> None:
+    if not metric.has_standard_error:
+        raise ComparisonError(
+            f"{metric.name} is not a differentiable function of its sums, so its differences have no standard error"
+        )
 
 
 def _samples(states_a: Tensor, states_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,11 +156,12 @@ class _Shift(NamedTuple):
         return self.difference + self.half_width
 
 
-def _shift(metric: TokenMetric, a: Tensor, b: Tensor, difference: float, confidence_level: float) -> _Shift:
-    """Add the jackknife's error and interval to the difference; `a` and `b` are the documents' sums ``(D, rows)``."""
+def _shift(metric: TokenMetric, a: Tensor, b: Tensor, values: tuple[float, float], confidence_level: float) -> _Shift:
+    """The difference of two values with the jackknife's error; `a` and `b` are the documents' sums ``(D, rows)``."""
+    scaled_a, scaled_b = on_scale(metric, torch.tensor(values, dtype=torch.float64)).tolist()
     estimates = leave_one_out(metric, b) - leave_one_out(metric, a)
     half = half_width(estimates, influence(metric, a) + influence(metric, b), confidence_level)
-    return _Shift(difference, jackknife_error(estimates), half)
+    return _Shift(scaled_b - scaled_a, jackknife_error(estimates), half)
 
 
 def _in_unit(metric: TokenMetric, shift: _Shift) -> dict[str, float]:

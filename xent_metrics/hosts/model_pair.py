@@ -105,7 +105,7 @@ def compare_models(
     models = [_loaded_model(model, device, dtype) for model in (base, other)]
     windows = _windows(encode, texts, _window_length(models, encode, max_length))
     with _progress_bar(windows, progress) as bar:
-        return _measure(*models, _batches(windows, batch_size), device, bar)
+        return _measure(models, _batches(windows, batch_size), device, bar)
 
 
 def _progress_bar(windows: Sequence[Sequence[int]], progress: bool | None) -> Any:
@@ -115,13 +115,11 @@ def _progress_bar(windows: Sequence[Sequence[int]], progress: bool | None) -> An
     return tqdm(total=tokens, desc="Scoring", unit="tok", unit_scale=True, disable=disable)
 
 
-def _measure(
-    base: nn.Module, other: nn.Module, batches: Iterable[Tensor], device: torch.device, bar: Any
-) -> list[Finding]:
-    """Score batches of windows with both models."""
+def _measure(models: Sequence[nn.Module], batches: Iterable[Tensor], device: torch.device, bar: Any) -> list[Finding]:
+    """Score batches of windows with the base and the other model."""
     of_base, of_other, of_both = (TokenMetricCollection(_with_errors(metrics)) for metrics in (_ALONE, _ALONE, _PAIR))
     for batch in batches:
-        base_logits, other_logits = (_logits(model, batch[:, :-1].to(device)) for model in (base, other))
+        base_logits, other_logits = (_logits(model, batch[:, :-1].to(device)) for model in models)
         target = batch[:, 1:].to(device)
         pair = score_pair(base_logits, other_logits, target)
         of_base.update(base_logits, target)
