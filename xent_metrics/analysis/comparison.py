@@ -75,7 +75,7 @@ def compare(
     The interval is ± t · SE. The standard error is the jackknife's, which leaves each document out of both runs at once;
     t is Student's quantile for the effective number of documents, as in `delta_interval`. For perplexities both are those
     of the difference of the logarithms. The p value is that of a permutation test which swaps A and B at random in each
-    document (exact if 2^D ≤ `num_resamples`). Documents without a counted row in either run are skipped.
+    document (exact if 2^D ≤ `num_resamples`). Documents with no counted row in A or B are skipped.
 
     Args:
         metric: the metric to compare; its own state is not used.
