@@ -1,7 +1,8 @@
 """What is read of Lightning's private attributes, in real Trainers of both packages."""
 
+import importlib
+
 import pytest
-from lightning.pytorch.utilities import CombinedLoader
 from support.lightning import PACKAGES, bigrams, loader, trainer
 
 from xent_metrics.hosts.lightning.upstream import active_loaders, logged_names
@@ -16,7 +17,8 @@ def test_active_loaders_are_listed_by_dataloader_idx(package, mode, shape):
         seen.append(active_loaders(self.trainer))
 
     loaders = [loader(), loader(4)]
-    given = loaders if mode == "sequential" else CombinedLoader(loaders, mode)
+    combined = importlib.import_module(f"{package}.utilities").CombinedLoader
+    given = loaders if mode == "sequential" else combined(loaders, mode)
     trainer(package=package).validate(bigrams(package, validation_step=step), given, verbose=False)
     for found in seen:
         assert [len(each) for each in found] == shape
