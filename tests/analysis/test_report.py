@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
