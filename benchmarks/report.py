@@ -1,10 +1,10 @@
-"""The report of 10,000 documents: how large the page is, and how soon a browser has it open.
+"""A report of 10,000 documents: the size of the page, and how fast a browser opens it.
 
     python benchmarks/report.py [--quick]
 
-Documents of 60 to 139 tokens, each with its five likeliest alternatives, in headless Chromium (packages chromium and
-chromium-driver). Claims: under 20 MB, and open in under 5 s; every document is in the list, and the page's own sum of the
-losses is ours.
+The documents have 60 to 139 tokens, each with its five likeliest alternatives. The browser is headless Chromium (packages
+chromium and chromium-driver). Claims: the page is under 20 MB and opens in under 5 s; it lists every document, and the
+losses in it sum to ours.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from claims import Claims
 from selenium import webdriver
 
 from xent_metrics.analysis.report import write_report
-from xent_metrics.analysis.runs import Run, Sample, TaskRun
+from xent_metrics.analysis.runs import Run, TaskRun
+from xent_metrics.analysis.samples import Sample
 
 
-def made_up(documents: int) -> Run:
-    """A run whose documents hold as many different tokens and alternatives as text does."""
+def made_up_run(documents: int) -> Run:
+    """A run whose documents have as many different tokens and alternatives as real text."""
     generator = torch.Generator().manual_seed(0)
     words = [f" w{number}" for number in range(20_000)]
     samples = []
@@ -70,7 +71,7 @@ def main() -> None:
     arguments = parser.parse_args()
     count = 1_000 if arguments.quick else 10_000
     claims = Claims(f"report of {count:,} documents", quick=arguments.quick)
-    run = made_up(count)
+    run = made_up_run(count)
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder, "report.html")
         start = time.perf_counter()
@@ -79,7 +80,7 @@ def main() -> None:
         claims.ratio("size in MB", page.stat().st_size / 1e6, at_most=20)
         driver = browser(str(Path(folder, "profile")))
         try:
-            seconds_to_open(driver, page)  # the browser's own start
+            seconds_to_open(driver, page)  # includes the browser's own start
             claims.ratio("open in s", min(seconds_to_open(driver, page) for _ in range(3)), at_most=5)
             listed = driver.execute_script("return document.getElementById('list').options.length")
             loss = driver.execute_script("return documents.reduce((sum, d) => sum + d.runs.A.loss, 0)")
@@ -87,7 +88,7 @@ def main() -> None:
             driver.quit()
     claims.holds("every document is listed", listed == count)
     ours = math.fsum(sample.tokens.mean_nll for sample in run.tasks["text"].samples if sample.tokens)
-    claims.error("relative error of the losses' sum", abs(loss / ours - 1), at_most=1e-3)
+    claims.error("relative error of the sum of losses", abs(loss / ours - 1), at_most=1e-3)
     claims.report()
 
 

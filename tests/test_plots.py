@@ -1,4 +1,4 @@
-"""`metric.plot()` of every registered metric, and the reliability diagrams of those that are one."""
+"""`metric.plot()` of every registered metric, and the reliability diagrams of calibration errors."""
 
 import math
 
@@ -29,7 +29,7 @@ def batch(classes=2):
 
 
 def filled(metric):
-    """The metric with a batch of what it takes in it."""
+    """The metric after an update with a batch that it accepts."""
     logits, target = batch()
     if isinstance(metric, PairMetric):
         metric.update((logits, logits.flip(0)), target)
@@ -46,7 +46,7 @@ def filled(metric):
     return metric
 
 
-@pytest.mark.filterwarnings("ignore:The ``compute`` method")  # torchmetrics': nothing was added yet
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")  # torchmetrics warns before the first update
 @pytest.mark.parametrize("name", buildable())
 def test_every_metric_has_a_plot_before_and_after_an_update(name):
     get_metric(name).plot()
@@ -79,7 +79,7 @@ def test_a_calibration_error_draws_its_bins(name):
     assert name.replace("_", " ") in axes.get_title()
 
 
-def test_a_calibration_error_draws_on_given_axes_and_leaves_its_state():
+def test_a_calibration_error_draws_on_given_axes_and_keeps_its_state():
     metric = filled(get_metric("expected_calibration_error"))
     before = metric.state.clone()
     figure, (left, right) = plt.subplots(1, 2)
@@ -96,14 +96,14 @@ def test_bins_of_equal_mass_have_a_plain_plot():
     assert axes.get_ylabel() == "probability"
 
 
-def test_a_diagram_hides_no_invalid_target():
+def test_a_diagram_does_not_hide_invalid_targets():
     metric = get_metric("rms_calibration_error")
     metric.update(torch.zeros(2, 3), torch.tensor([0, 7]))
     with pytest.raises(InvalidTargetError, match="1 targets"):
         metric.plot()
 
 
-def test_no_data_is_an_empty_diagram():
+def test_without_data_the_diagram_is_empty():
     _, axes = get_metric("maximum_calibration_error").plot()
     assert axes.get_title() == f"maximum calibration error: {math.nan}"
 

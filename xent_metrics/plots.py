@@ -1,6 +1,6 @@
-"""Pictures where people would rather look than read: reliability, loss by group, and what a loss makes of a probability.
+"""Plots: reliability diagrams, values by group, and cross entropy as a function of the predicted probability.
 
-Each draws on axes that it is given, so that they can stand in anyone's figure; `figure` makes one and saves it.
+Each function draws on the axes it is given, so that it fits into any figure. `figure` creates one and saves it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 INK, MUTED, BLUE, PALE, ORANGE = "#1f2933", "#9aa5b1", "#2b6cb0", "#c3d5e8", "#dd6b20"
-#: Of several runs, told apart by colour-blind eyes as well (Okabe and Ito).
+#: Colours of several runs, safe for colour-blind readers (Okabe and Ito).
 SERIES = (BLUE, "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _STYLE = {
     "axes.edgecolor": MUTED, "axes.labelcolor": INK, "axes.spines.right": False, "axes.spines.top": False,
@@ -43,10 +43,16 @@ _STYLE = {
 
 @contextmanager
 def figure(path: str | Path | IO[str], size: tuple[float, float] = (6.5, 5), **options: Any) -> Iterator[Any]:
-    """A figure in the project's style, saved to `path` (PNG, SVG or PDF, by its ending) on leaving, with savefig's `options`.
+    """A figure in the project's style that is saved when the context ends.
+
+    Args:
+        path: a file whose ending gives the format (.png, .svg, .pdf …), or an open file.
+        size: in inches.
+        **options: passed to `Figure.savefig`.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
+        InvalidInputError: the ending is unknown, or the folder doesn't exist.
     """
     matplotlib = _matplotlib()
     from matplotlib.figure import Figure
@@ -54,7 +60,7 @@ def figure(path: str | Path | IO[str], size: tuple[float, float] = (6.5, 5), **o
     if isinstance(path, str | Path):
         _check_file(Path(path), Figure().canvas.get_supported_filetypes())
     with matplotlib.rc_context(_STYLE):
-        drawn = Figure(figsize=size, layout="constrained")  # of its own, whatever backend the process has
+        drawn = Figure(figsize=size, layout="constrained")  # independent of pyplot and its backend
         yield drawn
         drawn.savefig(path, dpi=150, **options)
 
@@ -65,23 +71,23 @@ def _check_file(path: Path, endings: Iterable[str]) -> None:
             f"{path}: expected a file that ends in .{', .'.join(sorted(endings))}; got {path.suffix!r}"
         )
     if not path.parent.is_dir():
-        raise InvalidInputError(f"{path}: there is no folder {path.parent}; make it first")
+        raise InvalidInputError(f"{path}: the folder {path.parent} doesn't exist; create it first")
 
 
 def _matplotlib() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise MissingExtraError("pictures need matplotlib: pip install 'xent-metrics[plots]'") from error
+        raise MissingExtraError("plots need matplotlib: pip install 'xent-metrics[plots]'") from error
     return matplotlib
 
 
 def plot_reliability(bins: Mapping[str, Tensor], title: str, ax: Any = None) -> tuple[Any, Any]:
-    """A reliability diagram as `metric.plot` gives one: a figure of pyplot's and its axes, or on `ax` without the shares."""
+    """The reliability diagram of `metric.plot`: a pyplot figure and its axes, or a diagram on `ax` without the shares."""
     matplotlib = _matplotlib()
     from matplotlib import pyplot
 
-    with matplotlib.rc_context(_STYLE | {"axes.titlelocation": "center"}):  # where a caller's set_title puts another
+    with matplotlib.rc_context(_STYLE | {"axes.titlelocation": "center"}):  # so that a caller's set_title replaces it
         if ax is None:
             drawn = pyplot.figure(figsize=(6.5, 5), layout="constrained")
             axes, share = reliability_axes(drawn)
@@ -93,7 +99,7 @@ def plot_reliability(bins: Mapping[str, Tensor], title: str, ax: Any = None) -> 
 
 
 def reliability_axes(drawn: Any, place: Any = None) -> tuple[Any, Any]:
-    """The two axes of a reliability diagram, one above the other, in a figure or in a cell of its grid."""
+    """The two axes of a reliability diagram, one above the other, in a figure or in `place`, a cell of its grid."""
     grid = (
         drawn.add_gridspec(2, 1, height_ratios=(4, 1))
         if place is None
@@ -104,28 +110,29 @@ def reliability_axes(drawn: Any, place: Any = None) -> tuple[Any, Any]:
 
 
 def draw_reliability(axes: Any, share: Any, bins: Mapping[str, Tensor], rows: str = "tokens") -> None:
-    """Accuracy and mean confidence by bin, and how many tokens each bin holds.
+    """Draw accuracy and mean confidence by bin, and the share of tokens in each bin.
 
     Args:
-        axes, share: from `reliability_axes`; without `share` the bins' shares aren't drawn.
+        axes: for the diagram, from `reliability_axes`.
+        share: for the shares, from `reliability_axes`; None leaves them out.
         bins: the sums `tokens`, `correct` and `confidence`, each ``(num_bins,)`` over equal-width bins of the confidence:
             ``metric.bins(metric.unpack(to_float(metric.state)))`` of an `ExpectedCalibrationError`.
-        rows: what the model predicted, for the labels.
+        rows: the plural noun for what the model predicts, for labels.
     """
-    tokens, correct, sureness = (bins[name].cpu().numpy() for name in ("tokens", "correct", "confidence"))
+    tokens, correct, total_confidence = (bins[name].cpu().numpy() for name in ("tokens", "correct", "confidence"))
     filled = tokens > 0
     width = 1 / len(tokens)
     edges = np.arange(len(tokens))[filled] * width
     shares = tokens[filled] / tokens.sum()
-    accuracy, confidence = correct[filled] / tokens[filled], sureness[filled] / tokens[filled]
+    accuracy, confidence = correct[filled] / tokens[filled], total_confidence[filled] / tokens[filled]
     error = (shares * np.abs(accuracy - confidence)).sum()
     bar = {"width": 0.94 * width, "align": "edge"}
-    # A bin of a few rows says little: it is pale.
+    # The accuracy of a bin with few rows is uncertain: its bar is pale.
     axes.bar(edges, accuracy, color=[BLUE if part >= 0.005 else PALE for part in shares], **bar)
     axes.bar(0, 0, color=BLUE, label="accuracy")
-    axes.bar(0, 0, color=PALE, label=f"of under 0.5 % of the {rows}")
+    axes.bar(0, 0, color=PALE, label=f"accuracy, fewer than 0.5 % of {rows}")
     axes.hlines(confidence, edges, edges + width, color=ORANGE, linewidth=2.5, label="mean confidence")
-    axes.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1, label="as often right as sure")
+    axes.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1, label="perfect calibration")
     axes.set(title=f"Reliability: expected calibration error {error:.4f}", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     axes.legend(loc="upper left")
     if share is None:
@@ -149,17 +156,26 @@ def draw_by_group(
     color: str = BLUE,
     order: Sequence[str] | None = None,
 ) -> None:
-    """A value of each group, in order: loss by position, domain …
+    """Draw one value per group with its confidence interval, such as the loss by position.
 
-    `halves` are those of the confidence intervals, one for each value, or those below and those above it.
-    Several runs on the same axes are told apart by what they are `called` and their `color`; `order` is that of all labels.
+    Args:
+        axes: to draw on; several runs may share them.
+        labels: of the groups.
+        values: one per group.
+        halves: half-widths of the intervals, one per group, or two lists: below and above the values.
+        title: of the axes.
+        unit: of the values.
+        xlabel: what the groups are.
+        called: the run's name in the legend.
+        color: the run's colour.
+        order: the labels of all runs in the order of the axis; by default `labels`.
     """
     order = list(labels if order is None else order)
     places = [order.index(label) for label in labels]
     style = {"color": color, "marker": "o", "linewidth": 2, "capsize": 3, "elinewidth": 1.2, "label": called}
     axes.errorbar(places, values, yerr=halves, **style)
     slanted = 45 if max(map(len, order), default=0) > 6 else 0
-    # Labels may be text of documents, in which a dollar sign is no formula.
+    # Labels may be text of documents, where a dollar sign doesn't start a formula.
     axes.set_xticks(range(len(order)), order, rotation=slanted, parse_math=False)
     axes.set(ylabel=unit)
     axes.set_title(title, parse_math=False)
@@ -170,20 +186,18 @@ def draw_by_group(
 
 
 def draw_curve(axes: Any) -> None:
-    """Binary cross entropy against the predicted probability, for both true labels.
+    """Draw binary cross entropy against the predicted probability, for both true labels.
 
-    −ln p where the label is 1, −ln(1 − p) where it is 0: a sure and wrong forecast costs without bound.
+    −ln p if the label is 1, −ln(1 − p) if it is 0: a confident wrong forecast has unbounded loss.
     """
     probability = torch.linspace(0, 1, 2001, dtype=torch.float64)[1:-1]
     for label, colour in ((1, BLUE), (0, ORANGE)):
         logits, _ = two_classes(probability, torch.full_like(probability, label, dtype=torch.long), "probabilities")
         loss = -torch.log_softmax(logits, -1)[:, label]
-        axes.plot(probability.numpy(), loss.numpy(), color=colour, linewidth=2, label=f"the label is {label}")
+        axes.plot(probability.numpy(), loss.numpy(), color=colour, linewidth=2, label=f"label {label}")
     axes.axhline(math.log(2), color=MUTED, linestyle=":", linewidth=1)
     axes.annotate(
-        "a coin: ln 2", (0, math.log(2)), (4, 4), ("axes fraction", "data"), "offset points", color=MUTED, fontsize=9
+        "p = 0.5: ln 2", (0, math.log(2)), (4, 4), ("axes fraction", "data"), "offset points", color=MUTED, fontsize=9
     )
-    axes.set(
-        title="Cross entropy", xlabel="predicted probability of the label 1", ylabel="nats", xlim=(0, 1), ylim=(0, 6)
-    )
+    axes.set(title="Cross entropy", xlabel="predicted probability of label 1", ylabel="nats", xlim=(0, 1), ylim=(0, 6))
     axes.legend(loc="upper center")

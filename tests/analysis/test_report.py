@@ -1,9 +1,7 @@
-"""The report in a real browser: hostile text stays text, documents can be read by keyboard, thousands of them open."""
+"""The report in a real browser: hostile text stays text, and documents can be found and read by keyboard."""
 
 from __future__ import annotations
 
-import json
-import math
 import re
 import time
 from pathlib import Path
@@ -14,65 +12,18 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
-from support.lm_eval import TABLE, ScoredBigramLM, config, evaluate, saved
+from support.lm_eval import ScoredBigramLM, config, evaluate, saved
+from support.logged_runs import HOSTILE, listed
 from typer.testing import CliRunner
 
-from xent_metrics import TokenScores, score_tokens
+from xent_metrics import TokenScores
 from xent_metrics.analysis.logged import choices_in
 from xent_metrics.analysis.report import write_report
-from xent_metrics.analysis.runs import Run, Sample, TaskRun, read_run
-from xent_metrics.analysis.token_view import by_domain, by_frequency, by_position
+from xent_metrics.analysis.runs import Run, TaskRun, read_run
+from xent_metrics.analysis.samples import Sample
 from xent_metrics.cli.app import app
-from xent_metrics.errors import ComparisonError
 from xent_metrics.hosts.lm_eval import XentTask
 from xent_metrics.hosts.lm_eval.models.logged_tokens import LoggedRolling
-
-HOSTILE = [
-    "</script><script>document.title='broken'</script>",
-    "<img src=x onerror=\"document.title='broken'\">",
-    "\"><svg onload=document.title='broken'> &lt;b&gt; {{ 7 * 7 }} ${document.title='broken'}",
-    "<!--<script> ]]> \u2028 \u202e 🙂 é",
-]
-TEXTS = HOSTILE + [f"text {n} of many words " * (n + 1) for n in range(6)]
-METRICS = [{"metric": "cross_entropy"}, {"metric": "bits_per_byte"}, {"metric": "expected_calibration_error"}]
-
-
-def listed(scores, texts):
-    """Tokens as models list them."""
-    columns = zip(texts, scores.target.tolist(), scores.nll.tolist(), strict=True)
-    return [
-        {"text": text, "id": i, "nll": nll, "alternatives": [["e", 0.5], ["</script>", 0.25]]}
-        for text, i, nll in columns
-    ]
-
-
-class LoggingLM(ScoredBigramLM):
-    """Logs a token for each character, with the model's temperature as the only difference between two."""
-
-    def __init__(self, temperature=1.0):
-        super().__init__()
-        self.temperature = temperature
-
-    def _scored(self, context, text, kind):
-        data = list(b"\n" + context.encode() + text.encode())
-        size = len(text.encode())
-        before, target = torch.tensor(data[:-1])[-size:], torch.tensor(data)[-size:]
-        scores = score_tokens(TABLE[before] / self.temperature, target, token_bytes=torch.ones(256, dtype=torch.long))
-        texts = [c if i == len(c.encode()) - 1 else "" for c in text for i in range(len(c.encode()))]
-        return LoggedRolling(scores, listed(scores, texts))
-
-
-def evaluated(folder: Path, temperature: float = 1.0) -> Path:
-    documents = [{"text": text, "kind": "hostile" if text in HOSTILE else "plain"} for text in TEXTS]
-    task = XentTask(config("loglikelihood_rolling", documents, [dict(entry) for entry in METRICS]))
-    saved(evaluate(task, LoggingLM(temperature)), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    base = tmp_path_factory.mktemp("report")
-    return [evaluated(base / name, temperature) for name, temperature in (("a", 1.0), ("b", 2.0))]
 
 
 @pytest.fixture(scope="module")
@@ -100,44 +51,15 @@ def opened(browser, page: Path) -> float:
 
 
 @pytest.fixture(scope="module")
-def page(runs, tmp_path_factory):
+def page(token_runs, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
-    arguments = ["report", *map(str, runs), "-o", str(path), "--title", "A & <b>B</b>", "--domain", "kind"]
+    arguments = ["report", *map(str, token_runs), "-o", str(path), "--title", "A & <b>B</b>", "--domain", "kind"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     return path
 
 
-def test_tokens_are_read_back(runs):
-    task = read_run(runs[0]).tasks["t"]
-    for sample in task.samples:
-        assert sample.tokens.text == sample.raw["doc"]["text"]
-        assert sample.tokens.alternatives == [[("e", 0.5), ("</script>", 0.25)]] * len(sample.tokens)
-        assert math.fsum(sample.tokens.nll) == pytest.approx(sample.raw["cross_entropy_stderr"]["nats"])
-
-
-def test_loss_by_position_frequency_and_domain_adds_up(runs):
-    task = read_run(runs[0]).tasks["t"]
-    documents = [sample.tokens for sample in task.samples]
-    labels, intervals = by_position(task)
-    assert labels[:3] == ["0", "1–3", "4–15"]
-    firsts = [document.nll[0] for document in documents]
-    assert intervals[0].value == pytest.approx(sum(firsts) / len(firsts), rel=1e-12)
-    labels, intervals = by_frequency(task)
-    ids = [i for document in documents for i in document.ids]
-    every = zip(ids, [nll for document in documents for nll in document.nll], strict=True)
-    once = [nll for i, nll in every if ids.count(i) in range(1, 4)]
-    assert labels[0] == "1–3"
-    assert intervals[0].value == pytest.approx(sum(once) / len(once), rel=1e-12)
-    labels, intervals = by_domain(task, "bits_per_byte", "kind")
-    plain = [s.raw["bits_per_byte_stderr"] for s in task.samples if s.raw["doc"]["kind"] == "plain"]
-    nats, size = (sum(sums[name] for sums in plain) for name in ("nats[num_bytes > 0]", "num_bytes"))
-    assert dict(zip(labels, intervals, strict=True))["plain"].value == pytest.approx(nats / size / math.log(2))
-    with pytest.raises(ComparisonError, match=r"not every document has 'topic'.*fields: \['kind', 'text'\]"):
-        by_domain(task, "bits_per_byte", "topic")
-
-
-def test_hostile_text_is_text(page, browser):
+def test_hostile_text_stays_text(page, browser):
     opened(browser, page)
     assert browser.title == "A & <b>B</b>"
     assert not browser.find_elements(
@@ -160,10 +82,10 @@ def test_the_page_holds_no_text_of_documents_as_markup(page):
     assert not re.findall(r"(?:src|href)=[\"']?https?:", source)
 
 
-def test_values_differences_and_pictures_are_there(page, browser, runs):
+def test_values_differences_and_plots_are_shown(page, browser, token_runs):
     opened(browser, page)
     body = browser.find_element(By.TAG_NAME, "main").text
-    value = read_run(runs[0]).tasks["t"].values["cross_entropy"]
+    value = read_run(token_runs[0]).tasks["t"].values["cross_entropy"]
     assert f"cross_entropy\nnats per token {value:.5g} ±" in body
     assert "B − A" in body
     labels = {picture.get_attribute("aria-label") for picture in browser.find_elements(By.TAG_NAME, "figure")}
@@ -190,11 +112,11 @@ def test_tokens_can_be_read_by_keyboard(page, browser):
     assert re.fullmatch(rf'"e"\nA: {one}\nB: {one}', detail)
 
 
-def test_documents_are_found_ordered_and_coloured_by_the_difference(page, browser, runs):
+def test_documents_are_ordered_and_coloured_by_the_difference(page, browser, token_runs):
     opened(browser, page)
     losses = [
         {sample.raw["doc"]["text"]: sample.tokens.mean_nll for sample in read_run(run).tasks["t"].samples}
-        for run in runs
+        for run in token_runs
     ]
     apart = {text: losses[1][text] - loss for text, loss in losses[0].items()}
     chosen = Select(browser.find_element(By.ID, "list"))
@@ -220,7 +142,7 @@ def test_documents_are_found_ordered_and_coloured_by_the_difference(page, browse
     assert browser.find_element(By.ID, "least").text == "−4 nats"
 
 
-def test_a_question_shows_its_context_its_choices_and_the_right_one(browser, tmp_path):
+def test_a_question_shows_its_context_choices_and_answer(browser, tmp_path):
     question = {"question": "Which?", "choices": ["no <b>one</b>", "this", "that"], "gold": 1}
     task = XentTask(config("multiple_choice", [question, question], [{"metric": "cross_entropy", "over": "choices"}]))
     saved(evaluate(task, ScoredBigramLM()), tmp_path)
@@ -239,7 +161,7 @@ def test_a_question_shows_its_context_its_choices_and_the_right_one(browser, tmp
     assert [choice.is_gold for choice in choices_in(sample.raw)] == [False, True, False]
 
 
-def test_light_and_dark_have_contrast(page, browser):
+def test_light_and_dark_schemes_have_contrast(page, browser):
     for scheme in ("light", "dark"):
         browser.execute_cdp_cmd(
             "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
@@ -286,43 +208,12 @@ def test_ten_thousand_documents_open(browser, tmp_path):
     opened(browser, path)
     assert browser.execute_script("return document.getElementById('list').options.length") == 10_000
     note = browser.find_element(By.CSS_SELECTOR, "#browse + p").text
-    assert re.search(r"for the documents of the highest loss, and not for [\d,]+ others", note)
+    assert re.search(r"only for the documents with the highest loss; [\d,]+ others have none", note)
 
 
-def test_bad_places_and_fields_are_told_and_the_rest_is_written(runs, tmp_path):
-    result = CliRunner().invoke(app, ["report", str(runs[0]), "-o", str(tmp_path / "missing" / "x.html")])
-    assert "there is no folder" in str(result.exception)
-    result = CliRunner().invoke(app, ["plot", "curve", "-o", str(tmp_path / "a.foo")])
-    assert "expected a file that ends in" in str(result.exception)
-    assert "got '.foo'" in str(result.exception)
+def test_a_missing_domain_is_noted_and_the_rest_is_written(token_runs, tmp_path):
     path = tmp_path / "page.html"
-    assert CliRunner().invoke(app, ["report", str(runs[0]), "-o", str(path), "--domain", "topic"]).exit_code == 0
-    assert "Not drawn by topic: task t: not every document has &#39;topic&#39;" in path.read_text(encoding="utf-8")
-
-
-def test_a_dollar_sign_in_a_domain_is_no_formula(runs, tmp_path):
-    run = read_run(runs[0])
-    for number, sample in enumerate(run.tasks["t"].samples):
-        sample.raw["doc"]["kind"] = "$\\foo{$" if number % 2 else "plain"
-    write_report([run], tmp_path / "page.html", domain="kind")
-    assert "cross_entropy by kind" in (tmp_path / "page.html").read_text(encoding="utf-8")
-
-
-def test_tokens_of_another_schema_are_none(runs):
-    sample = read_run(runs[0]).tasks["t"].samples[0]
-    other = json.loads(json.dumps(sample.raw).replace('\\"nll\\"', '\\"loss\\"'))
-    assert Sample("x", other).tokens is None
-    assert len(sample.tokens) > 0
-
-
-def test_pictures_by_the_command(runs, tmp_path):
-    for arguments, ending in (
-        (["curve"], ".svg"),
-        (["reliability", str(runs[0])], ".png"),
-        (["position", str(runs[0])], ".svg"),
-    ):
-        path = tmp_path / f"{arguments[0]}{ending}"
-        result = CliRunner().invoke(app, ["plot", *arguments, "-o", str(path)])
-        assert result.exit_code == 0, result.output
-        start = path.read_bytes()[:200]
-        assert start.startswith(b"\x89PNG") or b"<svg" in path.read_bytes()
+    assert CliRunner().invoke(app, ["report", str(token_runs[0]), "-o", str(path), "--domain", "topic"]).exit_code == 0
+    assert "Not plotted by topic: task t: not every document has the field &#39;topic&#39;" in path.read_text(
+        encoding="utf-8"
+    )

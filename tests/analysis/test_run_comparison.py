@@ -1,89 +1,106 @@
-"""Two models of the demo, one trained for longer: evaluated by lm-eval, compared and reported as a user would."""
+"""Two runs compared: in any order of the documents, and refused metric by metric with the reason."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-import torch
-from lm_eval.evaluator import simple_evaluate
-from lm_eval.loggers import EvaluationTracker
-from typer.testing import CliRunner
+from support.logged_runs import METRICS, TEXTS, write_run
 
-from xent_metrics.cli.app import app
-from xent_metrics.demo.data import Crops
-from xent_metrics.demo.model import ByteLSTM
-from xent_metrics.hosts.lm_eval import TorchLM
-from xent_metrics.hosts.lm_eval.command import XentTaskManager
-
-TASK = "xent_python_docs_tokens"
+from xent_metrics.analysis import compare
+from xent_metrics.analysis.run_comparison import compare_runs
+from xent_metrics.analysis.runs import read_run
+from xent_metrics.errors import ComparisonError
 
 
-def trained(steps):
-    """The demo's model after so many steps of 8 crops of 64 bytes."""
-    torch.manual_seed(0)
-    model = ByteLSTM(hidden=32, steps=steps)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    crops = Crops(8 * steps)
-    for step in range(steps):
-        batch = [crops[i] for i in range(8 * step, 8 * step + 8)]
-        inputs, targets = (torch.stack(column)[:, :64] for column in zip(*batch, strict=True))
-        loss = torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model
+def test_two_runs_are_compared_on_the_same_documents_in_any_order(runs, damaged):
+    base, found = runs
+    folder, samples, _ = damaged
+    samples.write_text("".join(reversed(samples.read_text(encoding="utf-8").splitlines(keepends=True))))
+    first, second, shuffled = read_run(base / "a"), read_run(base / "b"), read_run(folder)
+    rows = {row.metric: row for row in compare_runs(first, second, num_resamples=199)}
+    assert set(rows) == {"bits_per_byte", "bits_per_token", "expected_calibration_error"}
+    for name, row in rows.items():
+        assert row.result.difference == pytest.approx(found["b"][name] - found["a"][name], rel=1e-12)
+        states = first.tasks["t"].states(name), second.tasks["t"].states(name)
+        assert row.result == compare(first.tasks["t"].metrics[name], *states, num_resamples=199)
+    assert rows["bits_per_byte"].result.better == "B"  # warmer: nearer to uniform than a random table
+    for row in compare_runs(first, shuffled, num_resamples=99):
+        assert (row.result.difference, row.result.p_value) == (0.0, 1.0)
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Their output folders: A after 10 steps, B after 60."""
-    root = tmp_path_factory.mktemp("trained")
-    for name, steps in (("a", 10), ("b", 60)):
-        lm = TorchLM(
-            trained(steps), tokenizer="bytes", max_length=256, batch_size=16, log_tokens=True, log_alternatives=2
-        )
-        results = simple_evaluate(
-            lm, tasks=[TASK], task_manager=XentTaskManager(include_defaults=False), limit=12, bootstrap_iters=0
-        )
-        tracker = EvaluationTracker(output_path=str(root / name))
-        tracker.general_config_tracker.model_name = tracker.general_config_tracker.model_name_sanitized = (
-            f"{steps}steps"
-        )
-        samples = results.pop("samples")
-        tracker.save_results_aggregated(results, samples)
-        tracker.save_results_samples(TASK, samples[TASK])
-    return root / "a", root / "b"
+def test_different_documents_are_refused_with_the_reason(runs, tmp_path):
+    base, _ = runs
+    write_run(tmp_path, texts=TEXTS[2:])
+    rows = compare_runs(read_run(base / "a"), read_run(tmp_path))
+    assert all(row.result is None for row in rows)
+    assert "the runs saw different documents: 22 in both, 2 only in A, 0 only in B" in rows[0].reason
 
 
-def test_the_longer_trained_model_is_found_better(runs):
-    result = CliRunner().invoke(app, ["compare", *map(str, runs), "--json"])
-    assert result.exit_code == 0, result.output
-    [compared] = json.loads(result.stdout)
-    rows = {row["metric"]: row for row in compared["comparisons"]}
-    for name in ("cross_entropy", "perplexity", "bits_per_byte", "byte_perplexity", "token_accuracy"):
-        row = rows[name]
-        assert (row["better"], row["documents"]) == ("B", 12), name
-        assert row["p_value"] < 0.01
-        unit = row["value_a"] if row["relative"] else 1.0
-        assert row["relative"] == name.endswith("perplexity")
-        assert row["value_b"] - row["value_a"] == pytest.approx(row["difference"] * unit, rel=1e-9)
-    assert rows["cross_entropy"]["high"] < 0 < rows["token_accuracy"]["low"]
-    reversed_order = CliRunner().invoke(app, ["compare", str(runs[1]), str(runs[0]), "--json"])
-    [back] = json.loads(reversed_order.stdout)
-    assert {row["better"] for row in back["comparisons"] if row["metric"] == "cross_entropy"} == {"A"}
+def test_different_options_and_missing_metrics_are_refused_and_the_rest_compared(runs, tmp_path):
+    base, _ = runs
+    other = [METRICS[0], {**METRICS[2], "num_bins": 10}]
+    write_run(tmp_path, metric_list=other)
+    rows = {row.metric: row for row in compare_runs(read_run(base / "a"), read_run(tmp_path), num_resamples=99)}
+    assert rows["bits_per_byte"].result is not None
+    assert rows["bits_per_token"].reason == "B doesn't have this metric"
+    assert "the metric's options differ" in rows["expected_calibration_error"].reason
 
 
-def test_a_model_is_not_better_than_itself(runs):
-    [compared] = json.loads(CliRunner().invoke(app, ["compare", str(runs[0]), str(runs[0]), "--json"]).stdout)
-    assert {(row["better"], row["difference"], row["p_value"]) for row in compared["comparisons"]} == {(None, 0.0, 1.0)}
+def test_different_tokenizers_are_compared_per_byte_only(damaged, runs):
+    base, _ = runs
+    folder, samples, _ = damaged
+    documents = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+    for document in documents:
+        document["bits_per_token_stderr"]["tokens"] -= 1
+    samples.write_text("".join(json.dumps(d) + "\n" for d in documents))
+    rows = {row.metric: row for row in compare_runs(read_run(base / "a"), read_run(folder), num_resamples=99)}
+    assert "the tokenizers differ" in rows["bits_per_token"].reason
+    assert rows["bits_per_byte"].result is not None
 
 
-def test_they_stand_side_by_side_in_a_report(runs, tmp_path):
-    path = tmp_path / "report.html"
-    result = CliRunner().invoke(app, ["report", *map(str, runs), "-o", str(path)])
-    assert result.exit_code == 0, result.output
-    page = path.read_text(encoding="utf-8")
-    assert "<b>B</b> 60steps" in page
-    for picture in ("Reliability of A", "Reliability of B", "Loss by position", "Loss by token frequency"):
-        assert f'aria-label="{picture}"' in page
+def test_different_tokenizers_are_noticed_even_if_total_counts_agree(damaged, runs):
+    base, _ = runs
+    folder, samples, _ = damaged
+    documents = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+    documents[0]["bits_per_token_stderr"]["tokens"] -= 1
+    documents[1]["bits_per_token_stderr"]["tokens"] += 1
+    samples.write_text("".join(json.dumps(d) + "\n" for d in documents))
+    rows = {row.metric: row for row in compare_runs(read_run(base / "a"), read_run(folder), num_resamples=99)}
+    assert "2 of 24 documents have a different number of tokens in B" in rows["bits_per_token"].reason
+    assert rows["bits_per_token"].value_a == read_run(base / "a").tasks["t"].values["bits_per_token"]
+
+
+def test_shared_documents_are_compared_on_request(damaged, runs):
+    base, _ = runs
+    folder, samples, _ = damaged
+    lines = samples.read_bytes().splitlines(keepends=True)
+    samples.write_bytes(b"".join(lines[:-1]) + lines[-1][:-2].rstrip(b"}") + "é".encode()[:1])  # within a character
+    a, b = read_run(base / "a"), read_run(folder)
+    assert "it is cut off or not JSON" in b.problems[0]
+    assert "or compare only the documents that both have (--shared-documents)" in compare_runs(a, b)[0].reason
+    rows = compare_runs(a, b, num_resamples=99, shared_documents=True)
+    assert [(row.result.documents, row.result.difference) for row in rows] == [(len(TEXTS) - 1, 0.0)] * len(rows)
+
+
+@pytest.mark.parametrize("spoilt", [None, "many", [1, None]])
+def test_sums_that_are_not_numbers_are_ignored(damaged, runs, spoilt):
+    base, _ = runs
+    folder, samples, _ = damaged
+    documents = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+    documents[3]["bits_per_byte_stderr"]["num_bytes"] = spoilt
+    samples.write_text("".join(json.dumps(d) + "\n" for d in documents))
+    rows = {row.metric: row for row in compare_runs(read_run(base / "a"), read_run(folder), num_resamples=99)}
+    assert "run B has no logged sums for every document: some of its samples lack them" in rows["bits_per_byte"].reason
+    assert rows["bits_per_token"].result is not None
+
+
+def test_runs_without_a_shared_task_are_refused(runs, damaged):
+    base, _ = runs
+    folder, _, results = damaged
+    found = json.loads(results.read_text(encoding="utf-8"))
+    for part in ("results", "configs", "versions"):
+        found[part] = {"u": found[part]["t"]}
+    results.write_text(json.dumps(found))
+    with pytest.raises(ComparisonError, match="share no task"):
+        compare_runs(read_run(base / "a"), read_run(folder))

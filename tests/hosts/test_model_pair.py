@@ -1,4 +1,4 @@
-"""Two models over one text, against plain loops in float64, and the command as a user runs it."""
+"""Two models over one text against plain loops in float64, and the command as a user runs it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LENGTH = 32
 
 @pytest.fixture(scope="module")
 def pair():
-    """A model, and the same with its weights rounded to a few bits."""
+    """A model, and a copy with its weights rounded to a few bits."""
     base = tiny_model("llama_tied")
     other = copy.deepcopy(base)
     with torch.no_grad():
@@ -42,7 +42,7 @@ def folders(pair, tmp_path_factory):
 
 
 def by_hand(models, ids):
-    """Each scored token's distributions under both models, and its id: one window after the other, in float64."""
+    """Both models' distributions at each scored token, its id, and the window sizes: window by window, in float64."""
     rows, targets = [[], []], []
     for start in range(0, len(ids), LENGTH):
         window = torch.tensor([[0, *ids[start : start + LENGTH]]])
@@ -54,7 +54,7 @@ def by_hand(models, ids):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_every_value_is_that_of_a_plain_loop(pair, folders, batch_size):
+def test_every_value_equals_a_plain_loop(pair, folders, batch_size):
     found = compare_models(
         *pair, [folders / "text.txt"], tokenizer=tiny_tokenizer(), max_length=LENGTH, batch_size=batch_size
     )
@@ -82,7 +82,7 @@ def test_every_value_is_that_of_a_plain_loop(pair, folders, batch_size):
         assert values["both", f"kl_divergence_{called}"] == pytest.approx(exact, rel=0.0101)
 
 
-def test_the_error_of_the_mean_divergence_is_the_ratio_estimators_over_windows(pair, folders):
+def test_the_standard_error_is_the_ratio_estimators_over_windows(pair, folders):
     found = compare_models(*pair, [folders / "text.txt"], tokenizer=tiny_tokenizer(), max_length=LENGTH)
     errors = {finding.name: finding.standard_error for finding in found if finding.of == "both"}
     log_p, log_q, _, sizes = by_hand(pair, tiny_tokenizer()(TEXT * 3)["input_ids"])
@@ -115,29 +115,29 @@ def test_the_command_shows_a_table_and_prints_json(folders, pair):
     assert quantile["unit"] == "nats"
 
 
-def test_without_a_bos_token_the_first_token_is_only_read(pair, folders):
+def test_without_a_bos_token_the_first_token_is_not_scored(pair, folders):
     found = compare_models(
         *pair, [folders / "text.txt"], tokenizer=tiny_tokenizer(bos_token=None), max_length=LENGTH, progress=False
     )
     assert all(math.isfinite(finding.value) for finding in found)
 
 
-def test_bad_input_is_told_before_a_model_runs(pair, folders, tmp_path):
+def test_bad_input_is_refused_before_a_model_runs(pair, folders, tmp_path):
     text, tokenizer = [folders / "text.txt"], tiny_tokenizer()
     bigger = copy.deepcopy(pair[1])
     bigger.resize_token_embeddings(400)
     with pytest.raises(InvalidInputError, match=r"the base has 384 ids, the other model 400 and the tokenizer 384"):
         compare_models(pair[0], bigger, text, tokenizer=tokenizer)
-    with pytest.raises(InvalidInputError, match="bring no tokenizer; pass tokenizer="):
+    with pytest.raises(InvalidInputError, match="has no tokenizer; pass tokenizer="):
         compare_models(*pair, text)
-    with pytest.raises(InvalidInputError, match=r"nowhere: no AutoTokenizer could be loaded"):
+    with pytest.raises(InvalidInputError, match=r"nowhere: AutoTokenizer can't be loaded"):
         compare_models(tmp_path / "nowhere", pair[1], text)
     with pytest.raises(InvalidInputError, match=r"missing\.txt: expected a file of UTF-8 text"):
         compare_models(*pair, [tmp_path / "missing.txt"], tokenizer=tokenizer)
     (tmp_path / "empty.txt").write_text("")
-    with pytest.raises(InvalidInputError, match="expected text of two tokens or more; got 0"):
+    with pytest.raises(InvalidInputError, match="expected at least two tokens of text; got 0"):
         compare_models(*pair, [tmp_path / "empty.txt"], tokenizer=tokenizer)
     with pytest.raises(InvalidInputError, match="max_length is at least 2"):
         compare_models(*pair, text, tokenizer=tokenizer, max_length=1)
-    with pytest.raises(InvalidInputError, match="expected one text file or more"):
+    with pytest.raises(InvalidInputError, match="expected at least one text file"):
         compare_models(*pair, [], tokenizer=tokenizer)

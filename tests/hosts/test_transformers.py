@@ -1,4 +1,4 @@
-"""TrainerMetrics in the real Hugging Face Trainer: shifted right, exact over batches and processes."""
+"""TrainerMetrics in the real Hugging Face Trainer: shifted, and exact over batches and processes."""
 
 import os
 
@@ -19,7 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def expected(logits, labels):
-    """By hand over all sequences at once, already shifted."""
+    """The values over all sequences at once; the labels are already shifted."""
     metrics = {
         "cross_entropy": {},
         "perplexity": {},
@@ -60,12 +60,12 @@ def test_values_are_torchs_and_numpys_own(tmp_path):
 
 
 def test_two_processes_give_the_bits_of_one(tmp_path):
-    """7 sequences in batches of 2 don't come out even: what the Trainer repeats doesn't count."""
+    """Of 7 sequences in batches of 2 the Trainer repeats one, which must not count."""
     for answer in run(2, jobs.evaluated, str(tmp_path), 7):
         assert answer == {"found": [bigrams(7)] * 2, "collectives": 0}
 
 
-def test_a_real_model_and_a_second_evaluation_start_afresh(tmp_path):
+def test_a_second_evaluation_of_a_real_model_starts_afresh(tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
@@ -94,7 +94,7 @@ def test_masked_language_models_are_not_shifted():
     assert found == {"cross_entropy": pytest.approx(F.cross_entropy(logits.mT.double(), labels).item(), rel=1e-6)}
 
 
-def test_what_is_wrong_raises(tmp_path):
+def test_wrong_names_logits_and_targets_raise(tmp_path):
     with pytest.raises(UnknownMetricError):
         TrainerMetrics(["no_such_metric"])
     with pytest.raises(InvalidInputError, match=r"preprocess_logits_for_metrics=metrics\.preprocess_logits"):

@@ -1,4 +1,4 @@
-"""What tests of strategies run in each process: real Trainers, whose gloo group is there already."""
+"""Jobs that tests of strategies run in each process: real Trainers in an existing gloo group."""
 
 import contextlib
 import importlib
@@ -27,7 +27,7 @@ BATCH = 3
 
 @contextlib.contextmanager
 def launched(rank, size):
-    """The variables by which Lightning knows that somebody else started its processes."""
+    """The environment variables that tell Lightning its processes are already started."""
     own = {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "RANK": str(rank), "WORLD_SIZE": str(size)}
     before = dict(os.environ)
     os.environ.update(own, MASTER_ADDR="127.0.0.1", MASTER_PORT="1", HF_HUB_OFFLINE="1")
@@ -40,7 +40,7 @@ def launched(rank, size):
 
 @contextlib.contextmanager
 def counted():
-    """How many packed sums are all_reduced."""
+    """Record the all_reduces of packed sums."""
     real, calls = dist.all_reduce, []
 
     def all_reduce(tensor, *args, **kwargs):
@@ -76,7 +76,7 @@ def values(run):
 
 
 def dealt_by_lightning(rank, size, kind, package, count):
-    """Two epochs of training and validation with Lightning's own sampler, which repeats samples."""
+    """Train and validate for two epochs with Lightning's own sampler, which repeats samples."""
     callback = XentCallback(METRICS, stages=["train", "val"])
     with launched(rank, size), counted() as calls:
         run = trainer(size, kind, callback, package=package, max_epochs=2)
@@ -91,7 +91,7 @@ def logs_in_validation(self, batch, batch_idx):
 
 
 class Collectives(TorchDispatchMode):
-    """Counts every one that is called inside, whoever calls it."""
+    """Counts every collective called within it."""
 
     def __init__(self):
         super().__init__()
@@ -104,7 +104,7 @@ class Collectives(TorchDispatchMode):
 
 
 def all_collectives(rank, size, kind, count):
-    """Every collective of two epochs by name, of a plain module, under the callback, and of one that logs metrics itself."""
+    """Collectives of two epochs by name: without metrics, with the callback, and with metrics that the module logs."""
     found = []
     logging = with_metrics(kind, validation_step=logs_in_validation)
     logging.val_metrics = TokenMetricCollection(METRICS, prefix="val/")
@@ -119,7 +119,7 @@ def all_collectives(rank, size, kind, count):
 
 
 def watched(rank, size, count, folder):
-    """Training that is stopped, and of which the best is kept, by a value of the callback's that doesn't get better."""
+    """Early stopping and a best checkpoint by one of the callback's values, which never improves."""
     callbacks = importlib.import_module("lightning.pytorch.callbacks")
     best = callbacks.ModelCheckpoint(folder, monitor="val/cross_entropy", filename="{epoch}")
     stop = callbacks.EarlyStopping("val/cross_entropy", patience=1)
@@ -130,14 +130,14 @@ def watched(rank, size, count, folder):
 
 
 class Backwards(BatchSampler):
-    """The same samples, in batches in another order."""
+    """The same batches in reverse order."""
 
     def __iter__(self):
         return iter(list(super().__iter__())[::-1])
 
 
 class Batched:
-    """A batch sampler of nobody's class."""
+    """A batch sampler that isn't a subclass of torch's."""
 
     def __init__(self, sampler, batch_size, drop_last=False):
         self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
@@ -165,13 +165,13 @@ def soft(self, batch, batch_idx):
     return {"logits": self(batch["ids"]), "targets": one_hot(batch["targets"].clamp(0), V).float()}
 
 
-#: Loaders of which Lightning makes distributed ones, each with the step that takes its batches (None: the usual one).
+#: Loaders for Lightning to distribute, each with the step that reads its batches (None: the default step).
 LOADERS = {
     "usual": (lambda data: DataLoader(data, BATCH), None),
     "batch_size=None": (lambda data: DataLoader(data, batch_size=None), one_sequence),
     "soft targets": (lambda data: DataLoader(data, BATCH), soft),
     "backwards": (lambda data: DataLoader(data, batch_sampler=Backwards(SequentialSampler(data), BATCH, False)), None),
-    "of nobody's class": (lambda data: DataLoader(data, batch_sampler=Batched(SequentialSampler(data), BATCH)), None),
+    "foreign class": (lambda data: DataLoader(data, batch_sampler=Batched(SequentialSampler(data), BATCH)), None),
     "in parallel": (
         lambda data: CombinedLoader({key: DataLoader(data, BATCH) for key in "ab"}, "min_size"), one_of_two
     ),
@@ -180,7 +180,7 @@ LOADERS = {
 
 
 def repeated(rank, size, count, mask_duplicates=True):
-    """By loader: the cross entropy of a validation whose sampler repeats samples, or the error."""
+    """For each loader, the cross entropy of a validation whose sampler repeats samples, or the error."""
     found = {}
     with launched(rank, size):
         for name, (loader, step) in LOADERS.items():
@@ -195,7 +195,7 @@ def repeated(rank, size, count, mask_duplicates=True):
 
 
 class Share(IterableDataset):
-    """This rank's share of the sequences: the last rank has none. With `steps`, batches without targets make up for it."""
+    """This rank's share of the sequences; the last rank has none. Batches without targets fill up to `steps`."""
 
     def __init__(self, data, rank, size, steps=0):
         mine = [] if rank == size - 1 else list(range(rank, len(data), size - 1))
@@ -208,7 +208,7 @@ class Share(IterableDataset):
 
 
 def uneven(rank, size, kind, count):
-    """Validation of two loaders, in which the last rank has no sequence."""
+    """Validate two loaders of which the last rank has no sequences."""
     steps = 0 if kind == "ddp" else count // BATCH + 1  # a sharded forward needs all ranks
     with launched(rank, size), counted() as calls:
         run = trainer(size, kind, XentCallback(METRICS))
@@ -218,7 +218,7 @@ def uneven(rank, size, kind, count):
 
 
 class Rest:
-    """The sequences from `start` on, dealt out to `size` ranks; `done` steps were made before, as Lightning counts them."""
+    """The sequences from `start` on, distributed over `size` ranks, after `done` steps by Lightning's count."""
 
     def __init__(self, data, rank, size, start=0, done=0):
         mine = range(start + rank, len(data), size)
@@ -233,7 +233,7 @@ class Rest:
 
 
 def resumed(rank, size, kind, folder, count, checkpoint=None, start=0, done=0):
-    """An epoch of training, from a checkpoint on if there is one; a checkpoint is written after every second step."""
+    """Train for an epoch, from a checkpoint if one is given, and write a checkpoint after every second step."""
     package = importlib.import_module("lightning.pytorch.callbacks")
     save = package.ModelCheckpoint(folder, every_n_train_steps=2, save_top_k=-1, filename=f"{kind}{size}-{{step}}")
     with launched(rank, size):
@@ -243,7 +243,7 @@ def resumed(rank, size, kind, folder, count, checkpoint=None, start=0, done=0):
 
 
 def failing_sync(rank, size, count):
-    """A validation whose sync fails at its end; what the callback still holds, and a later sync of it."""
+    """A validation whose final sync fails: its error, and the value of a later sync."""
     callback, real = XentCallback(["cross_entropy"]), dist.all_reduce
 
     def all_reduce(tensor, *args, **kwargs):
@@ -262,7 +262,7 @@ def failing_sync(rank, size, count):
 
 
 def with_metrics(kind, synced=True, **steps):
-    """A module that logs metrics of its own, whose sums go into its checkpoints."""
+    """A module that logs its own metrics and keeps their sums in its checkpoints."""
     net = module(kind, training_step=logs_its_metrics, **steps)
     net.train_metrics = TokenMetricCollection(METRICS, prefix="train/")
     net.train_metrics.persistent(True, synced=synced)
@@ -277,7 +277,7 @@ def logs_its_metrics(self, batch, batch_idx):
 
 
 def own_metrics_resumed(rank, size, kind, folder, count, checkpoint=None, start=0, done=0, synced=True):
-    """As `resumed`, of a module's own metrics; with the all_reduces of checkpoints and of the epoch's end."""
+    """Like `resumed`, for a module's own metrics; counts the all_reduces of checkpoints and of the epoch's end."""
     package = importlib.import_module("lightning.pytorch.callbacks")
     save = package.ModelCheckpoint(folder, every_n_train_steps=2, save_top_k=-1, filename=f"{kind}{size}-{{step}}")
     with launched(rank, size), counted() as calls:
@@ -291,7 +291,7 @@ def own_metrics_resumed(rank, size, kind, folder, count, checkpoint=None, start=
 
 
 def own_metrics_in_a_sharded_state_dict(rank, size):
-    """torch.distributed.checkpoint's way to a state_dict, there and back."""
+    """Save and load a state_dict with torch.distributed.checkpoint."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
     mesh = init_device_mesh("cpu", (size,))
@@ -313,7 +313,7 @@ def own_metrics_in_a_sharded_state_dict(rank, size):
 
 
 def evaluated(rank, size, kind, folder):
-    """lm-eval tasks in validation: documents dealt out under DDP, all documents on every rank where forward is sharded."""
+    """lm-eval tasks in validation: documents distributed under DDP, all on every rank if forward is sharded."""
     callback = LMEvalCallback(
         ["texts"], include_path=[folder], tokenizer="support.lightning:LETTERS", max_length=8, replicate=kind != "ddp"
     )

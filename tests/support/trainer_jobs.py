@@ -1,4 +1,4 @@
-"""What tests of the Hugging Face Trainer run in each process."""
+"""Jobs that tests of the Hugging Face Trainer run in each process."""
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ METRICS = ["cross_entropy", "perplexity", "token_accuracy", {"metric": "expected
 
 
 class Bigrams(nn.Module):
-    """As a causal model of transformers: labels are the ids, and the model shifts them for its loss."""
+    """Like a causal model of transformers: labels equal the ids, and the model shifts them for its loss."""
 
     def __init__(self):
         super().__init__()
@@ -26,7 +26,7 @@ class Bigrams(nn.Module):
 
 
 def examples(count):
-    """Of different lengths: the collator pads. No token of the fourth counts."""
+    """Sequences of different lengths, for the collator to pad; the fourth has only ignored labels."""
     data = Sequences(count)
     labels = torch.cat([data.ids[:, :1], data.target], dim=1)
     labels[3:4] = -100

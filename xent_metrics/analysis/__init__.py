@@ -1,4 +1,4 @@
-"""What the numbers are worth: standard errors, intervals, comparisons, pictures."""
+"""Standard errors, confidence intervals, and comparisons of runs, with a report."""
 
 from xent_metrics.analysis.comparison import Comparison, compare, same_documents
 from xent_metrics.analysis.intervals import Interval, bootstrap, delta_interval

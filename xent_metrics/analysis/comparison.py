@@ -1,25 +1,19 @@
-"""Is B better than A? Two runs on the same documents, compared document by document."""
+"""Is B better than A? Two runs over the same documents, compared document by document."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from xent_metrics.analysis.intervals import half_width, scipy_stats
-from xent_metrics.analysis.jackknife import (
-    influence,
-    jackknife_error,
-    leave_one_out,
-    on_scale,
-    resample_totals,
-    values_of,
-)
+from xent_metrics.analysis.jackknife import influence, jackknife_error, leave_one_out, on_scale
+from xent_metrics.analysis.permutation import permutation_p_value
 from xent_metrics.errors import ComparisonError
 from xent_metrics.sums import exact_sum
 from xent_metrics.sums.metric import TokenMetric
@@ -32,11 +26,15 @@ __all__ = ["Comparison", "compare", "same_documents"]
 class Comparison:
     """The difference of a metric between two runs over the same documents: B − A, in the metric's unit.
 
-    Of perplexities it is `relative`, B/A − 1, with standard error and interval: how much more of one model's perplexity is
-    the other's is known far better than either of them, and B − A no better than they are. `p_value` is of the hypothesis
-    that A and B are exchangeable document by document. `better` names a run where the metric says which way is better, the
-    interval leaves 0 out and the p value is at most 1 − `confidence_level`. `documents_needed` is how many such documents
-    would show a difference of this size with 80 % power at the 5 % level.
+    Perplexities are compared by their ratio: `relative` is True, and `difference` is B/A − 1, with its standard error and
+    interval. The ratio of two models' perplexities is known far more precisely than either perplexity.
+
+    Attributes:
+        p_value: of the hypothesis that A and B are exchangeable in each document.
+        documents: the number of documents compared.
+        documents_needed: how many such documents would show a difference of this size with 80 % power at the 5 % level.
+        better: "A" or "B" if the metric defines which direction is better, the interval excludes 0 and the p value is at
+            most 1 − `confidence_level`; otherwise None.
     """
 
     metric: str
@@ -54,11 +52,11 @@ class Comparison:
     relative: bool = False
 
     def shown(self, number: float, digits: int = 3) -> str:
-        """A difference as people read it, with its sign; a relative one in percent."""
+        """A difference formatted for display with its sign; in percent if it is relative."""
         return f"{100 * number:+.{digits}g} %" if self.relative else f"{number:+.{digits}g}"
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; what is not finite is None."""
+        """The fields as plain values, with None for non-finite numbers."""
         values = asdict(self)
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
@@ -72,19 +70,24 @@ def compare(
     num_resamples: int = 9999,
     seed: int = 0,
 ) -> Comparison:
-    """Compare two runs on the same documents, in the same order.
+    """Compare two runs over the same documents, given in the same order.
 
-    The interval is ± t · SE with the jackknife's error of the difference (of the logarithms, for perplexities), each document
-    left out of both runs at once, and Student's quantile of the effective number of documents, as `delta_interval` has
-    them. The p value is that of a permutation test of the same difference which swaps A and B in each document by the toss of
-    a coin (exact where 2^D is at most `num_resamples`). Documents of which no row counts in either run are left out.
+    The interval is ± t · SE. The standard error is the jackknife's, which leaves each document out of both runs at once;
+    t is Student's quantile for the effective number of documents, as in `delta_interval`. For perplexities both are those
+    of the difference of the logarithms. The p value is that of a permutation test which swaps A and B at random in each
+    document (exact if 2^D ≤ `num_resamples`). Documents with no counted row in A or B are skipped.
 
     Args:
-        metric: gives the value; its own state is not used.
-        states_a, states_b: each document's packed sums, int64 ``(D, rows, 8)``.
+        metric: the metric to compare; its own state is not used.
+        states_a: each document's packed sums in run A, int64 ``(D, rows, 8)``.
+        states_b: the same documents' packed sums in run B.
+        confidence_level: of the interval.
+        num_resamples: the number of random swaps of the permutation test.
+        seed: seeds the permutation test.
 
     Raises:
-        ComparisonError: unlike numbers of documents, or fewer than two; a metric without a slope, such as a quantile.
+        ComparisonError: different numbers of documents, fewer than two, or a metric that isn't a differentiable function
+            of its sums, such as a quantile.
 
     References: Efron and Tibshirani (1993), chapters 11 and 15; Miller (2024), arXiv:2411.00640, on pairing.
 
@@ -96,82 +99,80 @@ def compare(
     >>> round(result.difference, 4), result.p_value        # all five of one sign: 2/2^5
     (-0.14, 0.0625)
     """
+    _require_standard_error(metric)
+    states_a, states_b = _samples(states_a, states_b)
+    value_a, value_b = (float(metric.value_of(exact_sum.merge(states))) for states in (states_a, states_b))
+    a, b = exact_sum.to_float(states_a), exact_sum.to_float(states_b)
+    shift = _shift(metric, a, b, (value_a, value_b), confidence_level)
+    p_value = permutation_p_value(metric, a, b, num_resamples=num_resamples, seed=seed)
+    return Comparison(
+        metric=metric.name,
+        value_a=value_a,
+        value_b=value_b,
+        **_in_unit(metric, shift),
+        p_value=p_value,
+        documents=len(a),
+        documents_needed=_documents_needed(shift.difference, shift.error, len(a)),
+        better=_better(metric, shift) if p_value <= 1 - confidence_level else None,
+        confidence_level=confidence_level,
+        relative=metric.interval_scale == "log",
+    )
+
+
+def _require_standard_error(metric: TokenMetric) -> None:
     if not metric.has_standard_error:
-        raise ComparisonError(f"{metric.name} has no slope in its sums, and so no error by leaving documents out")
+        raise ComparisonError(
+            f"{metric.name} is not a differentiable function of its sums, so its differences have no standard error"
+        )
+
+
+def _samples(states_a: Tensor, states_b: Tensor) -> tuple[Tensor, Tensor]:
+    """The documents that are samples in at least one run; raises unless both runs have the same two or more."""
     states_a, states_b = states_a.cpu(), states_b.cpu()
     if len(states_a) == len(states_b):
         samples = is_sample(states_a) | is_sample(states_b)
         states_a, states_b = states_a[samples], states_b[samples]
     if len(states_a) != len(states_b) or len(states_a) < 2:
         raise ComparisonError(
-            f"a paired comparison needs the same two or more documents in both runs; got {len(states_a)} and {len(states_b)}"
+            "a paired comparison needs the same documents in both runs, at least two of them; got "
+            f"{len(states_a)} and {len(states_b)}"
         )
-    a, b = exact_sum.to_float(states_a), exact_sum.to_float(states_b)
-    value_a, value_b = (float(metric.value_of(exact_sum.merge(states))) for states in (states_a, states_b))
-    scaled_a, scaled_b = on_scale(metric, torch.tensor([value_a, value_b], dtype=torch.float64)).tolist()
+    return states_a, states_b
+
+
+class _Shift(NamedTuple):
+    """The difference on the metric's scale, its standard error and the half-width of its interval."""
+
+    difference: float
+    error: float
+    half_width: float
+
+    @property
+    def low(self) -> float:
+        return self.difference - self.half_width
+
+    @property
+    def high(self) -> float:
+        return self.difference + self.half_width
+
+
+def _shift(metric: TokenMetric, a: Tensor, b: Tensor, values: tuple[float, float], confidence_level: float) -> _Shift:
+    """The difference of two values with the jackknife's error; `a` and `b` are the documents' sums ``(D, rows)``."""
+    scaled_a, scaled_b = on_scale(metric, torch.tensor(values, dtype=torch.float64)).tolist()
     estimates = leave_one_out(metric, b) - leave_one_out(metric, a)
-    shift, error = scaled_b - scaled_a, jackknife_error(estimates)
     half = half_width(estimates, influence(metric, a) + influence(metric, b), confidence_level)
-    relative = metric.interval_scale == "log"
-    found = np.array([shift, shift - half, shift + half])
-    if relative:
+    return _Shift(scaled_b - scaled_a, jackknife_error(estimates), half)
+
+
+def _in_unit(metric: TokenMetric, shift: _Shift) -> dict[str, float]:
+    """The difference, error and interval in the metric's unit; a difference x of logarithms becomes e^x − 1."""
+    found, is_log = np.array([shift.difference, shift.low, shift.high]), metric.interval_scale == "log"
+    if is_log:
         with np.errstate(over="ignore"):
             found = np.expm1(found)
     difference, low, high = found.tolist()
-    p_value = _permutation_p(metric, a, b, num_resamples, seed)
-    return Comparison(
-        metric=metric.name,
-        value_a=value_a,
-        value_b=value_b,
-        difference=difference,
-        standard_error=error * (1 + difference) if relative else error,
-        low=low,
-        high=high,
-        p_value=p_value,
-        documents=len(a),
-        documents_needed=_documents_needed(shift, error, len(a)),
-        better=_better(metric, low, high) if p_value <= 1 - confidence_level else None,
-        confidence_level=confidence_level,
-        relative=relative,
-    )
-
-
-def _permutation_p(metric: TokenMetric, a: Tensor, b: Tensor, num_resamples: int, seed: int) -> float:
-    """P(|difference| at least the observed one) over swaps; nan where a sum isn't finite. `scipy.stats.permutation_test`
-    does the same; it permutes each document's pair by itself, which takes some thirty times as long.
-    """
-    if not bool(a.isfinite().all() and b.isfinite().all()):
-        return math.nan
-    total_a, total_b, change = a.sum(dim=0), b.sum(dim=0), b - a
-
-    def difference(swaps: np.ndarray[Any, Any]) -> Tensor:
-        moved = resample_totals(swaps, change)
-        after = (on_scale(metric, values_of(metric, total)) for total in (total_a + moved, total_b - moved))
-        first, second = after
-        return second - first
-
-    observed = difference(np.zeros((1, len(a)), dtype=np.uint8))[0].abs()
-    scale = on_scale(metric, values_of(metric, torch.stack([total_a, total_b]))).abs().max()
-    least = observed - 1e-12 * (scale + (metric.interval_scale == "log"))  # equal but for rounding
-    exact = 2 ** min(len(a), 62) <= num_resamples
-    found = [
-        difference(swaps).abs() for swaps in (_every_swap(len(a)) if exact else _swaps(len(a), num_resamples, seed))
-    ]
-    extreme = sum(int((~(values < least)).sum()) for values in found)
-    if bool(observed.isnan()):
-        return math.nan
-    return extreme / 2 ** len(a) if exact else (extreme + 1) / (num_resamples + 1)
-
-
-def _every_swap(documents: int) -> Iterator[np.ndarray[Any, Any]]:
-    yield np.arange(2**documents)[:, None] >> np.arange(documents) & 1
-
-
-def _swaps(documents: int, count: int, seed: int) -> Iterator[np.ndarray[Any, Any]]:
-    """`count` rows of coin tosses, ``(…, D)``, some at a time."""
-    rng, size = np.random.default_rng(seed), max(1, 2**22 // documents)
-    for start in range(0, count, size):
-        yield rng.integers(2, size=(min(size, count - start), documents), dtype=np.uint8)
+    error = shift.error * (1 + difference) if is_log else shift.error
+    return {"difference": difference, "standard_error": error, "low": low, "high": high}
 
 
 def _documents_needed(
@@ -184,25 +185,25 @@ def _documents_needed(
     return float(max(2, math.ceil(documents * (z * error / difference) ** 2)))
 
 
-def _better(metric: TokenMetric, low: float, high: float) -> str | None:
-    """ "A" or "B" where the interval leaves zero out and the metric says which way is better."""
-    if metric.higher_is_better is None or not (low > 0 or high < 0):
+def _better(metric: TokenMetric, shift: _Shift) -> str | None:
+    """The better run if the interval excludes zero and the metric defines which direction is better."""
+    if metric.higher_is_better is None or not (shift.low > 0 or shift.high < 0):
         return None
-    return "B" if (low > 0) == metric.higher_is_better else "A"
+    return "B" if (shift.low > 0) == metric.higher_is_better else "A"
 
 
 def same_documents(a: Sequence[str], b: Sequence[str]) -> None:
-    """Raise `ComparisonError` unless two runs saw the same documents (by hash), whatever their order.
+    """Raise `ComparisonError` unless two runs saw the same documents, given by hash in any order.
 
     >>> same_documents(["x", "y"], ["y", "z"])
     Traceback (most recent call last):
         ...
-    xent_metrics.errors.ComparisonError: the runs saw other documents: 1 in both, 1 only in A, 1 only in B...
+    xent_metrics.errors.ComparisonError: the runs saw different documents: 1 in both, 1 only in A, 1 only in B...
     """
     first, second = set(a), set(b)
     if first != second or len(a) != len(b):
         raise ComparisonError(
-            f"the runs saw other documents: {len(first & second)} in both, {len(first - second)} only in A, "
-            f"{len(second - first)} only in B. Evaluate both on the same task, version, split and --limit, or compare on those "
-            "that both have (--shared-documents)"
+            f"the runs saw different documents: {len(first & second)} in both, {len(first - second)} only in A, "
+            f"{len(second - first)} only in B. Evaluate both on the same task, version, split and --limit, or compare only "
+            "the documents that both have (--shared-documents)"
         )

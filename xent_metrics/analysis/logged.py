@@ -1,6 +1,6 @@
-"""What a logged document holds besides its values: its tokens, its context and its choices.
+"""The tokens, the context and the choices of a document that lm-eval logged.
 
-Tokens are there where the model wrote them (`log_tokens=true`): as JSON in the strings of lm-eval's `resps`.
+Tokens are logged by models run with `log_tokens=true`, as JSON in the strings of lm-eval's `resps`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ __all__ = ["Choice", "Tokens", "choices_in", "context_in", "text_in", "tokens_in
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of a document, column by column: text, nll in nats, id, and what the model held likeliest there."""
+    """The tokens of a document by column: text, nll in nats, id, and the likeliest alternatives with their probabilities.
+
+    `alternatives` is empty if they were not logged.
+    """
 
     texts: Sequence[str]
     nll: Sequence[float]
     ids: Sequence[int]
-    alternatives: Sequence[Sequence[tuple[str, float]]]  # empty where they were not logged
+    alternatives: Sequence[Sequence[tuple[str, float]]]
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -32,13 +35,13 @@ class Tokens:
 
     @property
     def mean_nll(self) -> float:
-        """In nats per token; nan for no tokens."""
+        """The mean in nats per token; nan without tokens."""
         return math.fsum(self.nll) / len(self) if len(self) else math.nan
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One answer of a multiple-choice question, and its loglikelihood in nats."""
+    """One answer to a multiple-choice question, with its loglikelihood in nats."""
 
     text: str
     loglikelihood: float
@@ -46,7 +49,7 @@ class Choice:
 
 
 def tokens_in(raw: Mapping[str, Any]) -> Tokens | None:
-    """The tokens of the document (of the gold continuation, where there are choices); None where they were not logged."""
+    """The document's tokens (the gold continuation's for a question); None if they were not logged."""
     responses = list(_logged(raw.get("resps")))
     if not responses:
         return None
@@ -56,18 +59,18 @@ def tokens_in(raw: Mapping[str, Any]) -> Tokens | None:
             [str(token["text"]) for token in tokens],
             [float(token["nll"]) for token in tokens],
             [int(token.get("id") or 0) for token in tokens],
-            [_likely(token) for token in tokens if "alternatives" in token],
+            [_alternatives(token) for token in tokens if "alternatives" in token],
         )
-    except (KeyError, TypeError, ValueError):  # of another schema
+    except (KeyError, TypeError, ValueError):  # another schema
         return None
 
 
-def _likely(token: Mapping[str, Any]) -> list[tuple[str, float]]:
+def _alternatives(token: Mapping[str, Any]) -> list[tuple[str, float]]:
     return [(str(text), float(probability)) for text, probability in token["alternatives"]]
 
 
 def _logged(responses: Any) -> Iterator[Sequence[Mapping[str, Any]]]:
-    """The tokens of every logged result in lm-eval's nested lists of strings."""
+    """The tokens of every result in lm-eval's nested lists of strings."""
     if isinstance(responses, list):
         for part in responses:
             yield from _logged(part)
@@ -91,7 +94,7 @@ def _requests(raw: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _gold_in(raw: Mapping[str, Any]) -> int:
-    """The place of the gold choice, which lm-eval logs as a string; 0 where there are no choices."""
+    """The index of the gold choice, which lm-eval logs as a string; 0 without choices."""
     requests, target = _requests(raw), str(raw.get("target", ""))
     if target.isdecimal() and int(target) < len(requests):
         return int(target)
@@ -99,13 +102,13 @@ def _gold_in(raw: Mapping[str, Any]) -> int:
 
 
 def context_in(raw: Mapping[str, Any]) -> str:
-    """What stood before the text that was scored; empty in a rolling task."""
+    """The context before the scored text; empty in a rolling task."""
     requests = _requests(raw)
     return requests[0][0] if requests and len(requests[0]) > 1 else ""
 
 
 def text_in(raw: Mapping[str, Any]) -> str:
-    """The text that was scored, or at least the document."""
+    """The scored text; the whole document if no request was logged."""
     requests = _requests(raw)
     if not requests or not requests[0]:
         return str(raw.get("doc", ""))
@@ -113,14 +116,14 @@ def text_in(raw: Mapping[str, Any]) -> str:
 
 
 def choices_in(raw: Mapping[str, Any]) -> list[Choice]:
-    """The answers of a multiple-choice question; none of another task."""
+    """The answers to a multiple-choice question; empty for other tasks."""
     requests, responses = _requests(raw), raw.get("resps")
     if len(requests) < 2 or not isinstance(responses, list) or len(responses) != len(requests):
         return []
     gold = _gold_in(raw)
     return [
-        Choice(request[-1], _loglikelihood(response), place == gold)
-        for place, (request, response) in enumerate(zip(requests, responses, strict=True))
+        Choice(request[-1], _loglikelihood(response), index == gold)
+        for index, (request, response) in enumerate(zip(requests, responses, strict=True))
     ]
 
 

@@ -1,7 +1,7 @@
-"""The documents of a report, packed: what each run made of each of them, within a budget of bytes.
+"""The documents of a report, packed for the page: each run's losses, tokens and choices, within a size budget.
 
-One entry a document, whichever runs have it. Runs of the same tokens share them, so that their losses can be subtracted.
-Numbers are small integers, and every alternative's text stands in one list of words, for the page to stay small.
+There is one entry per document, shared by all runs that have it. To keep the page small, numbers are rounded to small
+integers, and the texts of alternatives are indices into one list of words.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xent_metrics.analysis.logged import Tokens, choices_in, context_in, text_in
-from xent_metrics.analysis.runs import Run, Sample, TaskRun
+from xent_metrics.analysis.runs import Run, TaskRun
+from xent_metrics.analysis.samples import Sample
 from xent_metrics.errors import MissingExtraError
 
 try:
@@ -25,16 +26,16 @@ except ImportError as error:
 
 __all__ = ["Packed", "pack_documents"]
 
-_LONGEST_TEXT = 20_000  # characters of a document that are shown
-_TEXT = 12_000_000  # characters in all: some 8 MB of the page
-_TOKENS = 2_500_000  # tokens in all: some 7 MB
-_WITH_ALTERNATIVES = 300_000  # tokens of the costliest documents that come with them: some 4 MB
+_LONGEST_TEXT = 20_000  # characters shown of one document
+_TEXT = 12_000_000  # characters in total, about 8 MB of the page
+_TOKENS = 2_500_000  # tokens in total, about 7 MB
+_WITH_ALTERNATIVES = 300_000  # tokens shown with alternatives, from the highest loss down, about 4 MB
 _MOST_NLL = 1e4
 
 
 @dataclass
 class Packed:
-    """The packed documents as letters, digits, + and / alone, how many they are, and what was left out of them."""
+    """Packed documents: base64 data, their number, and notes about what was left out."""
 
     data: str
     documents: int
@@ -44,21 +45,21 @@ class Packed:
 
 @dataclass
 class _Entry:
-    """A document and what each run made of it."""
+    """A document and its sample in each run, by the run's letter."""
 
     task: str
     number: int
-    samples: dict[str, Sample] = field(default_factory=dict)  # by the run's letter
+    samples: dict[str, Sample] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
-        """Of the first run that has one, for the order."""
+        """The sort key: the loss in the first run that has one."""
         losses = [_loss(sample) for sample in self.samples.values()]
         return next((loss for loss in losses if not math.isnan(loss)), -math.inf)
 
 
 def pack_documents(runs: Sequence[Run], letters: Sequence[str]) -> Packed:
-    """The documents of all runs and tasks, the highest loss first."""
+    """Pack the documents of all runs and tasks, highest loss first."""
     entries = sorted(_entries(runs, letters), key=lambda entry: -entry.loss)
     views = max(1, sum(len(entry.samples) for entry in entries))
     packer = _Packer(min(_LONGEST_TEXT, _TEXT // views), _TOKENS // views)
@@ -84,7 +85,7 @@ def _add_task(found: dict[tuple[str, str], _Entry], task: TaskRun, letter: str) 
 
 
 def _loss(sample: Sample) -> float:
-    """Nats per token; without tokens the logged mean of the nats, else nan."""
+    """The mean nll in nats per token; without tokens the logged sum of nats; otherwise nan."""
     if sample.tokens:
         return sample.tokens.mean_nll
     for name in sample.raw:
@@ -102,14 +103,14 @@ class _Packer:
         self.cut = self.without_alternatives = 0
 
     def document(self, entry: _Entry) -> dict[str, Any]:
-        """What the page shows of one document."""
+        """The page's entry for one document."""
         first = next(iter(entry.samples.values()))
         shown: dict[str, Any] = {"task": entry.task, "number": entry.number}
         if context := context_in(first.raw)[-self.longest_text :]:
             shown["context"] = context
         if choices := choices_in(first.raw):
             shown["choices"] = [choice.text for choice in choices]
-            shown["gold"] = next((place for place, choice in enumerate(choices) if choice.is_gold), None)
+            shown["gold"] = next((index for index, choice in enumerate(choices) if choice.is_gold), None)
         if not any(sample.tokens for sample in entry.samples.values()):
             shown["text"] = self._cut_text(text_in(first.raw))
         shown["runs"] = {letter: self._view(sample) for letter, sample in entry.samples.items()}
@@ -141,7 +142,7 @@ class _Packer:
         return view
 
     def _alternatives(self, tokens: Tokens, count: int) -> dict[str, Any]:
-        """For each token a list of word, per mille, word, per mille …"""
+        """For each token a flat list of pairs: the index of a word, and its probability in per mille."""
         if self.with_alternatives + count > _WITH_ALTERNATIVES:
             self.without_alternatives += 1
             return {}
@@ -161,16 +162,16 @@ class _Packer:
         return text[: self.longest_text]
 
     def notes(self) -> list[str]:
-        """What doesn't stand in the page, for it to stay small."""
+        """Sentences about what was left out to keep the page small."""
         notes = []
         if self.cut:
             notes.append(
-                f"{self.cut:,} texts are cut after {self.longest_text:,} characters or {self.most_tokens:,} tokens."
+                f"{self.cut:,} texts are truncated to {self.longest_text:,} characters or {self.most_tokens:,} tokens."
             )
         if self.without_alternatives:
             notes.append(
-                "What the model held likely is shown for the documents of the highest loss, and not for "
-                f"{self.without_alternatives:,} others."
+                "Likely alternatives are shown only for the documents with the highest loss; "
+                f"{self.without_alternatives:,} others have none."
             )
         return notes
 
@@ -180,5 +181,5 @@ def _number(value: float) -> float | None:
 
 
 def _utf16_length(text: str) -> int:
-    """A string's length as JavaScript counts it."""
+    """The length of a string in JavaScript."""
     return len(text.encode("utf-16-le", errors="surrogatepass")) // 2

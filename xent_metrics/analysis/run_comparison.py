@@ -1,6 +1,6 @@
-"""Runs of lm-eval compared: every metric that two runs share, on the documents that both saw.
+"""Two lm-eval runs compared: every metric that they share, on the documents that both saw.
 
-A pair that can't be compared says why, and all others still are.
+Metrics that can't be compared say why; the rest are compared.
 """
 
 from __future__ import annotations
@@ -22,22 +22,29 @@ __all__ = ["RunComparison", "compare_runs"]
 
 @dataclass(frozen=True)
 class RunComparison:
-    """One metric of one task in two runs: its values, and the comparison or the reason why there is none."""
+    """One metric of one task in two runs: its values, and either the comparison or the reason why there is none.
+
+    `value_b` is None if run B doesn't have the metric.
+    """
 
     task: str
     metric: str
     unit: str
     value_a: float
-    value_b: float | None  # None where B doesn't have it
+    value_b: float | None
     result: Comparison | None
     reason: str | None = None
 
 
 def compare_runs(a: Run, b: Run, *, num_resamples: int = 9999, shared_documents: bool = False) -> list[RunComparison]:
-    """Compare B with A, task by task and metric by metric.
+    """Compare run B with run A, task by task and metric by metric.
 
     Args:
-        shared_documents: compare on the documents that both runs have, where one has more; otherwise that is a reason not to.
+        a: the run to compare with.
+        b: the run to judge.
+        num_resamples: the number of random swaps of each permutation test.
+        shared_documents: compare only the documents that both runs have. By default, runs over different documents aren't
+            compared.
 
     Raises:
         ComparisonError: the runs share no task.
@@ -54,32 +61,32 @@ def compare_runs(a: Run, b: Run, *, num_resamples: int = 9999, shared_documents:
 def _compare_task(a: TaskRun, b: TaskRun, num_resamples: int, shared_documents: bool) -> Iterator[RunComparison]:
     for name, value in a.values.items():
         metric = a.metrics.get(name)
-        shown = RunComparison(a.name, name, metric.value_unit if metric else "", value, b.values.get(name), None)
+        row = RunComparison(a.name, name, metric.value_unit if metric else "", value, b.values.get(name), None)
         try:
             if metric is None:
-                raise ComparisonError(_no_sums(a))
+                raise ComparisonError(_why_no_metric(a))
             result = compare(metric, *_paired(a, b, name, shared_documents), num_resamples=num_resamples)
         except ComparisonError as error:
-            yield replace(shown, reason=str(error))
+            yield replace(row, reason=str(error))
         else:
-            yield replace(shown, result=result)
+            yield replace(row, result=result)
 
 
-def _no_sums(task: TaskRun) -> str:
+def _why_no_metric(task: TaskRun) -> str:
     if not task.samples:
-        return "there are no samples of it; evaluate with --log_samples"
-    return "it is lm-eval's own, and not the mean of what the samples hold"
+        return "the run has no samples of this task; evaluate with --log_samples"
+    return "the metric is lm-eval's own and is not the mean of the logged samples"
 
 
 def _paired(a: TaskRun, b: TaskRun, name: str, shared_documents: bool) -> tuple[Tensor, Tensor]:
-    """Both runs' states of the same documents in the same order, or the reason why not."""
+    """Both runs' states of the same documents in the same order; raises if they can't be compared."""
     if name not in b.values:
-        raise ComparisonError("B doesn't have it")
+        raise ComparisonError("B doesn't have this metric")
     if a.version != b.version:
-        raise ComparisonError(f"the task's versions differ: {a.version} and {b.version}")
-    states = [_states(task, name, called) for task, called in ((a, "A"), (b, "B"))]
+        raise ComparisonError(f"the task versions differ: {a.version} in A, {b.version} in B")
+    states = [_states(task, name, run) for task, run in ((a, "A"), (b, "B"))]
     if repr(a.metrics[name]) != repr(b.metrics[name]):
-        raise ComparisonError(f"its options differ: {a.metrics[name]!r} and {b.metrics[name]!r}")
+        raise ComparisonError(f"the metric's options differ: {a.metrics[name]!r} in A, {b.metrics[name]!r} in B")
     keys = [[sample.key for sample in task.samples] for task in (a, b)]
     if not shared_documents:
         same_documents(*keys)
@@ -88,32 +95,32 @@ def _paired(a: TaskRun, b: TaskRun, name: str, shared_documents: bool) -> tuple[
     first, second = (
         own[torch.tensor([at[key] for key in common], dtype=torch.long)] for own, at in zip(states, places, strict=True)
     )
-    _same_tokens(a.metrics[name], first, second)
+    _same_token_counts(a.metrics[name], first, second)
     return first, second
 
 
-def _states(task: TaskRun, name: str, called: str) -> Tensor:
+def _states(task: TaskRun, name: str, run: str) -> Tensor:
     states = task.states(name) if name in task.metrics else None
     if states is None:
         why = "evaluate with --log_samples" if not task.samples else "some of its samples lack them"
-        raise ComparisonError(f"the sums of {called}'s documents are not in its samples: {why}")
+        raise ComparisonError(f"run {run} has no logged sums for every document: {why}")
     return states
 
 
-def _same_tokens(metric: TokenMetric, a: Tensor, b: Tensor) -> None:
-    """Per-token values of other tokenizers are not of the same thing, whatever the totals."""
-    counts = [_tokens(metric, states) for states in (a, b)]
+def _same_token_counts(metric: TokenMetric, a: Tensor, b: Tensor) -> None:
+    """Refuse documents with different token counts: per-token values of different tokenizers aren't comparable."""
+    counts = [_token_counts(metric, states) for states in (a, b)]
     differ = int((counts[0] != counts[1]).sum())
     if differ:
         raise ComparisonError(
-            f"{differ} of {len(a)} documents are of another number of tokens in B ({int(counts[0].sum())} in A and "
-            f"{int(counts[1].sum())} in B in all): the tokenizers differ, and what is per token can't be compared. "
-            "bits_per_byte can"
+            f"{differ} of {len(a)} documents have a different number of tokens in B ({int(counts[0].sum())} tokens in A and "
+            f"{int(counts[1].sum())} in B in total): the tokenizers differ, and per-token values of different tokenizers "
+            "can't be compared. Use bits_per_byte"
         )
 
 
-def _tokens(metric: TokenMetric, states: Tensor) -> Tensor:
-    """How many tokens each document has, ``(D,)``, by the sums that count them."""
+def _token_counts(metric: TokenMetric, states: Tensor) -> Tensor:
+    """The number of tokens of each document, ``(D,)``: the metric's sums named `tokens` or `denominator`."""
     sums = [metric.unpack(row) for row in exact_sum.to_float(states)]
     names = [name for name in (sums[0] if sums else ()) if name.rpartition(".")[2] in ("tokens", "denominator")]
     return torch.stack([sum((row[name].sum() for name in names), torch.tensor(0.0)) for row in sums])

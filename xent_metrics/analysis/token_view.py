@@ -1,4 +1,4 @@
-"""Where the loss sits: by the token's place, by its frequency, by a field of the document; from logged samples."""
+"""The loss by token position, by token frequency, and by a field of the document, from logged samples."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _MOST_DOMAINS = 40
 
 
 def by_position(task: TaskRun) -> tuple[list[str], list[Interval]]:
-    """Cross entropy in ranges of the token's place in its document, each with its interval over documents.
+    """Cross entropy by ranges of the token's position in its document, with intervals over documents.
 
     Raises:
         ComparisonError: the tokens were not logged.
     """
     documents = _documents(task)
     longest = max(map(len, documents))
-    return _by(Position([edge for edge in _EDGES if edge < longest]), documents)
+    return _by_group(Position([edge for edge in _EDGES if edge < longest]), documents)
 
 
 def by_frequency(task: TaskRun) -> tuple[list[str], list[Interval]]:
-    """Cross entropy by how often the token occurs in these documents, each with its interval over documents.
+    """Cross entropy by the token's number of occurrences in these documents, with intervals over documents.
 
     Raises:
         ComparisonError: the tokens were not logged.
@@ -39,11 +39,11 @@ def by_frequency(task: TaskRun) -> tuple[list[str], list[Interval]]:
     documents = _documents(task)
     counts = torch.bincount(torch.tensor([i for tokens in documents for i in tokens.ids]))
     most = int(counts.max())
-    return _by(Frequency([edge for edge in _EDGES if 0 < edge <= most], counts=counts), documents)
+    return _by_group(Frequency([edge for edge in _EDGES if 0 < edge <= most], counts=counts), documents)
 
 
 def by_domain(task: TaskRun, name: str, field: str) -> tuple[list[str], list[Interval]]:
-    """The metric `name` by the value of a field of the documents, each with its interval over documents.
+    """The metric `name` by the value of a document field, with intervals over documents.
 
     Raises:
         ComparisonError: the documents have no such field, or their sums were not logged.
@@ -53,12 +53,14 @@ def by_domain(task: TaskRun, name: str, field: str) -> tuple[list[str], list[Int
     values = [document.get(field) for document in documents]
     if states is None or any(value is None for value in values):
         fields = sorted(documents[0]) if documents else []
-        raise ComparisonError(f"task {task.name}: not every document has {field!r} and logged sums; fields: {fields}")
+        raise ComparisonError(
+            f"task {task.name}: not every document has the field {field!r} and logged sums; its fields: {fields}"
+        )
     labels = sorted({str(value) for value in values})
     if len(labels) > _MOST_DOMAINS:
         raise ComparisonError(
-            f"task {task.name}: {field!r} has {len(labels)} values in {len(values)} documents; expected at most "
-            f"{_MOST_DOMAINS}, each a domain of many documents"
+            f"task {task.name}: {field!r} has {len(labels)} different values in {len(values)} documents; expected at most "
+            f"{_MOST_DOMAINS}. Pass a field that many documents share"
         )
     rows = {label: [i for i, value in enumerate(values) if str(value) == label] for label in labels}
     return labels, [delta_interval(task.metrics[name], states[rows[label]]) for label in labels]
@@ -68,14 +70,14 @@ def _documents(task: TaskRun) -> list[Tokens]:
     documents = [sample.tokens for sample in task.samples if sample.tokens]
     if not documents:
         raise ComparisonError(
-            f"task {task.name}: no tokens in the samples; evaluate by `xent lm-eval run` with --model xent-hf or "
+            f"task {task.name}: no tokens in the samples; evaluate with `xent lm-eval run`, --model xent-hf or "
             "xent-torch, --model_args …,log_tokens=true and --log_samples"
         )
     return documents
 
 
-def _by(grouping: Grouping, documents: list[Tokens]) -> tuple[list[str], list[Interval]]:
-    """Cross entropy of each group, over the documents that have tokens in it."""
+def _by_group(grouping: Grouping, documents: list[Tokens]) -> tuple[list[str], list[Interval]]:
+    """Cross entropy of each group over the documents that have tokens in it."""
     metric, groups = CrossEntropy(), len(grouping.labels)
     nll = torch.tensor([nll for tokens in documents for nll in tokens.nll], dtype=torch.float64)
     sizes = torch.tensor([len(tokens) for tokens in documents])

@@ -1,4 +1,4 @@
-"""The toy: embedding, LSTM, linear, on bytes; and its metrics, as a LightningModule has them."""
+"""The toy model: embedding, LSTM and linear layer over bytes, as a LightningModule with its metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xent_metrics.sums.exact_sum import to_float
 
 __all__ = ["METRICS", "ByteLSTM"]
 
-#: What both hosts report, by registered name.
+#: The registered names of the metrics that both hosts report.
 METRICS = (
     "cross_entropy",
     "perplexity",
@@ -27,7 +27,7 @@ METRICS = (
 
 
 class ByteLSTM(pl.LightningModule):  # type: ignore[misc]  # lightning is skipped by mypy
-    """Ids of bytes ``(B, T)`` to logits ``(B, T, 257)``."""
+    """Maps byte ids ``(B, T)`` to logits ``(B, T, 257)``."""
 
     def __init__(
         self, embedding: int = 64, hidden: int = 256, lr: float = 6e-3, steps: int = 500, max_length: int = 256
@@ -41,7 +41,7 @@ class ByteLSTM(pl.LightningModule):  # type: ignore[misc]  # lightning is skippe
         self.head = nn.Linear(hidden, vocab_size)
         self.val = TokenMetricCollection(METRICS, prefix="val/")
         self.register_buffer("token_bytes", bytes_table(ByteTokenizer(), vocab_size), persistent=False)
-        self.training_losses: list[tuple[int, float]] = []  # (step, nats per byte), for the picture
+        self.training_losses: list[tuple[int, float]] = []  # (step, nats per byte), for the plot
         self.validation_losses: list[tuple[int, float]] = []
         self.confidence_bins: dict[str, Tensor] = {}
 
@@ -62,7 +62,7 @@ class ByteLSTM(pl.LightningModule):  # type: ignore[misc]  # lightning is skippe
         self.log_dict(self.val)
 
     def on_validation_epoch_end(self) -> None:
-        """Keep what the picture shows: Lightning resets the metrics after this."""
+        """Keep the values to plot; Lightning resets the metrics after this."""
         members = self.val.members()
         if self.trainer.state.fn == "fit":
             self.validation_losses.append((self.global_step, members["cross_entropy"].compute().item()))

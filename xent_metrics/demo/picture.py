@@ -1,4 +1,4 @@
-"""The demo's picture: how training went, and whether the model is as sure as it should be."""
+"""The demo's plot: losses during training, and a reliability diagram of the trained model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["draw"]
 
 
 def draw(model: ByteLSTM, path: Path) -> None:
-    """Training and validation loss, and the reliability diagram of the top-1 confidence, as a PNG."""
+    """Draw training and validation loss beside the reliability diagram of the top-1 confidence."""
     with figure(path, (11, 5)) as drawn:
         grid = drawn.add_gridspec(1, 2, wspace=0.06)
         _draw_losses(drawn.add_subplot(grid[0]), model.training_losses, model.validation_losses)
@@ -27,7 +27,7 @@ def _draw_losses(axes: Any, training: Sequence[tuple[int, float]], validation: S
     steps = [step for step, _ in training]
     bits = np.array([nats for _, nats in training]) / math.log(2)
     axes.plot(steps, bits, color=BLUE, alpha=0.25, linewidth=1)
-    axes.plot(steps, _smoothed(bits), color=BLUE, linewidth=2, label="training, each batch and smoothed")
+    axes.plot(steps, _smoothed(bits), color=BLUE, linewidth=2, label="training: per batch, and smoothed")
     axes.plot(
         [step for step, _ in validation], [nats / math.log(2) for _, nats in validation],
         color=ORANGE, marker="o", linewidth=2, label="held-out documents",
@@ -35,12 +35,12 @@ def _draw_losses(axes: Any, training: Sequence[tuple[int, float]], validation: S
     lowest = min(float(bits.min()), *(nats / math.log(2) for _, nats in validation))
     axes.set(title="Loss", xlabel="training step", ylabel="bits per byte", ylim=(math.floor(lowest), 8.2))
     axes.axhline(8, color=MUTED, linestyle=":", linewidth=1)
-    axes.annotate("every byte as likely: 8", (1, 8), (0, -4), ("axes fraction", "data"), "offset points",
+    axes.annotate("uniform bytes: 8", (1, 8), (0, -4), ("axes fraction", "data"), "offset points",
                   ha="right", va="top", color=MUTED, fontsize=9)  # fmt: skip
     axes.legend(loc="upper right", bbox_to_anchor=(1, 0.94))
 
 
 def _smoothed(values: Any) -> list[float]:
-    """The mean of the last twentieth of all values, fewer at the beginning."""
+    """A moving average over a twentieth of all values, over fewer at the beginning."""
     window = max(1, len(values) // 20)
     return [values[max(0, end - window) : end].mean() for end in range(1, len(values) + 1)]

@@ -1,4 +1,4 @@
-"""What one sees while the demo trains: a bar with the live validation metrics, or lines where there is no terminal."""
+"""The demo's progress: a bar with the latest validation metrics, or plain lines outside a terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.console import Console
 
 __all__ = ["progress_callback"]
 
-#: What is shown, and how it is called where there is little room.
+#: The values to show, with short names.
 _SHOWN = {
     "train/loss": "loss",
     "val/bits_per_byte": "bits/byte",
@@ -18,19 +18,23 @@ _SHOWN = {
 
 
 def progress_callback(console: Console) -> Callback:
-    """A bar in a terminal, lines elsewhere."""
+    """A progress bar in a terminal, plain lines elsewhere."""
     return _Bar() if console.is_terminal else _Lines(console)
 
 
 class _Bar(RichProgressBar):  # type: ignore[misc]  # lightning is skipped by mypy
-    """Lightning's, with the newest metrics under short names, and without the rest of its columns."""
+    """Lightning's bar with the latest metrics under short names, and fewer columns."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, str]:
         values = trainer.callback_metrics
         return {short: f"{values[name].item():.3f}" for name, short in _SHOWN.items() if name in values}
 
     def _get_train_description(self, current_epoch: int) -> str:
-        return f"{'Training':{len(self.validation_description)}}"  # there is one epoch; "Epoch 0/0" says less
+        """The label of the bar, in place of "Epoch 0/0": there is only one epoch.
+
+        A private method of RichProgressBar, read in Lightning 2.6.6. If it moves, the bar shows "Epoch 0/0".
+        """
+        return f"{'Training':{len(self.validation_description)}}"
 
     def configure_columns(self, trainer: pl.Trainer) -> list[object]:
         description, bar, count, *_ = super().configure_columns(trainer)

@@ -1,4 +1,4 @@
-"""The demo's table: both hosts, all digits, and what stands between them."""
+"""The demo's table: the values of both hosts in full precision, and their differences."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["comparison", "differences"]
 
 
 def differences(lightning: Mapping[str, float], lm_eval: Evaluation) -> dict[str, float]:
-    """By metric; 0 means equal to the last bit."""
+    """Lightning − lm-eval by metric; 0 means equal to the last bit."""
     return {name: lightning[name] - lm_eval.values[name] for name in METRICS}
 
 
 def comparison(lightning: Mapping[str, float], lm_eval: Evaluation) -> Table:
-    """Both columns in all their digits, in 80 columns of a terminal."""
+    """A table of both hosts' values with all digits, 80 characters wide."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("held-out documents", width=18)
-    for header in ("Lightning", "lm-eval", "differ", "± s.e."):
+    for header in ("Lightning", "lm-eval", "diff.", "± s.e."):
         table.add_column(header, justify="right", no_wrap=True)
     for name, difference in differences(lightning, lm_eval).items():
         table.add_row(

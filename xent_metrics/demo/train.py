@@ -1,4 +1,4 @@
-"""The demo's Lightning half: fit, keep the checkpoint that our metric calls best, validate it."""
+"""The demo's Lightning part: train, keep the checkpoint with the fewest bits per byte, and validate it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from xent_metrics.demo.model import ByteLSTM
 __all__ = ["FEWEST_STEPS", "steps_in", "train", "validate", "whole_intervals"]
 
 FEWEST_STEPS = 20  # between validations
-_VALIDATIONS = 8  # at most
+_MOST_VALIDATIONS = 8
 
 
 def steps_in(seconds: float) -> int:
-    """How many training steps take so long on this machine, from the second step of a model that is thrown away."""
+    """How many training steps fit into this time on this machine, measured by the second step of a throwaway model."""
     ends: list[float] = []
     model = ByteLSTM(steps=2)
     model.on_train_batch_end = lambda *_: ends.append(time.monotonic())
@@ -28,17 +28,17 @@ def steps_in(seconds: float) -> int:
 
 
 def whole_intervals(steps: int) -> tuple[int, int]:
-    """The steps, rounded up so that the last one is validated, and how many there are between validations.
+    """The number of steps, rounded up so that the last is validated, and the number between validations.
 
     >>> whole_intervals(500)
     (558, 62)
     """
-    interval = max(FEWEST_STEPS, steps // _VALIDATIONS)
+    interval = max(FEWEST_STEPS, steps // _MOST_VALIDATIONS)
     return -(-steps // interval) * interval, interval
 
 
 def train(model: ByteLSTM, interval: int, output: Path, shown: Callback) -> Path:
-    """Fit for `model.steps`, and return the checkpoint of the fewest bits per byte on the held-out documents."""
+    """Train for `model.steps` and return the checkpoint with the fewest bits per byte on the held-out documents."""
     best = ModelCheckpoint(
         dirpath=output, filename="byte-lstm", monitor="val/bits_per_byte", mode="min", enable_version_counter=False
     )
@@ -53,7 +53,7 @@ def train(model: ByteLSTM, interval: int, output: Path, shown: Callback) -> Path
 
 
 def validate(model: ByteLSTM, checkpoint: Path) -> dict[str, float]:
-    """Lightning's own numbers for the checkpoint, by metric."""
+    """Lightning's values for the checkpoint, by metric."""
     trainer = _trainer(enable_checkpointing=False)
     [values] = trainer.validate(model, validation_loader(), ckpt_path=checkpoint, verbose=False, weights_only=True)
     return {name.partition("/")[2]: value for name, value in values.items()}

@@ -1,11 +1,11 @@
-"""Two local Hugging Face models over the same text: what quantising, pruning or fine-tuning a model has changed.
+"""Compare two Hugging Face models on the same text: what quantising, pruning or fine-tuning has changed.
 
     compare_models("base/", "quantised/", ["text.txt"])
 
-The text is cut into windows, each beginning with the tokenizer's BOS token where it has one; both models read the same
-windows, and every token that follows in its window is scored once. Windows are the samples that standard errors are over.
+The text is cut into windows that begin with the tokenizer's BOS token, if it has one. Both models read the same windows,
+and every later token of a window is scored once. Standard errors treat windows as the samples.
 
-Who syncs: nobody; this is one process.
+Who syncs: nobody, there is only one process.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ except ImportError as error:
 
 __all__ = ["Finding", "compare_models"]
 
-#: What is measured: of each model alone, and of the two together.
+#: The metrics of each model alone, then of the pair.
 _ALONE = {
     name: {"name": name} for name in ("cross_entropy", "perplexity", "token_accuracy", "expected_calibration_error")
 }
@@ -55,7 +55,7 @@ _PAIR: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """A value with its standard error over windows, nan for a quantile, which has none; `of` is base, other or both."""
+    """A value with its standard error over windows (nan for quantiles); `of` is "base", "other" or "both"."""
 
     name: str
     of: str
@@ -76,44 +76,56 @@ def compare_models(
     dtype: str | torch.dtype = "auto",
     progress: bool | None = None,
 ) -> list[Finding]:
-    """Run both models over the texts and say how far `other` is from `base`.
+    """Run both models over the texts and measure how far `other` is from `base`.
 
     Args:
-        base, other: folders (or names) that `AutoModelForCausalLM.from_pretrained` takes, or models.
+        base: a model, or a folder or name for `AutoModelForCausalLM.from_pretrained`.
+        other: the model to compare with it, given in the same way.
         texts: files of UTF-8 text.
-        tokenizer: a folder, a name or a tokenizer; by default the base's folder.
-        max_length: ids that a model reads at once, its BOS token among them; at most what both models can read.
-        batch_size: windows at once. Both models' logits of a batch are held, 4 · batch_size · max_length · V bytes each.
-        dtype: as for `from_pretrained`; the scores are float32 or wider in any case.
-        progress: a bar on stderr; by default in a terminal.
+        tokenizer: a tokenizer, or its folder or name; by default the base's.
+        max_length: the longest input of a model in ids, including BOS; limited to what both models can read.
+        batch_size: windows per batch. The logits of a batch take 4 · batch_size · max_length · V bytes per model.
+        device: by default a GPU if there is one, otherwise the CPU.
+        dtype: as for `from_pretrained`; scores are float32 or wider in any case.
+        progress: show a progress bar on stderr; by default only in a terminal.
 
     Returns:
-        Cross entropy (nats per token), perplexity, accuracy and calibration of each, then of both: the logarithm of the
-        ratio of their perplexities, KL(base‖other) with quantiles over tokens (to 1 %), the Jensen–Shannon divergence, the
-        mean and the RMS change of the target's probability, and how often both have the same top-1 token.
+        For each model cross entropy (nats per token), perplexity, accuracy and calibration error. For the pair the log ratio
+        of their perplexities, KL(base‖other) with quantiles over tokens (to 1 %), the Jensen–Shannon divergence, the mean
+        and RMS change of the target's probability, and how often both have the same top-1 token.
 
     Raises:
-        InvalidInputError: vocabularies that differ, a text too short to score, a window that a model can't read.
+        InvalidInputError: the vocabularies differ, a text is too short to score, or a window is too long for a model.
         MissingExtraError: transformers is not installed.
     """
     if not texts:
-        raise InvalidInputError("expected one text file or more; got none")
+        raise InvalidInputError("expected at least one text file; got none")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     encode = _loaded_tokenizer(base if tokenizer is None else tokenizer)
     models = [_loaded_model(model, device, dtype) for model in (base, other)]
     windows = _windows(encode, texts, _window_length(models, encode, max_length))
-    of_base, of_other, of_both = (TokenMetricCollection(_with_errors(metrics)) for metrics in (_ALONE, _ALONE, _PAIR))
-    disabled = None if progress is None else not progress  # None: shown on a terminal only
+    with _progress_bar(windows, progress) as bar:
+        return _measure(models, _batches(windows, batch_size), device, bar)
+
+
+def _progress_bar(windows: Sequence[Sequence[int]], progress: bool | None) -> Any:
+    """A bar over all tokens; None shows it in a terminal only."""
     tokens = sum(len(window) - 1 for window in windows)
-    with tqdm(total=tokens, desc="Scoring", unit="tok", unit_scale=True, disable=disabled) as bar:
-        for batch in _batches(windows, batch_size):
-            base_logits, other_logits = (_logits(model, batch[:, :-1].to(device)) for model in models)
-            target = batch[:, 1:].to(device)
-            pair = score_pair(base_logits, other_logits, target)
-            of_base.update(base_logits, target)
-            of_other.update(pair)
-            of_both.update(pair)
-            bar.update(target.numel())
+    disable = None if progress is None else not progress
+    return tqdm(total=tokens, desc="Scoring", unit="tok", unit_scale=True, disable=disable)
+
+
+def _measure(models: Sequence[nn.Module], batches: Iterable[Tensor], device: torch.device, bar: Any) -> list[Finding]:
+    """Score batches of windows with the base and the other model."""
+    of_base, of_other, of_both = (TokenMetricCollection(_with_errors(metrics)) for metrics in (_ALONE, _ALONE, _PAIR))
+    for batch in batches:
+        base_logits, other_logits = (_logits(model, batch[:, :-1].to(device)) for model in models)
+        target = batch[:, 1:].to(device)
+        pair = score_pair(base_logits, other_logits, target)
+        of_base.update(base_logits, target)
+        of_other.update(pair)
+        of_both.update(pair)
+        bar.update(target.numel())
     return [
         *_findings(of_base, _ALONE, "base"),
         *_findings(of_other, _ALONE, "other"),
@@ -133,7 +145,7 @@ def _findings(metrics: TokenMetricCollection, chosen: Iterable[str], of: str) ->
         yield Finding(key, of, values[key], values.get(f"{key}_stderr", math.nan), members[key].value_unit)
 
 
-# The two models.
+# Models and tokenizers.
 
 
 def _loaded_model(model: Any, device: torch.device, dtype: str | torch.dtype) -> nn.Module:
@@ -145,7 +157,7 @@ def _loaded_model(model: Any, device: torch.device, dtype: str | torch.dtype) ->
 
 def _loaded_tokenizer(tokenizer: Any) -> Any:
     if isinstance(tokenizer, nn.Module):
-        raise InvalidInputError("models that are loaded already bring no tokenizer; pass tokenizer=…")
+        raise InvalidInputError("a model object has no tokenizer; pass tokenizer=…")
     return _from_pretrained("AutoTokenizer", tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
 
 
@@ -158,23 +170,23 @@ def _from_pretrained(auto_class: str, name: str | Path, **options: Any) -> Any:
         return getattr(transformers, auto_class).from_pretrained(str(name), **options)
     except (OSError, ValueError) as error:
         raise InvalidInputError(
-            f"{name}: no {auto_class} could be loaded: {error}. Expected a folder that save_pretrained wrote (model and "
+            f"{name}: {auto_class} can't be loaded: {error}. Expected a folder written by save_pretrained (model and "
             "tokenizer), or a name on the hub"
         ) from error
 
 
 def _window_length(models: Sequence[nn.Module], tokenizer: Any, longest: int) -> int:
-    """How many ids both models can read at once, `longest` at most; they have to agree on what an id is."""
+    """The longest input that both models can read, at most `longest`; raises unless they share a vocabulary."""
     sizes = [model.get_input_embeddings().weight.shape[0] for model in models]  # type: ignore[operator]
     if sizes[0] != sizes[1] or len(tokenizer) > sizes[0]:
         raise InvalidInputError(
-            f"the base has {sizes[0]} ids, the other model {sizes[1]} and the tokenizer {len(tokenizer)}; two models can "
-            "be compared token by token only over one vocabulary. bits_per_byte compares any two (xent compare)"
+            f"the base has {sizes[0]} ids, the other model {sizes[1]} and the tokenizer {len(tokenizer)}; models are compared "
+            "token by token only over one vocabulary. Compare others by bits_per_byte with xent compare"
         )
     config_limits = [getattr(model.config, "max_position_embeddings", None) for model in models]
     length = min([longest, *(limit for limit in config_limits if isinstance(limit, int) and limit > 0)])
     if length < 2:
-        raise InvalidInputError(f"max_length is at least 2, for a token to predict another; got {length}")
+        raise InvalidInputError(f"max_length is at least 2, so that one token predicts another; got {length}")
     return length
 
 
@@ -184,21 +196,21 @@ def _logits(model: nn.Module, ids: Tensor) -> Tensor:
     return logits
 
 
-# The text.
+# Texts.
 
 
 def _windows(tokenizer: Any, texts: Sequence[str | Path], length: int) -> list[list[int]]:
-    """All texts as windows whose first id is only read: the BOS token, or else the window's own first."""
+    """Cut all texts into windows; the first id of each, BOS if there is one, is read but not scored."""
     return [window for text in texts for window in _cut(_ids(tokenizer, Path(text)), tokenizer.bos_token_id, length)]
 
 
 def _cut(ids: Sequence[int], bos: int | None, length: int) -> Iterator[list[int]]:
-    """Windows of `length` inputs and the target of the last one: ``length + 1`` ids.
+    """Windows of at most ``length + 1`` ids: `length` inputs, and the target of the last one.
 
     >>> list(_cut([1, 2, 3, 4, 5], 0, 3)), list(_cut([1, 2, 3, 4, 5], None, 2))
     ([[0, 1, 2, 3], [0, 4, 5]], [[1, 2, 3], [3, 4, 5]])
     """
-    if bos is None:  # each window begins with the last target of the one before
+    if bos is None:  # each window begins with the last target of the previous one
         yield from (list(ids[start : start + length + 1]) for start in range(0, len(ids) - 1, length))
     else:
         yield from ([bos, *ids[start : start + length]] for start in range(0, len(ids), length))
@@ -208,15 +220,15 @@ def _ids(tokenizer: Any, path: Path) -> list[int]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"{path}: expected a file of UTF-8 text: {error}") from error
+        raise InvalidInputError(f"{path}: expected a file of UTF-8 text; got {error}") from error
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if len(ids) < 2:
-        raise InvalidInputError(f"{path}: expected text of two tokens or more; got {len(ids)}")
+        raise InvalidInputError(f"{path}: expected at least two tokens of text; got {len(ids)}")
     return ids
 
 
 def _batches(windows: Sequence[Sequence[int]], batch_size: int) -> Iterator[Tensor]:
-    """Windows of one length together, ``(≤ batch_size, length)``."""
+    """Batches of windows of equal length, ``(≤ batch_size, length)``, longest first."""
     if batch_size < 1:
         raise InvalidInputError(f"batch_size is at least 1; got {batch_size}")
     for _, same in groupby(sorted(windows, key=len, reverse=True), key=len):

@@ -1,13 +1,13 @@
-"""The Hugging Face Trainer: `TrainerMetrics` gives `Trainer.evaluate` our metrics, exact over batches and processes.
+"""`TrainerMetrics`: our metrics in the Hugging Face Trainer's `evaluate`, exact over batches and processes.
 
     metrics = TrainerMetrics(["cross_entropy", {"metric": "bits_per_byte", "token_bytes": tokenizer}])
     trainer = Trainer(…, compute_metrics=metrics, preprocess_logits_for_metrics=metrics.preprocess_logits)
     trainer.evaluate()      # eval_cross_entropy, eval_cross_entropy_stderr, eval_bits_per_byte …
 
-Logits never leave their process: what the Trainer gathers in their place are each sequence's sums, some hundred bytes.
+Logits never leave their process. In their place the Trainer gathers each sequence's sums, a few hundred bytes.
 
-Who syncs: the Trainer. It gathers the sequences of all processes to each of them, without those that its sampler
-repeats; nothing here makes a collective.
+Who syncs: the Trainer. It gathers the sequences of all processes on every process, without those that its sampler
+repeats. This module calls no collective.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ __all__ = ["TrainerMetrics"]
 
 
 class TrainerMetrics:
-    """A Trainer's `compute_metrics`, with or without `batch_eval_metrics`, and its `preprocess_logits_for_metrics`.
+    """A Trainer's `compute_metrics` and `preprocess_logits_for_metrics`, with or without `batch_eval_metrics`.
 
     Args:
         metrics: registered names, or dicts with `metric`, its options, and a `name` to report it under.
-        shift: logits[t] score labels[t + 1], as causal language models are trained; False for masked ones.
-        standard_errors: report ``<name>_stderr``, over sequences.
+        shift: pair logits[t] with labels[t + 1], as causal language models do; pass False for masked language models.
+        standard_errors: also report ``<name>_stderr``, over sequences.
 
     >>> metrics = TrainerMetrics(["perplexity"])
     >>> states = metrics.preprocess_logits(torch.zeros(2, 5, 8), torch.ones(2, 5, dtype=torch.long))
@@ -43,19 +43,20 @@ class TrainerMetrics:
     def __init__(
         self, metrics: list[str | dict[str, Any]], *, shift: bool = True, standard_errors: bool = True
     ) -> None:
-        built = build_metrics(metrics, standard_errors=False, sync_on_compute=False)  # every process gets all sequences
+        # The Trainer gives every process all sequences, so nothing is left to sync.
+        built = build_metrics(metrics, standard_errors=False, sync_on_compute=False)
         self.metrics = TokenMetricCollection(built)
         self.shift = shift
         self.standard_errors = standard_errors
         self._batches: list[Tensor] = []
 
     def preprocess_logits(self, logits: Any, labels: Tensor) -> Tensor:
-        """Each sequence's exact sums for all metrics, int64 ``(B, rows, 8)``, in place of its logits ``(B, T, V)``."""
-        if isinstance(logits, tuple | list):  # a model that gives more than logits gives them first
+        """Replace logits ``(B, T, V)`` by each sequence's exact sums for all metrics, int64 ``(B, rows, 8)``."""
+        if isinstance(logits, tuple | list):  # a model with several outputs returns its logits first
             logits = logits[0]
         if self.shift:
             logits, labels = logits[:, :-1], labels[:, 1:]
-        self.metrics.to(logits.device)  # tables of bytes and weights
+        self.metrics.to(logits.device)  # including tables of token bytes and class weights
         scored = {id(metric): scores for metric, scores in self.metrics.score(logits, labels)}
         sequences = {id(scores): [scores[i] for i in range(len(labels))] for scores in scored.values()}
         columns = [
@@ -65,7 +66,7 @@ class TrainerMetrics:
         return torch.cat(columns, dim=1)
 
     def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
-        """The values over all sequences so far; with `batch_eval_metrics`, at the last batch."""
+        """The values over all sequences; with `batch_eval_metrics`, an empty dict until the last batch."""
         batches = prediction[0] if isinstance(prediction[0], list) else [prediction[0]]
         self._batches += [self._checked(batch) for batch in batches]
         if not compute_result:
@@ -92,6 +93,6 @@ class TrainerMetrics:
         if states.dtype != torch.int64 or states.shape[1:] != (rows, exact_sum.ROW):
             raise InvalidInputError(
                 f"expected each sequence's sums, int64 (B, {rows}, {exact_sum.ROW}); got {tuple(states.shape)} of "
-                f"{states.dtype}. Pass preprocess_logits_for_metrics=metrics.preprocess_logits to the Trainer as well"
+                f"{states.dtype}. Also pass preprocess_logits_for_metrics=metrics.preprocess_logits to the Trainer"
             )
         return states

@@ -1,4 +1,4 @@
-"""LMEvalCallback in a real Trainer: lm-eval's values of the module as it is, and training as if nothing had been evaluated."""
+"""LMEvalCallback in a real Trainer: lm-eval's values of the current module, and training that isn't disturbed."""
 
 import json
 import math
@@ -22,7 +22,7 @@ BOS = 256
 
 
 class Bytes(LightningModule):
-    """Bigrams of bytes, with a dropout that does nothing in eval mode."""
+    """Bigrams of bytes, with dropout that is off in eval mode."""
 
     max_length = 8
 
@@ -47,7 +47,7 @@ class Bytes(LightningModule):
 
 
 def by_hand(module, texts):
-    """Bits per byte: every byte after the one before it, the first after BOS."""
+    """Bits per byte: every byte given the previous one, the first given BOS."""
     nats = 0.0
     for text in texts:
         ids = torch.tensor([BOS, *text.encode()])
@@ -82,7 +82,7 @@ def fit(*callbacks, **options):
     return module, trainer
 
 
-def test_values_are_those_of_the_trained_module_and_training_is_as_without(folder):
+def test_values_are_those_of_the_module_and_training_is_not_disturbed(folder):
     callback = LMEvalCallback(["texts"], include_path=[str(folder)], every_n_epochs=2)
     module, trainer = fit(callback)
     values = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("lm_eval/")}
@@ -108,7 +108,7 @@ def test_it_runs_every_nth_epoch_and_not_in_the_sanity_check(folder, monkeypatch
     assert epochs == expected
 
 
-def test_metrics_network_options_and_precision(folder):
+def test_metrics_submodule_options_and_precision(folder):
     callback = LMEvalCallback(
         ["texts"], include_path=[str(folder)], every_n_epochs=2, submodule="net", max_length=5, batch_size=2,
         options={"limit": 2}, metrics=[{"metric": "cross_entropy", "unit": "bits", "name": "bits_per_token"}],
@@ -124,7 +124,7 @@ def test_metrics_network_options_and_precision(folder):
     assert len(autocast) > 3
 
 
-def test_modes_and_random_generators_are_as_they_were():
+def test_modes_and_random_generators_are_restored():
     module = Bytes()
     module.net[0].eval()
     with as_it_was(module):
@@ -152,7 +152,7 @@ def test_lm_evals_own_tasks_are_known_too():
         ({"tasks": ["texts"], "every_n_epochs": 0}, MetricOptionError, "every_n_epochs"),
     ],
 )
-def test_what_is_wrong_raises_before_training(arguments, error, message, folder):
+def test_wrong_arguments_raise_before_training(arguments, error, message, folder):
     trained = []
     with pytest.raises(error, match=message):
         trained.append(fit(LMEvalCallback(**arguments, include_path=[str(folder)])))

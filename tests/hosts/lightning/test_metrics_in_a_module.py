@@ -1,4 +1,4 @@
-"""Metric objects in a real Trainer: logged, in a collection, watched by callbacks, in bfloat16, through a resume."""
+"""Metric objects that a LightningModule logs itself: alone, in a collection, monitored, in bfloat16, and resumed."""
 
 import lightning.pytorch as pl
 import pytest
@@ -24,7 +24,7 @@ def batches(count, seed):
 
 
 class Net(pl.LightningModule):
-    """Bigrams; keeps the logits that validation saw."""
+    """Bigrams that keep the logits of validation."""
 
     def __init__(self, lr=0.5):
         super().__init__()
@@ -60,7 +60,7 @@ class Net(pl.LightningModule):
         return torch.utils.data.DataLoader(batches(3, seed=2), batch_size=None)
 
     def by_hand(self, name, epoch):
-        """The metric of all logits that this epoch's validation saw, in another order."""
+        """The metric over all logits of this epoch's validation, in another order."""
         metric = get_metric(name)
         for _, logits, target in reversed([seen for seen in self.seen if seen[0] == epoch]):
             metric.update(logits, target)
@@ -89,7 +89,7 @@ class LogsMany(Net):
 
 
 class History(Callback):
-    """What the callbacks of each epoch could see."""
+    """The values that callbacks see in each epoch."""
 
     def __init__(self):
         self.values = []
@@ -138,7 +138,7 @@ def test_the_logged_value_is_float64(tmp_path):
     assert fit.callback_metrics["val/loss"].dtype == torch.float64
 
 
-def test_model_checkpoint_watches_a_metric(tmp_path):
+def test_model_checkpoint_monitors_a_metric(tmp_path):
     history, net = History(), LogsMany(lr=60.0)  # so high a rate that later epochs are worse
     best = ModelCheckpoint(dirpath=tmp_path, monitor="val/perplexity", mode="min", filename="{epoch}")
     trainer(tmp_path, [history, best], max_epochs=4).fit(net)
@@ -150,7 +150,7 @@ def test_model_checkpoint_watches_a_metric(tmp_path):
     assert values["val/perplexity"] == min(perplexities)
 
 
-def test_early_stopping_watches_a_metric(tmp_path):
+def test_early_stopping_monitors_a_metric(tmp_path):
     history, net = History(), LogsMany(lr=-0.5)  # uphill: the first epoch stays the best
     stop = EarlyStopping(monitor="val/calibration_weighted_cross_entropy", mode="min", patience=2)
     fit = trainer(tmp_path, [history, stop], max_epochs=10)
@@ -159,7 +159,7 @@ def test_early_stopping_watches_a_metric(tmp_path):
     assert stop.best_score.item() == history.values[0]["val/calibration_weighted_cross_entropy"]
 
 
-def test_bf16_true_leaves_the_sums_unharmed(tmp_path):
+def test_bf16_true_leaves_the_sums_exact(tmp_path):
     history, net = History(), LogsMany()
     trainer(tmp_path, [history], precision="bf16-true").fit(net)
     assert net.seen[0][1].dtype == torch.bfloat16
@@ -208,7 +208,7 @@ def test_without_persistence_a_checkpoint_has_no_sums(tmp_path):
 
 
 class TrainsOnValidationCalibration(LogsMany):
-    """The weights of the training loss come from what validation saw, in inference mode."""
+    """The weights of the training loss come from validation, which runs in inference mode."""
 
     def __init__(self):
         super().__init__()
@@ -226,7 +226,7 @@ class TrainsOnValidationCalibration(LogsMany):
         return loss
 
 
-def test_a_training_loss_weighted_by_what_validation_saw(tmp_path):
+def test_a_training_loss_can_be_weighted_by_validation(tmp_path):
     net = TrainsOnValidationCalibration()
     before = net.table.weight.detach().clone()
     trainer(tmp_path, max_epochs=2).fit(net)

@@ -1,4 +1,4 @@
-"""XentCallback in real Trainers of both packages: names, values, errors, stages, step outputs, precision, resume, YAML."""
+"""XentCallback in real Trainers of both packages: values, stages, precision, resuming, options, YAML."""
 
 import csv
 import importlib
@@ -8,52 +8,33 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
-from support.lightning import PACKAGES, QUIET, Sequences, T, V, bigrams, loader, table
+from support.lightning import (
+    BYTES,
+    METRICS,
+    PACKAGES,
+    QUIET,
+    Sequences,
+    V,
+    bigrams,
+    expected,
+    loader,
+    nats_and_tokens,
+    trainer,
+    values_of,
+)
 from torch.nn import functional as F
 
-from xent_metrics import TokenMetricCollection, get_metric, score_tokens
-from xent_metrics.analysis import StandardError
-from xent_metrics.errors import InvalidInputError, InvalidTargetError, MetricOptionError, UnknownMetricError
+from xent_metrics import RatioMetric, get_metric, score_tokens
+from xent_metrics.errors import InvalidTargetError, MetricOptionError, UnknownMetricError
+from xent_metrics.hookspecs import hookimpl
 from xent_metrics.hosts.lightning import XentCallback
-
-BYTES = torch.arange(V) % 4
-METRICS = ["cross_entropy", "perplexity", {"metric": "bits_per_byte", "token_bytes": BYTES}, "token_accuracy"]
-
-
-def trainer(*callbacks, package="lightning.pytorch", **options):
-    return importlib.import_module(package).Trainer(
-        accelerator="cpu", callbacks=list(callbacks), **{**QUIET, **options}
-    )
-
-
-def nats_and_tokens(data):
-    """Of each sequence, by torch's own cross entropy."""
-    logits = table()[data.ids[:, :-1]]
-    nats = F.cross_entropy(logits.mT.double(), data.target, reduction="none", ignore_index=-100)
-    return nats.sum(1).numpy(), (data.target != -100).sum(1).numpy()
-
-
-def expected(data, metrics=METRICS, stage="val"):
-    """The same metrics by hand over all of the data at once."""
-    scores = score_tokens(table()[data.ids[:, :-1]], data.target)
-    return _values(metrics, [scores], stage)
-
-
-def _values(metrics, scores, stage="val"):
-    entries = [{"metric": entry} if isinstance(entry, str) else dict(entry) for entry in metrics]
-    built = {entry["metric"]: get_metric(entry.pop("metric"), **entry) for entry in [dict(e) for e in entries]}
-    built |= {f"{name}_stderr": StandardError(metric) for name, metric in built.items()}
-    collection = TokenMetricCollection(built, prefix=f"{stage}/")
-    for part in scores:
-        collection.update(part)
-    return collection.compute()
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_fit_logs_shows_and_monitors_values_with_errors(package, tmp_path):
+def test_fit_logs_displays_and_monitors_values_with_errors(package, tmp_path):
     pl = importlib.import_module(package)
     callbacks = importlib.import_module(f"{package}.callbacks")
     loggers = importlib.import_module(f"{package}.loggers")
@@ -94,56 +75,7 @@ def test_values_and_errors_are_numpys():
     assert found["val/perplexity_stderr"] == pytest.approx(np.exp(ratio) * error, rel=1e-6)
 
 
-def give_scores(self, batch, batch_idx):
-    return score_tokens(self(batch["ids"]), batch["targets"])
-
-
-def give_scores_by_name(self, batch, batch_idx):
-    return {"scores": score_tokens(self(batch["ids"]), batch["targets"])}
-
-
-def give_unshifted(self, batch, batch_idx):
-    ids = torch.cat([batch["ids"], batch["ids"][:, :1]], dim=1)
-    labels = torch.cat([batch["ids"][:, :1], batch["targets"]], dim=1)
-    return {"logits": self(ids), "labels": labels}
-
-
-def give_nothing(self, batch, batch_idx):
-    return None
-
-
-def adapt(module, output, batch):
-    return {"logits": module(batch["ids"]), "targets": batch["targets"]}
-
-
-@pytest.mark.parametrize(
-    ("step", "options"),
-    [
-        (give_scores, {}),
-        (give_scores_by_name, {}),
-        (give_unshifted, {"shift": True}),
-        (give_nothing, {"adapter": adapt}),
-        (give_nothing, {"adapter": f"{__name__}:adapt"}),
-    ],
-)
-def test_every_form_of_a_steps_output_gives_the_same(step, options):
-    (found,) = trainer(XentCallback(METRICS, **options)).validate(
-        bigrams(validation_step=step), loader(), verbose=False
-    )
-    assert found == {name: value.item() for name, value in expected(Sequences(10)).items()}
-
-
-def test_a_training_step_may_give_scores():
-    def step(self, batch, batch_idx):
-        scores = score_tokens(self(batch["ids"]), batch["targets"])
-        return {"loss": self(batch["ids"]).sum(), "scores": scores}
-
-    run = trainer(XentCallback(METRICS, stages=["train"]), max_epochs=1)
-    run.fit(bigrams(training_step=step), loader())
-    assert run.callback_metrics["train/perplexity"] == expected(Sequences(10), stage="train")["train/perplexity"]
-
-
-def test_a_training_step_that_was_skipped_does_not_count():
+def test_a_skipped_training_step_does_not_count():
     def step(self, batch, batch_idx):
         return given(self, batch, batch_idx) if batch_idx != 1 else None
 
@@ -156,24 +88,7 @@ def test_a_training_step_that_was_skipped_does_not_count():
     assert run.callback_metrics["train/perplexity_stderr"] == expected(data, stage="train")["train/perplexity_stderr"]
 
 
-def test_weights_count_by_sequence_and_by_token():
-    def by_sequence(self, batch, batch_idx):
-        return {"logits": self(batch["ids"]), "targets": batch["targets"], "weight": batch["ids"][:, 0] * 1.0}
-
-    def by_token(self, batch, batch_idx):
-        return by_sequence(self, batch, batch_idx) | {"weight": batch["ids"][:, :1].expand(-1, T) * 1.0}
-
-    found = [
-        trainer(XentCallback(METRICS)).validate(bigrams(validation_step=step), loader(), verbose=False)[0]
-        for step in (by_sequence, by_token)
-    ]
-    y, x = nats_and_tokens(Sequences(10))
-    weight = Sequences(10).ids[:, 0].numpy()
-    assert found[0] == found[1]
-    assert found[0]["val/cross_entropy"] == pytest.approx((weight * y).sum() / (weight * x).sum(), rel=1e-6)
-
-
-def test_several_loaders_have_values_each():
+def test_each_of_several_loaders_has_itsvalues_of():
     run = trainer(XentCallback(METRICS))
     run.validate(bigrams(), [loader(), loader(4, seed=8)], verbose=False)
     for index, data in enumerate((Sequences(10), Sequences(4, seed=8))):
@@ -181,15 +96,15 @@ def test_several_loaders_have_values_each():
         assert {name: run.callback_metrics[name] for name in want} == want
 
 
-def test_sanity_checking_leaves_nothing_behind():
+def test_the_sanity_check_does_not_count():
     run = trainer(XentCallback(["cross_entropy"]), max_epochs=1, num_sanity_val_steps=1)
     run.fit(bigrams(), loader(), loader(5, seed=2))
     assert run.callback_metrics["val/cross_entropy"] == expected(Sequences(5, seed=2))["val/cross_entropy"]
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "16-mixed"])
-def test_sums_are_unharmed_by_precision_plugins(precision):
-    """Whatever the plugin does to modules and tensors, the values are those of the very logits that the steps gave."""
+def test_precision_plugins_leave_the_sums_exact(precision):
+    """The values are those of the very logits that the steps returned, whatever the plugin does to modules and tensors."""
     seen = []
 
     def step(self, batch, batch_idx):
@@ -199,19 +114,19 @@ def test_sums_are_unharmed_by_precision_plugins(precision):
         return {"logits": logits, "targets": batch["targets"]}
 
     run = trainer(XentCallback(METRICS), precision=precision, max_epochs=1, num_sanity_val_steps=0)
-    # Lightning has no fp16 on the CPU: it says so and takes bfloat16.
+    # On the CPU Lightning replaces fp16 by bfloat16.
     assert run.precision == {"16-mixed": "bf16-mixed"}.get(precision, precision)
     run.fit(bigrams(validation_step=step), loader(), loader(200, seed=4))
-    want = _values(METRICS, seen)
+    want = values_of(METRICS, seen)
     assert {name: run.callback_metrics[name] for name in want} == want
     exact = expected(Sequences(200, seed=4))["val/cross_entropy"]
     assert (want["val/cross_entropy"] == exact) == (precision == "32-true")
     assert run.callback_metrics["val/cross_entropy"].item() == pytest.approx(exact.item(), rel=0.01)
 
 
-def test_an_epoch_goes_on_where_a_checkpoint_was_written(tmp_path):
+def test_an_epoch_continues_from_its_checkpoint(tmp_path):
     class Resumable(torch.utils.data.DataLoader):
-        """Goes on with the batch after the last one that was drawn."""
+        """Continues after the last batch drawn."""
 
         drawn = 0
 
@@ -292,7 +207,7 @@ def test_a_yaml_configures_it(tmp_path):
 
 
 def adapt_inner(module, output, batch):
-    return adapt(module.inner, output, batch)
+    return {"logits": module.inner(batch["ids"]), "targets": batch["targets"]}
 
 
 @pytest.mark.parametrize(
@@ -315,37 +230,6 @@ def test_a_wrong_option_raises_when_the_callback_is_built(arguments, error, mess
         XentCallback(**arguments)
 
 
-def test_a_step_without_scores_raises_at_the_first_batch():
-    with pytest.raises(InvalidInputError, match=r"the step gave a dict with the keys 'ids', 'targets'.*adapter"):
-        trainer(XentCallback(METRICS)).validate(bigrams(validation_step=lambda self, batch, i: batch), loader())
-    with pytest.raises(InvalidInputError, match="the step gave NoneType"):
-        trainer(XentCallback(METRICS)).validate(bigrams(validation_step=give_nothing), loader())
-
-
-@pytest.mark.parametrize("loaders", [1, 2])
-def test_a_name_that_the_module_logs_itself_raises(loaders):
-    def step(self, batch, batch_idx, dataloader_idx=0):
-        self.log(name, 1.0)
-        return {"logits": self(batch["ids"]), "targets": batch["targets"]}
-
-    given = [loader() for _ in range(loaders)]
-    for name in ("val/cross_entropy", "val/loss"):
-        run = trainer(XentCallback(["cross_entropy"]))
-        if name == "val/loss":
-            run.validate(bigrams(validation_step=step), given, verbose=False)
-            continue
-        with pytest.raises(MetricOptionError, match=r"val/cross_entropy.*: logged by a callback, and by Bigrams or"):
-            run.validate(bigrams(validation_step=step), given, verbose=False)
-
-
-def test_two_callbacks_of_one_name_raise():
-    twice = [XentCallback(["cross_entropy"]), XentCallback(["cross_entropy", "perplexity"])]
-    with pytest.raises(
-        MetricOptionError, match="val/cross_entropy, val/cross_entropy_stderr: logged by a callback, and"
-    ):
-        trainer(*twice).validate(bigrams(), loader(), verbose=False)
-
-
 def test_targets_out_of_range_raise_at_the_epochs_end():
     def step(self, batch, batch_idx):
         return {"logits": self(batch["ids"]), "targets": batch["targets"] + V * (batch_idx == 1)}
@@ -354,7 +238,7 @@ def test_targets_out_of_range_raise_at_the_epochs_end():
         trainer(XentCallback(["cross_entropy"])).validate(bigrams(validation_step=step), loader())
 
 
-def test_nan_logits_are_nan_or_left_out_on_request():
+def test_nan_logits_give_nan_or_are_omitted_on_request():
     def step(self, batch, batch_idx):
         logits = self(batch["ids"])
         return {"logits": logits * torch.nan if batch_idx == 1 else logits, "targets": batch["targets"]}
@@ -371,7 +255,7 @@ def test_nan_logits_are_nan_or_left_out_on_request():
     assert math.isfinite(found["val/cross_entropy"])
 
 
-def test_a_stage_that_is_not_asked_for_is_left_alone():
+def test_other_stages_are_not_evaluated():
     assert trainer(XentCallback(METRICS, stages=["test"])).validate(bigrams(), loader(), verbose=False) == [{}]
     run = trainer(XentCallback(METRICS, stages=["train"], prog_bar=False, logger=False), max_epochs=1)
     run.fit(bigrams(), loader(), loader())
@@ -380,9 +264,33 @@ def test_a_stage_that_is_not_asked_for_is_left_alone():
     assert run.progress_bar_metrics == {}
 
 
-def test_it_is_a_callback_of_both_packages():
-    for package in PACKAGES:
-        assert issubclass(XentCallback, importlib.import_module(package).Callback)
-    assert Callback in XentCallback.__mro__
-    assert EarlyStopping not in XentCallback.__mro__
-    assert Trainer(callbacks=XentCallback(METRICS), **QUIET).callbacks  # not in a list: Lightning looks at its class
+class Doubled(RatioMetric):
+    """Twice the loss, under the names of cross entropy's sums."""
+
+    name = "doubled"
+    formula = "Σ 2 nll / tokens"
+    value_unit = "nats"
+
+    def sum_names(self):
+        return "nats", "tokens"
+
+    def per_token(self, scores):
+        return 2 * scores.nll
+
+
+class DoublesTheLoss:
+    """A plugin that registers it."""
+
+    @hookimpl
+    def register_metrics(self, register):
+        register(Doubled)
+
+
+@pytest.mark.parametrize("names", [["cross_entropy", "doubled"], ["doubled", "cross_entropy"]])
+def test_metrics_of_equal_sum_names_keep_their_own_values(install, names):
+    install(DoublesTheLoss())
+    (found,) = trainer(XentCallback(names)).validate(bigrams(), loader(), verbose=False)
+    want = expected(Sequences(10), ["cross_entropy"])
+    for suffix in ("", "_stderr"):
+        assert found[f"val/cross_entropy{suffix}"] == want[f"val/cross_entropy{suffix}"].item()
+        assert found[f"val/doubled{suffix}"] == pytest.approx(2 * want[f"val/cross_entropy{suffix}"].item(), rel=1e-12)

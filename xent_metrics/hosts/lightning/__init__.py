@@ -1,10 +1,10 @@
-"""Lightning: `XentCallback` measures any LightningModule by metrics' names, `LMEvalCallback` runs lm-eval tasks on it.
+"""Lightning: `XentCallback` evaluates metrics on any LightningModule, `LMEvalCallback` runs lm-eval tasks on it.
 
-Both are callbacks of `lightning.pytorch` and of `pytorch_lightning` alike, whichever the module and the trainer come from.
+Both work with `lightning.pytorch` and with `pytorch_lightning`.
 
-Who syncs: `XentCallback`, by one all_reduce a stage and epoch in the stage's `on_…_epoch_end`, and by one more for a
-checkpoint that is written in the middle of a training epoch. Lightning calls these hooks on every rank. What is logged
-is the same on all ranks already, so Lightning syncs nothing. Metric objects that a LightningModule logs by itself
+Who syncs: `XentCallback`, with one all_reduce per stage and epoch in the stage's `on_…_epoch_end`, and one more per
+checkpoint written during a training epoch. Lightning calls these hooks on every rank. The logged values are already
+equal on all ranks, so Lightning syncs nothing. Metric objects that a LightningModule logs itself
 (`self.log(name, metric)`) sync in their own `compute`.
 """
 

@@ -1,8 +1,8 @@
-"""The base class of our callbacks: a `Callback` of each Lightning package that is installed.
+"""The base class of our callbacks, a `Callback` of every installed Lightning package.
 
-`pip install lightning` brings `pytorch_lightning` with it. The two are the same code under two names, yet a trainer, a
-LightningCLI and `isinstance` take the callbacks of their own package only. A class may have both bases: they hold hooks
-that do nothing, and no state.
+`pip install lightning` also installs `pytorch_lightning`: the same code under another name. Trainers, LightningCLI and
+`isinstance` accept only callbacks of their own package. Our callbacks inherit from both base classes, which have no
+state and only empty hooks.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from xent_metrics.errors import MetricOptionError, MissingExtraError
+from xent_metrics.hosts.lightning.upstream import logged_names
 
 __all__ = ["Callback", "log_all"]
 
@@ -29,44 +30,38 @@ def _bases() -> tuple[type, ...]:
 if TYPE_CHECKING:
 
     class Callback:
-        """What our callbacks use of Lightning's own."""
-
-        def _generate_state_key(self, **kwargs: Any) -> str: ...
+        """Lightning's `Callback`, which mypy doesn't see."""
 
 else:
-    Callback = type("Callback", _bases(), {"__doc__": "A callback of every Lightning package that is installed."})
+    Callback = type("Callback", _bases(), {"__doc__": "A callback of every installed Lightning package."})
 
 
 def log_all(module: Any, values: Mapping[str, Any], *, prog_bar: bool, logger: bool) -> None:
-    """Log an epoch's values, the same on all ranks already, through the module's `log_dict`.
+    """Log an epoch's values with the module's `log_dict`; they must already be equal on all ranks.
+
+    Args:
+        module: the LightningModule.
+        values: by the name to log them under.
+        prog_bar: show them in the progress bar.
+        logger: send them to the trainer's loggers.
 
     Raises:
-        MetricOptionError: one of the names was logged already; one value would silently take the other's place.
+        MetricOptionError: one of the names is already logged, and one value would silently replace the other.
     """
-    if taken := sorted(values.keys() & _logged_already(module)):
+    if taken := sorted(values.keys() & logged_names(module)):
         raise MetricOptionError(
-            f"{', '.join(taken)}: logged by a callback, and by {type(module).__name__} or another callback under the same name. "
-            "Log it under another one, or give the callback's entry a `name`: {'metric': …, 'name': …}"
+            f"{', '.join(taken)}: logged by a callback and, under the same name, by {type(module).__name__} or another "
+            "callback. Rename one of them; a callback's entry takes a `name`: {'metric': …, 'name': …}"
         )
     module.log_dict(
         values,
         prog_bar=prog_bar,
-        logger=None if logger else False,  # None doesn't complain where the trainer has no logger
+        logger=None if logger else False,  # True would warn if the trainer has no logger
         on_step=False,
         on_epoch=True,
         add_dataloader_idx=False,
         batch_size=1,
-        # Together: every rank logs, nothing is synced again, and no advice to sync is printed.
+        # With both, every rank logs, nothing is synced again, and Lightning doesn't advise to sync.
         sync_dist=True,
         rank_zero_only=True,
     )
-
-
-def _logged_already(module: Any) -> set[str]:
-    """The names of the values that were logged in this epoch so far, as Lightning will show them."""
-    metas = [result.meta for result in (module.trainer._results or {}).values() if not result.has_reset]
-    return {
-        meta.name if meta.dataloader_idx is None else f"{meta.name}/dataloader_idx_{meta.dataloader_idx}"
-        for meta in metas
-        if not meta.forked  # else they are shown as …_step and …_epoch
-    }

@@ -1,7 +1,7 @@
-"""LMEvalCallback: lm-eval tasks on the module in training, logged beside its validation metrics.
+"""LMEvalCallback: lm-eval tasks on the module during training, logged beside its validation metrics.
 
-Who syncs: lm-eval. All ranks take part: each scores its share of the documents, rank 0 aggregates, and its values are
-broadcast, so that every rank logs the same.
+Who syncs: lm-eval. Each rank scores its share of the documents, rank 0 aggregates, and its values are broadcast, so that
+every rank logs the same values.
 """
 
 from __future__ import annotations
@@ -21,24 +21,30 @@ __all__ = ["LMEvalCallback", "logged_values"]
 
 
 class LMEvalCallback(Callback):
-    """Run lm-eval tasks at the end of every n-th validation epoch, and log ``lm_eval/<task>/<metric>`` with ``…_stderr``.
+    """Run lm-eval tasks after every n-th validation epoch, and log ``lm_eval/<task>/<metric>`` with ``…_stderr``.
+
+    Tasks are loaded before training starts. Evaluation leaves the module's training modes and all random generators as
+    they were.
 
     Args:
-        tasks: names (ours, plugins', lm-eval's own, those in `include_path`) or task configurations.
-        every_n_epochs: 1 is every validation, except the sanity check; in `trainer.validate` it is always run.
-        submodule: the attribute of the module that takes ids and gives logits (`TorchLM`); by default the module itself.
-        tokenizer: as for `TorchLM`: "bytes", a path of a Hugging Face tokenizer, an object, or an object's import path as
+        tasks: names (ours, plugins', lm-eval's own, or from `include_path`) or task configurations.
+        every_n_epochs: 1 runs in every validation except the sanity check. `trainer.validate` always runs the tasks.
+        submodule: the attribute of the module that maps ids to logits, as for `TorchLM`; by default the module itself.
+        tokenizer: as for `TorchLM`: "bytes", the path of a Hugging Face tokenizer, an object, or the import path of an object,
             ``package.module:name``.
-        max_length, batch_size: as for `TorchLM`.
-        metrics: put on every task, as in a task's `metric_list`: ``[{"metric": "bits_per_byte"}]``.
-        include_path: folders of more task YAMLs.
-        options: further keywords of `lm_eval.simple_evaluate`: `limit`, `num_fewshot`, `apply_chat_template` …
-        replicate: every rank scores all documents, for modules whose forward needs all ranks at once (FSDP, tensor
-            parallel). Otherwise (one process, DDP) documents are dealt out.
-        prog_bar, logger: where to show them; callbacks can monitor them either way.
+        max_length: as for `TorchLM`.
+        batch_size: as for `TorchLM`.
+        metrics: entries added to every task's `metric_list`: ``[{"metric": "bits_per_byte"}]``.
+        include_path: additional folders of task YAMLs.
+        options: further arguments of `lm_eval.simple_evaluate`: `limit`, `num_fewshot`, `apply_chat_template` …
+        replicate: let every rank score all documents, for modules whose forward needs all ranks at once (FSDP, tensor
+            parallel). By default (one process, DDP) the documents are distributed over the ranks.
+        prog_bar: show the values in the progress bar.
+        logger: send the values to the trainer's loggers. Other callbacks can monitor them in any case.
 
-    Task names are looked up and tasks loaded before training starts. The module's modes and the random generators are as
-    they were afterwards.
+    Raises:
+        MissingExtraError: lm-eval is not installed.
+        MetricOptionError: `tasks` isn't a list, or `every_n_epochs` is less than 1.
     """
 
     def __init__(
@@ -57,17 +63,11 @@ class LMEvalCallback(Callback):
         logger: bool = True,
     ) -> None:
         super().__init__()
-        if find_spec("lm_eval") is None:
-            raise MissingExtraError("LMEvalCallback needs lm-eval: pip install 'xent-metrics[lm-eval]'")
-        if isinstance(tasks, str) or not tasks:
-            raise MetricOptionError(f"tasks is a list of names or configurations; got {tasks!r}")
-        if every_n_epochs < 1:
-            raise MetricOptionError(f"every_n_epochs is at least 1; got {every_n_epochs!r}")
+        _check_options(tasks, every_n_epochs)
         self.tasks = list(tasks)
         self.every_n_epochs = every_n_epochs
         self.submodule = submodule
-        named = isinstance(tokenizer, str) and ":" in tokenizer and not os.path.exists(tokenizer)
-        self.tokenizer = named_object(tokenizer) if named else tokenizer
+        self.tokenizer = _tokenizer(tokenizer)
         self.max_length = max_length
         self.batch_size = batch_size
         self.metrics = list(metrics or [])
@@ -82,9 +82,9 @@ class LMEvalCallback(Callback):
         from xent_metrics.hosts.lm_eval.command import XentTaskManager
 
         manager = partial(XentTaskManager, include_path=self.include_path, entries=self.metrics)
-        without_theirs = manager(include_defaults=False)  # lm-eval's thousands take seconds to index
-        if set(map(str, self.tasks)) <= set(without_theirs.all_subtasks):
-            return without_theirs
+        without_defaults = manager(include_defaults=False)  # indexing lm-eval's own tasks takes seconds
+        if set(map(str, self.tasks)) <= set(without_defaults.all_subtasks):
+            return without_defaults
         return manager()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -99,7 +99,7 @@ class LMEvalCallback(Callback):
             log_all(pl_module, self.evaluate(trainer, pl_module), prog_bar=self.prog_bar, logger=self.logger)
 
     def evaluate(self, trainer: Any, pl_module: Any) -> dict[str, float]:
-        """Run the tasks now, on all ranks; the values that would be logged."""
+        """Run the tasks now; every rank must call this. Returns the values that `on_validation_epoch_end` logs."""
         import lm_eval
 
         from xent_metrics.hosts.lightning.module_lm import ModuleLM, as_it_was
@@ -120,19 +120,34 @@ class LMEvalCallback(Callback):
         return values
 
 
+def _check_options(tasks: Any, every_n_epochs: int) -> None:
+    if find_spec("lm_eval") is None:
+        raise MissingExtraError("LMEvalCallback needs lm-eval: pip install 'xent-metrics[lm-eval]'")
+    if isinstance(tasks, str) or not tasks:
+        raise MetricOptionError(f"tasks is a list of names or configurations; got {tasks!r}")
+    if every_n_epochs < 1:
+        raise MetricOptionError(f"every_n_epochs is at least 1; got {every_n_epochs!r}")
+
+
+def _tokenizer(given: Any) -> Any:
+    """The object of an import path ``package.module:name``; everything else is for `TorchLM` to read."""
+    is_import_path = isinstance(given, str) and ":" in given and not os.path.exists(given)
+    return named_object(given) if is_import_path else given
+
+
 def _submodule(module: Any, path: str | None) -> Any:
     try:
         for name in (path or "").split(".") if path else ():
             module = getattr(module, name)
     except AttributeError as error:
         raise InvalidInputError(
-            f"submodule={path!r}: {error}. Name the attribute of the module that takes ids and gives logits"
+            f"submodule={path!r}: {error}. Pass the name of the attribute that maps ids to logits"
         ) from error
     return module
 
 
 def logged_values(results: Mapping[str, Any] | None) -> dict[str, float]:
-    """The numbers in lm-eval's results, by ``lm_eval/<task>/<metric>`` (``…/<metric>_<filter>`` of a named filter).
+    """The numbers in lm-eval's results by ``lm_eval/<task>/<metric>``, with ``_<filter>`` appended for a named filter.
 
     >>> logged_values({"results": {"wiki": {"alias": "wiki", "cross_entropy,none": 2.5, "acc_stderr,none": "N/A"}}})
     {'lm_eval/wiki/cross_entropy': 2.5}

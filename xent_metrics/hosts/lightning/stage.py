@@ -1,4 +1,4 @@
-"""The metrics of one stage: for each of its dataloaders the same metrics, and one all_reduce for all of them."""
+"""The metrics of one stage: a copy per dataloader, and one all_reduce for all of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["StageMetrics"]
 
 
 class StageMetrics:
-    """Copies of the `metrics` for each of `num_loaders`, logged as ``val/key``, or ``val/key/dataloader_idx_0`` of several."""
+    """One copy of the metrics per dataloader, logged as ``val/key``; of several loaders, ``val/key/dataloader_idx_0``."""
 
     def __init__(
         self, metrics: Mapping[str, TokenMetric], *, stage: str, num_loaders: int, device: torch.device | str
@@ -31,18 +31,18 @@ class StageMetrics:
         self.all.to(device)
 
     def update(self, loader: int, logits: Any, target: Any, weight: Any) -> None:
-        """Add a batch of one dataloader: logits and targets, or a `TokenScores`."""
+        """Add a batch of one dataloader: logits and targets, or a `TokenScores` as `logits`."""
         self.loaders[loader].update(logits, target, weight=weight)
 
     def compute(self, *, nan_policy: NanPolicy = "propagate") -> dict[str, Tensor]:
-        """Every value over all processes, by one all_reduce; the same on each of them."""
+        """All values over all processes, with one all_reduce; equal on every process."""
         return self.all.compute(nan_policy=nan_policy)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The sums over all processes, by one all_reduce: loaded by any number of processes, they count once."""
+        """The sums over all processes, with one all_reduce; any number of processes can load them, and they count once."""
         with self.all.sync_context():
             return {key: value.cpu() for key, value in self.all.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """The sums of `state`, on one process; zero on the others."""
+        """Load the sums of `state` on one process, and zeros on the others."""
         self.all.load_state_dict(dict(state))

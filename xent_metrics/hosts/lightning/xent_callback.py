@@ -1,8 +1,8 @@
 """XentCallback: metrics by name for any LightningModule, exact over batches, ranks and checkpoints.
 
-A stage's sums begin at zero when its epoch begins and are added up over the ranks when it ends. Those of a training
-epoch go into every checkpoint that is written before its end, and a resumed epoch goes on from them; a validation that
-was interrupted is run again from its first batch, as Lightning does.
+A stage's sums start at zero with its epoch and are summed over all ranks at its end. Checkpoints written during a
+training epoch contain the sums so far, and a resumed epoch continues from them. An interrupted validation starts again
+at its first batch, as Lightning does.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.hosts.config import build_metrics, named_object
 from xent_metrics.hosts.lightning.callback import Callback, log_all
-from xent_metrics.hosts.lightning.duplicates import loaders_of, without_duplicates
+from xent_metrics.hosts.lightning.duplicates import without_duplicates
 from xent_metrics.hosts.lightning.stage import StageMetrics
 from xent_metrics.hosts.lightning.step_output import read
+from xent_metrics.hosts.lightning.upstream import active_loaders
 from xent_metrics.sums.metric import NanPolicy
 
 __all__ = ["XentCallback"]
@@ -24,21 +25,23 @@ _STAGES = ("train", "val", "test")
 
 
 class XentCallback(Callback):
-    """Log metrics with standard errors, at the end of each epoch of a stage, as ``val/cross_entropy`` and ``…_stderr``.
+    """Log metrics and their standard errors at the end of each epoch, as ``val/cross_entropy`` and ``…_stderr``.
 
     Args:
-        metrics: registered names, or dicts with `metric`, its options, and a `name` to log it under. A string as
-            `token_bytes` is the import path of a tokenizer, of a table, or of a function without arguments that gives one.
-        stages: of "train", "val" and "test".
-        adapter: ``f(module, output, batch)`` that makes of a step's output what `step_output` reads; or its import path.
-        shift: logits[t] score targets[t + 1], for labels that are the inputs (Hugging Face's convention).
-        standard_errors: over sequences, the first dimension of logits and targets (`StandardError`).
-        nan_policy: "omit" leaves rows of nan and invalid targets out of the sums, as in `TokenMetric.compute`.
-        mask_duplicates: give the samples that a DistributedSampler repeats to fill its last round the weight 0.
-        prog_bar, logger: where to show them; callbacks can monitor them either way.
+        metrics: registered names, or dicts with `metric`, its options, and a `name` to log it under. A string given as
+            `token_bytes` is the import path of a tokenizer, a table, or a function without arguments that returns one.
+        stages: the stages to evaluate: "train", "val", "test".
+        adapter: a function ``f(module, output, batch)`` that converts a step's output to a form that `step_output` reads, or
+            its import path.
+        shift: pair logits[t] with targets[t + 1], for labels that equal the inputs (Hugging Face's convention).
+        standard_errors: log standard errors over sequences, the first dimension of logits and targets.
+        nan_policy: "omit" skips nan rows and invalid targets, as in `TokenMetric.compute`.
+        mask_duplicates: give weight 0 to samples that a DistributedSampler repeats to give every rank equally many.
+        prog_bar: show the values in the progress bar.
+        logger: send the values to the trainer's loggers. Other callbacks can monitor them in any case.
 
-    A training epoch that is resumed from a checkpoint needs a loader that goes on where it was (one with `state_dict` and
-    `load_state_dict`, such as torchdata's StatefulDataLoader): what begins anew gives samples a second time.
+    To resume a training epoch from a checkpoint, use a loader that continues where it stopped (one with `state_dict` and
+    `load_state_dict`, such as torchdata's StatefulDataLoader). Any other loader repeats the epoch's first samples.
 
         Trainer(callbacks=[XentCallback(["cross_entropy", {"metric": "bits_per_byte", "token_bytes": tokenizer}])])
     """
@@ -57,7 +60,7 @@ class XentCallback(Callback):
     ) -> None:
         super().__init__()
         if isinstance(stages, str) or not stages or set(stages) - set(_STAGES):
-            raise MetricOptionError(f"stages is a list of {', '.join(_STAGES)}; got {stages!r}")
+            raise MetricOptionError(f"stages is a list of some of {', '.join(_STAGES)}; got {stages!r}")
         self.metrics = build_metrics(metrics, standard_errors=standard_errors)
         self.stages = [stage for stage in _STAGES if stage in stages]
         self.adapter = named_object(adapter) if isinstance(adapter, str) else adapter
@@ -70,12 +73,12 @@ class XentCallback(Callback):
 
     @property
     def state_key(self) -> str:
-        """Two of them in one trainer keep their checkpoints apart by what they measure."""
-        return self._generate_state_key(metrics=list(self.metrics), stages=self.stages)
+        """Distinguishes several of these callbacks in one checkpoint by their metrics and stages."""
+        return f"{type(self).__qualname__}[metrics={list(self.metrics)}, stages={self.stages}]"
 
     def _begin(self, trainer: Any, module: Any, stage: str) -> None:
         if stage in self.stages:
-            num_loaders = len(loaders_of(trainer))
+            num_loaders = len(active_loaders(trainer))
             self._running[stage] = StageMetrics(
                 self.metrics, stage=stage, num_loaders=num_loaders, device=module.device
             )
@@ -83,24 +86,24 @@ class XentCallback(Callback):
     def _add(self, trainer: Any, module: Any, stage: str, output: Any, batch: Any, batch_idx: int, loader: int) -> None:
         if stage not in self._running or (stage == "train" and not output):  # a training step that returned None
             return
-        given = read(output if self.adapter is None else self.adapter(module, output, batch), shift=self.shift)
+        read_batch = read(output if self.adapter is None else self.adapter(module, output, batch), shift=self.shift)
         if self.mask_duplicates:
-            given = without_duplicates(given, loaders_of(trainer)[loader], batch_idx)
-        self._running[stage].update(loader, *given)
+            read_batch = without_duplicates(read_batch, active_loaders(trainer)[loader], batch_idx)
+        self._running[stage].update(loader, *read_batch)
 
     def _end(self, module: Any, stage: str) -> None:
         if stage not in self._running:
             return
         values = self._running[stage].compute(nan_policy=self.nan_policy)
-        del self._running[stage]  # not before: a sync that fails loses nothing
+        del self._running[stage]  # only now: a failed sync must not lose the sums
         log_all(module, values, prog_bar=self.prog_bar, logger=self.logger)
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums of a training epoch that hasn't ended, over all ranks; every rank must call it, as Lightning does."""
+        """The sums so far of an unfinished training epoch, over all ranks; every rank must call this, as Lightning does."""
         return {stage: metrics.state_dict() for stage, metrics in self._running.items() if stage == "train"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint's sums, on this or any other number of ranks."""
+        """Continue from a checkpoint's sums, on any number of ranks."""
         for stage, state in state_dict.items():
             self._running[stage] = StageMetrics(self.metrics, stage=stage, num_loaders=1, device="cpu")
             self._running[stage].load_state_dict(state)
@@ -108,7 +111,7 @@ class XentCallback(Callback):
     # Lightning's hooks.
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        for metrics in self._running.values():  # what a checkpoint brought back
+        for metrics in self._running.values():  # loaded from a checkpoint
             metrics.all.to(module.device)
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:

@@ -1,4 +1,4 @@
-"""XentCallback under Lightning's DDP and FSDP2 (ModelParallelStrategy) in real processes: the bits of one process."""
+"""The callbacks under Lightning's DDP and FSDP2 (ModelParallelStrategy) in real processes: the bits of one process."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ KINDS = ("ddp", "fsdp2")
 
 
 def expected(data, stage, suffix=""):
-    """By hand over all sequences at once, in one process."""
+    """The metrics over all sequences at once, in one process."""
     metrics = {name: get_metric(name) for name in jobs.METRICS}
     metrics |= {f"{name}_stderr": StandardError(metric) for name, metric in metrics.items()}
     collection = TokenMetricCollection(metrics)
@@ -29,15 +29,15 @@ def expected(data, stage, suffix=""):
 
 @pytest.mark.parametrize(("kind", "package"), [("ddp", PACKAGES[0]), ("ddp", PACKAGES[1]), ("fsdp2", PACKAGES[0])])
 def test_any_number_of_ranks_gives_the_bits_of_one(kind, package):
-    """11 sequences don't come out even on 2 ranks: Lightning's sampler repeats one, which must not count twice."""
+    """Of 11 sequences Lightning's sampler repeats one on 2 ranks, which must not count twice."""
     want = expected(Sequences(11, 0), "train") | expected(Sequences(11, 1), "val")
     for answer in run(2, jobs.dealt_by_lightning, kind, package, 11):
         assert answer == {"values": want, "collectives": 4, "sharded": kind == "fsdp2"}  # 2 epochs of 2 stages
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_but_one_all_reduce_a_stage_is_added(kind):
-    """By the callback, and by `log_dict` of a module's own collection: 2 epochs of 2 stages."""
+def test_only_one_all_reduce_per_stage_is_added(kind):
+    """For 2 epochs of 2 stages, by the callback and by `log_dict` of a module's own collection."""
     for plain, callback, own in run(2, jobs.all_collectives, kind, 11):
         more = {"c10d::allreduce_": 4}
         assert callback - plain == more
@@ -45,44 +45,10 @@ def test_nothing_but_one_all_reduce_a_stage_is_added(kind):
         assert not (plain - callback) + (plain - own)
 
 
-def test_callbacks_watch_its_values_on_all_ranks(tmp_path):
+def test_callbacks_monitor_its_values_on_all_ranks(tmp_path):
     best = expected(Sequences(11, 1), "val")["val/cross_entropy"]
     kept = str(tmp_path / "epoch=0.ckpt")
     assert run(2, jobs.watched, 11, str(tmp_path)) == [{"epochs": 2, "best": best, "kept": kept}] * 2
-
-
-def cross_entropy(data, indices, clamped=False):
-    target = data.target[indices].clamp(0) if clamped else data.target[indices]
-    metric = get_metric("cross_entropy")
-    metric.update(table()[data.ids[indices, :-1]], target)
-    return metric.compute().item()
-
-
-def test_repeated_samples_are_masked_or_refused_whatever_deals_them_out():
-    data = Sequences(11)
-    want = cross_entropy(data, range(11))
-    reasons = {
-        "backwards": "the loader's batch sampler, Backwards, may batch in an order of its own",
-        "of nobody's class": "the loader's batch sampler, Batched, may batch in an order of its own",
-        "in parallel": "the step draws from 2 loaders in parallel",
-        "rows": "the step gave 27 sequences for a batch of 3 samples",
-    }
-    for found in run(2, jobs.repeated, 11):
-        assert found["usual"] == found["batch_size=None"] == want
-        assert found["soft targets"] == pytest.approx(cross_entropy(data, range(11), clamped=True), rel=1e-7)
-        for name, reason in reasons.items():
-            assert found[name].startswith("the sampler repeats samples to deal 11 out evenly")
-            assert f"but {reason}, so which they are is unknown" in found[name]
-    for found in run(2, jobs.repeated, 10):  # nothing is repeated, and nothing refused
-        assert {value for name, value in found.items() if name != "soft targets"} == {
-            cross_entropy(Sequences(10), range(10))
-        }
-
-
-def test_repeated_samples_count_twice_on_request():
-    twice = cross_entropy(Sequences(11), [*range(11), 0])
-    for found in run(2, jobs.repeated, 11, False):
-        assert {value for name, value in found.items() if name != "soft targets"} == {twice}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,10 +60,10 @@ def test_a_rank_without_data_syncs_with_the_others(kind):
         assert answer == {"values": want, "collectives": 1}
 
 
-def test_a_sync_that_fails_loses_nothing():
+def test_a_failed_sync_loses_nothing():
     for found in run(2, jobs.failing_sync, 11):
         assert "failed: RuntimeError: timed out" in found["error"]
-        assert found["later"] == cross_entropy(Sequences(11), range(11))
+        assert found["later"] == expected(Sequences(11), "val")["val/cross_entropy"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -119,7 +85,7 @@ def test_an_epoch_is_resumed_on_any_number_of_ranks(kind, tmp_path):
 def test_a_modules_own_metrics_are_resumed_on_any_number_of_ranks(kind, tmp_path):
     count, here = 20, str(tmp_path)
     want = {name: value for name, value in expected(Sequences(count), "train").items() if "stderr" not in name}
-    saves = {1: 0, 2: 2}  # an all_reduce a checkpoint, of all members
+    saves = {1: 0, 2: 2}  # one all_reduce per checkpoint, for all members
     for found in run(2, jobs.own_metrics_resumed, kind, here, count):
         assert found == {"values": want, "collectives": saves[2] + 1}
     two = str(tmp_path / f"{kind}2-step=2.ckpt")
@@ -129,7 +95,7 @@ def test_a_modules_own_metrics_are_resumed_on_any_number_of_ranks(kind, tmp_path
             assert found["values"] == want
 
 
-def test_a_modules_own_metrics_that_were_not_synced_say_how_to(tmp_path):
+def test_loading_unsynced_metrics_says_how_to_sync_them(tmp_path):
     run(2, jobs.own_metrics_resumed, "ddp", str(tmp_path), 20, None, 0, 0, False)
     two = str(tmp_path / "ddp2-step=2.ckpt")
     (error,) = run(1, jobs.own_metrics_resumed, "ddp", str(tmp_path), 20, two, 12, 2, False)

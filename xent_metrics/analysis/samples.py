@@ -1,0 +1,83 @@
+"""The documents that lm-eval logs with --log_samples: one JSON object per line, read as `Sample`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from xent_metrics.analysis.logged import Tokens, tokens_in
+from xent_metrics.analysis.run_metrics import LoggedMean
+from xent_metrics.sums.metric import TokenMetric
+from xent_metrics.sums.ratio import RatioMetric
+
+__all__ = ["Sample", "document_sums", "read_samples"]
+
+_PLACEHOLDER_ID = -1  # the doc_id that a process without documents logs
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One document as lm-eval logged it.
+
+    `key` identifies the same document in another run; `raw` is the logged JSON object.
+    """
+
+    key: str
+    raw: Mapping[str, Any]
+
+    @cached_property
+    def tokens(self) -> Tokens | None:
+        """The document's tokens (the gold continuation's for a question); None if they were not logged."""
+        return tokens_in(self.raw)
+
+    def sums(self, name: str) -> Mapping[str, Any] | None:
+        """The named sums of our metric `name`, each a number or a list of numbers; None if they were not logged."""
+        found = self.raw.get(f"{name}_stderr")
+        if not isinstance(found, dict) or not all(_is_numeric(value) for value in found.values()):
+            return None
+        return found
+
+
+def document_sums(sample: Sample, name: str, metric: TokenMetric) -> Mapping[str, Any] | None:
+    """A document's sums for `metric`: those we logged, or those that follow from what lm-eval logged under `name`."""
+    value = sample.raw.get(name)
+    if isinstance(metric, LoggedMean):
+        return {"values": float(value), "documents": 1.0} if isinstance(value, int | float) else None
+    if isinstance(metric, RatioMetric) and isinstance(value, list) and len(value) == 2 and _is_numeric(value):
+        return dict(zip(metric.ratio_names(), (-value[0], value[1]), strict=True))
+    return sample.sums(name)
+
+
+def read_samples(path: Path, task: str, problems: list[str]) -> Iterator[Sample]:
+    """The documents in a samples file; lines that can't be read are skipped and added to `problems`."""
+    if not path.is_file():
+        problems.append(f"task {task}: no samples beside the results ({path.name}); evaluate with --log_samples")
+        return
+    seen: dict[str, int] = {}
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                raw = json.loads(line)
+                key = f"{raw['doc_hash']} {raw['target_hash']}"
+                counted = f"{key} {raw.get('filter')}"
+            except (ValueError, KeyError, TypeError) as error:
+                problems.append(f"task {task}: line {number} of {path.name} is skipped: {_why(error)}")
+                continue
+            if raw.get("doc_id") != _PLACEHOLDER_ID:
+                seen[counted] = seen.get(counted, 0) + 1  # equal documents are numbered
+                yield Sample(f"{key} {seen[counted]}", raw)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    return "it is cut off or not JSON" if isinstance(error, ValueError) else "it is not a document"
+
+
+def _is_numeric(value: Any) -> bool:
+    numbers = value if isinstance(value, list) else [value]
+    return all(isinstance(number, int | float) for number in numbers)
