@@ -14,7 +14,7 @@ from sqlitedict import SqliteDict
 from support.hf_model import tiny_model, tiny_tokenizer
 
 from xent_metrics.hosts.lm_eval import XentHFLM
-from xent_metrics.hosts.lm_eval.command import XentTaskManager
+from xent_metrics.hosts.lm_eval.task_manager import XentTaskManager
 
 TASKS = ["xent_python_docs_tokens", "xent_python_docs_cloze"]
 

@@ -16,7 +16,8 @@ from support.distributed import run
 from tokenizers import pre_tokenizers
 from torch.nn import functional as F
 
-from xent_metrics.hosts.lm_eval.empty_ranks import NoValue, WithoutPlaceholders
+from xent_metrics.hosts.lm_eval.documents import DocumentValue
+from xent_metrics.hosts.lm_eval.empty_ranks import WithoutPlaceholders
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_a_rank_without_documents_changes_nothing(model, folder, two):
 @pytest.mark.parametrize("aggregate", [lm_eval_metrics.mean, lm_eval_metrics.median, lm_eval_metrics.matthews_corrcoef])
 def test_a_stand_in_is_left_out_of_lm_evals_values_counts_and_standard_errors(aggregate):
     documents = [(1, 1), (0, 1), (0, 0)] if aggregate is lm_eval_metrics.matthews_corrcoef else [1.0, 0.0, 3.0]
-    values = [*documents, pickle.loads(pickle.dumps(NoValue()))]
+    values = [*documents, pickle.loads(pickle.dumps(DocumentValue.placeholder()))]
     without = pickle.loads(pickle.dumps(WithoutPlaceholders(aggregate)))
     assert without(values) == aggregate(documents)
     assert values == documents

@@ -18,7 +18,7 @@ from xent_metrics.errors import InvalidInputError, MissingScoreError
 from xent_metrics.hosts.lm_eval import TorchLM, XentHFLM, XentTask
 from xent_metrics.hosts.lm_eval import task as task_module
 from xent_metrics.hosts.lm_eval.extra_scores import ask_for
-from xent_metrics.hosts.lm_eval.metric_list import build_entry
+from xent_metrics.hosts.lm_eval.metric_entry import build_entry
 from xent_metrics.hosts.lm_eval.models.windows import continuation_window, rolling_windows
 from xent_metrics.metrics.pair_metric import PairMetric
 

@@ -26,7 +26,7 @@ from xent_metrics.errors import (
 from xent_metrics.hosts.lm_eval import XentTask
 from xent_metrics.hosts.lm_eval import task as task_module
 from xent_metrics.hosts.lm_eval.documents import DocumentSums, DocumentValue
-from xent_metrics.hosts.lm_eval.metric_list import EMITTED
+from xent_metrics.hosts.lm_eval.upstream import EMITTED
 
 ROLLING = [{"text": text} for text in TEXTS]
 PAIRS = [
