@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate as lm_evals_evaluate
@@ -32,6 +34,21 @@ def bigram_scores(context: str, text: str, *, token_bytes: dict[str, int] | None
         for letter, count in token_bytes.items():
             table[ord(letter)] = count
     return score_tokens(TABLE[before], target, token_bytes=table)
+
+
+ROLLING = [{"text": text} for text in TEXTS]
+PAIRS = [
+    {"question": "Why? ", "answer": "because"},
+    {"question": "Who:\n", "answer": "nobody knows"},
+    {"question": "", "answer": "é"},
+]
+SPANS = [("Why?", " because"), ("Who:", "\nnobody knows"), ("", "é")]  # the contexts and texts that are scored of PAIRS
+CHOICES = [
+    {"question": "One", "choices": ["a", "bb", "c c"], "gold": 1},
+    {"question": "Two", "choices": ["d", "ee"], "gold": 0},
+    {"question": "Three", "choices": ["f", "gé", "h", "i"], "gold": 3},
+]
+DOCUMENTS = {"loglikelihood": PAIRS, "loglikelihood_rolling": ROLLING, "multiple_choice": CHOICES}
 
 
 class BigramLM(LM):
@@ -85,6 +102,27 @@ class ScoredBigramLM(BigramLM):
         return kind(bigram_scores(context, text, **self.options))
 
 
+class UnusedLM(BigramLM):
+    """Must not be asked."""
+
+    def loglikelihood(self, requests):
+        raise AssertionError("the model ran")
+
+    loglikelihood_rolling = loglikelihood
+
+
+def entries(*names):
+    """Entries of a metric_list without options."""
+    return [{"metric": name} for name in names]
+
+
+def choice_probabilities(document, delimiter=" "):
+    """The softmax of the choices' loglikelihoods under the bigram model."""
+    nats = [float(bigram_scores(document["question"], delimiter + c).nll.double().sum()) for c in document["choices"]]
+    exp = np.exp(min(nats) - np.array(nats))
+    return exp / exp.sum()
+
+
 def config(output_type, documents, metric_list, **more):
     """The configuration of a task over `documents` (dicts), as its YAML would give it."""
 
@@ -103,6 +141,19 @@ def config(output_type, documents, metric_list, **more):
 def evaluate(task, model):
     """lm-eval's whole result for one task object (`simple_evaluate` also spends seconds on describing the machine)."""
     return lm_evals_evaluate(model, {"tasks": {"t": task}}, bootstrap_iters=0)
+
+
+def emitted(task, model):
+    """`process_results` of every document, as a rank gathers it, by the steps of lm-eval's evaluator."""
+    task.set_config("num_fewshot", 0)
+    task.build_all_requests()
+    for instance in task.instances:
+        instance.resps.append(getattr(model, instance.request_type)([instance])[0])
+    task.apply_filters()
+    documents = list(task.doc_iterator())
+    by_document = itertools.groupby(task.instances, key=lambda instance: instance.doc_id)
+    return [task.process_results(doc, [i.filtered_resps["none"] for i in group])
+            for (_, doc), (_, group) in zip(documents, by_document, strict=True)]  # fmt: skip
 
 
 def values(results, task="t"):

@@ -9,12 +9,12 @@ import subprocess
 import sys
 
 import pytest
-from lm_eval.evaluator import simple_evaluate
+from lm_eval.api.registry import get_model, model_registry
 from sqlitedict import SqliteDict
 from support.hf_model import tiny_model, tiny_tokenizer
 
-from xent_metrics.hosts.lm_eval import XentHFLM
-from xent_metrics.hosts.lm_eval.task_manager import XentTaskManager
+from xent_metrics.errors import MetricOptionError, UnknownMetricError
+from xent_metrics.hosts.lm_eval.command import parse_metrics, register_models
 
 TASKS = ["xent_python_docs_tokens", "xent_python_docs_cloze"]
 
@@ -125,13 +125,30 @@ def check_samples(samples):
         assert "".join(token["text"] for token in tokens) == choice["arguments"][f"gen_args_{number}"]["arg_1"]
 
 
-def test_predict_only_gives_samples_without_metrics():
-    lm = XentHFLM(pretrained=tiny_model("llama_tied"), tokenizer=tiny_tokenizer(), batch_size=8, log_tokens=True)
-    found = simple_evaluate(
-        model=lm, tasks=["xent_python_docs_cloze"], task_manager=XentTaskManager(), limit=2, predict_only=True,
-        bootstrap_iters=0,
-    )  # fmt: skip
-    samples = found["samples"]["xent_python_docs_cloze"]
-    assert len(samples) == 2
-    assert all(len(response[0].scores) > 0 for sample in samples for response in sample["resps"])
-    assert "cross_entropy,none" not in found["results"]["xent_python_docs_cloze"]
+def test_metrics_are_parsed_with_their_options():
+    assert parse_metrics("bits_per_byte, cross_entropy:unit=bits;name=bits ,") == [
+        {"metric": "bits_per_byte"},
+        {"metric": "cross_entropy", "unit": "bits", "name": "bits"},
+    ]
+    assert parse_metrics(None) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("cross_entropi", UnknownMetricError),
+        ("cross_entropy:unti=bits", MetricOptionError),
+        ("perplexity:x", MetricOptionError),
+    ],
+)
+def test_mistakes_in_the_option_are_found_by_parsing_it(text, error):
+    with pytest.raises(error):
+        parse_metrics(text)
+
+
+def test_models_are_registered_once():
+    register_models()
+    register_models()
+    assert {"hf", "xent-hf", "xent-torch"} <= set(model_registry)
+    assert get_model("xent-torch").gives_token_scores
+    assert get_model("xent-hf").gives_token_scores

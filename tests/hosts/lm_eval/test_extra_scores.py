@@ -10,15 +10,14 @@ import torch
 from lm_eval.api.model import CachingLM
 from support.hf_model import TEXT, requests, tiny_model, tiny_tokenizer
 from support.lm_eval import BigramLM, ScoredBigramLM, config, evaluate, values
-from support.registered import buildable
+from support.registered import buildable, plugin_of
 from torch import nn
 
-from xent_metrics import get_metric
-from xent_metrics.errors import InvalidInputError, MissingScoreError
+from xent_metrics import ExtraScore, RatioMetric, get_metric
+from xent_metrics.errors import InvalidInputError, MetricOptionError, MissingScoreError
 from xent_metrics.hosts.lm_eval import TorchLM, XentHFLM, XentTask
 from xent_metrics.hosts.lm_eval import task as task_module
-from xent_metrics.hosts.lm_eval.extra_scores import ask_for
-from xent_metrics.hosts.lm_eval.metric_entry import build_entry
+from xent_metrics.hosts.lm_eval.extra_scores import ask_for, asked_for
 from xent_metrics.hosts.lm_eval.models.windows import continuation_window, rolling_windows
 from xent_metrics.metrics.pair_metric import PairMetric
 
@@ -179,10 +178,63 @@ def test_every_metric_works_over_gold_and_over_choices(over):
     assert all(math.isfinite(found[name]) for name in metrics())
 
 
-def test_binary_and_paired_metrics_are_refused_when_the_task_is_made():
-    with pytest.raises(MissingScoreError, match=r"binary_cross_entropy needs tokens scored with `binary`"):
-        build_entry({"metric": "binary_cross_entropy"}, "loglikelihood_rolling", "task t")
-    for name in buildable():
-        if isinstance(get_metric(name), PairMetric):
-            with pytest.raises(MissingScoreError, match="no lm-eval model gives it"):
-                build_entry({"metric": name}, "loglikelihood_rolling", "task t")
+class Largest(RatioMetric):
+    """The mean of an extra score that each metric makes a function of its own for."""
+
+    name = "largest"
+
+    def extra_scores(self):
+        return {"extreme": ExtraScore(lambda log_prob, index: log_prob.amax(-1))}
+
+    def per_token(self, scores):
+        return scores.extra_scores["extreme"]
+
+
+class Smallest(Largest):
+    """Another score by the same name."""
+
+    name = "smallest"
+
+    def extra_scores(self):
+        return {"extreme": ExtraScore(lambda log_prob, index: log_prob.amin(-1))}
+
+
+@pytest.fixture
+def extremes(install):
+    install(plugin_of(Largest, Smallest))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("over", [None, "gold", "choices"])
+def test_two_scores_of_one_name_are_refused_when_the_task_is_made(over, order, extremes):
+    def never(**_):
+        raise AssertionError("data were loaded")
+
+    names = ["largest", "smallest"][::order]
+    listed = [{"metric": name, **({"over": over} if over else {})} for name in names]
+    made = config("multiple_choice" if over else "loglikelihood", [], listed) | {"custom_dataset": never}
+    with pytest.raises(MetricOptionError, match=rf"task t: {names[0]} and {names[1]} ask for .* both named 'extreme'"):
+        XentTask(made)
+
+
+def test_one_score_of_several_metrics_is_asked_for_once(extremes):
+    """Also if each metric makes its own function, and if it is a method that reads the metric's options."""
+    listed = [
+        {"metric": "largest"},
+        {"metric": "largest", "name": "again"},
+        {"metric": "full_calibration_error"},
+        {"metric": "full_calibration_error", "name": "full_again"},
+    ]
+    task = XentTask(config("loglikelihood", DOCUMENTS["loglikelihood"], listed))
+    found = values(evaluate(task, torch_lm()))
+    assert found["largest"] == found["again"]
+    assert found["full_calibration_error"] == found["full_again"]
+    assert len(asked_for(task.instances)) == 2
+
+
+def test_tasks_that_ask_for_two_scores_of_one_name_do_not_run_together(extremes):
+    asked = requests("loglikelihood_rolling", [(text,) for text in TEXTS[:2]])
+    ask_for(asked[:1], get_metric("largest").extra_scores())
+    ask_for(asked[1:], get_metric("smallest").extra_scores())
+    with pytest.raises(InvalidInputError, match=r"two tasks of this run .* both named 'extreme'"):
+        torch_lm().loglikelihood_rolling(asked)
