@@ -1,4 +1,4 @@
-"""Models and tasks small enough that every loglikelihood is known: a bigram model of bytes, as two lm-eval models."""
+"""Models and tasks small enough to know every loglikelihood: a bigram model of bytes, as two lm-eval models."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from xent_metrics import TokenScores, score_tokens
 from xent_metrics.hosts.lm_eval.models.results import ScoredLoglikelihood, ScoredRolling
 
 TEXTS = ["héllo wörld, this is one.", "two  words", "\tand  a third text of several words\n", "四 τέσσερα four 🙂"]
-TABLE = torch.randn(256, 256, generator=torch.Generator().manual_seed(3))  # logits of a byte after another
+TABLE = torch.randn(256, 256, generator=torch.Generator().manual_seed(3))  # logits of a byte, given the byte before
 
 
 ONE_EACH: dict[str, int] = {}
 
 
 def bigram_scores(context: str, text: str, *, token_bytes: dict[str, int] | None = ONE_EACH) -> TokenScores:
-    """The scores of the text's bytes, the first one after the context's last; all but `token_bytes` say that they are one."""
+    """The scores of the text's bytes after the context. `token_bytes` gives some letters another length than 1; None no lengths."""
     data = list(b"\n" + context.encode() + text.encode())
     size = len(text.encode())
     before, target = torch.tensor(data[:-1])[-size:], torch.tensor(data)[-size:]
@@ -52,7 +52,7 @@ DOCUMENTS = {"loglikelihood": PAIRS, "loglikelihood_rolling": ROLLING, "multiple
 
 
 class BigramLM(LM):
-    """Gives one loglikelihood a request, as stock models do."""
+    """Gives one loglikelihood per request, as stock models do."""
 
     def __init__(self):
         super().__init__()
@@ -81,7 +81,7 @@ class BigramLM(LM):
 
 
 class ScoredBigramLM(BigramLM):
-    """Gives the scores of the bytes behind each loglikelihood; `options` are those of `bigram_scores`."""
+    """Gives the scores of the bytes with each loglikelihood; `options` are those of `bigram_scores`."""
 
     gives_token_scores = True
 
@@ -103,7 +103,7 @@ class ScoredBigramLM(BigramLM):
 
 
 class UnusedLM(BigramLM):
-    """Must not be asked."""
+    """A model that must not run."""
 
     def loglikelihood(self, requests):
         raise AssertionError("the model ran")
@@ -139,7 +139,7 @@ def config(output_type, documents, metric_list, **more):
 
 
 def evaluate(task, model):
-    """lm-eval's whole result for one task object (`simple_evaluate` also spends seconds on describing the machine)."""
+    """lm-eval's result for one task object. `simple_evaluate` would spend seconds on describing the machine."""
     return lm_evals_evaluate(model, {"tasks": {"t": task}}, bootstrap_iters=0)
 
 

@@ -1,4 +1,4 @@
-"""`xent lm-eval run --model xent-hf` as a person runs it: alone, with samples, and by `accelerate launch`."""
+"""`xent lm-eval run --model xent-hf` as a user runs it: with samples, in one process and by `accelerate launch`."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def numbers(results):
 
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(folder):
-    """Two indeed: `accelerate launch --cpu` would start one, however many it is asked for."""
+    """`--multi_gpu` makes it two: `accelerate launch --cpu` starts one process, whatever number it is given."""
     one, samples, done = run(folder, "one", [sys.executable], "--use_cache", str(folder / "cache_one"))
     assert "tok/s" not in done.stderr  # no terminal, no bar
     assert "cross_entropy" in done.stdout  # the table
@@ -97,13 +97,13 @@ def test_two_processes_give_what_one_gives(folder):
 
 
 def kept(path):
-    """The keys of a cache, without the entry that says whose it is."""
+    """The keys of a cache, without the entry that names its model."""
     with SqliteDict(str(path)) as found:
         return set(found) - {"made by"}
 
 
 def check_sample_equal(one, two):
-    """The same requests and tokens; numbers within what another batch rounds otherwise."""
+    """The same requests and tokens, and numbers that differ by rounding in another batch only."""
     assert one["arguments"] == two["arguments"]
     for first, second in zip(one["resps"], two["resps"], strict=True):
         (first, *greedy), (second, *also) = ([x] if isinstance(x, str) else x for x in (first[0], second[0]))
@@ -115,7 +115,7 @@ def check_sample_equal(one, two):
 
 
 def check_samples(samples):
-    """Every token's text and nll stand in the samples."""
+    """The samples contain the text and the nll of every token."""
     rolled, choice = samples[TASKS[0]][0], samples[TASKS[1]][0]
     logged = json.loads(rolled["resps"][0][0])
     assert "".join(token["text"] for token in logged["tokens"]) == rolled["arguments"]["gen_args_0"]["arg_0"]

@@ -58,7 +58,7 @@ def test_bytes_are_counted_from_the_text_where_the_tokens_know_none():
 
 @pytest.mark.parametrize("token_bytes", [{"e": 0}, {"e": 2}, {"e": 0, "h": 2}])
 def test_bytes_are_counted_from_the_text_where_the_tokens_dont_cover_it(token_bytes):
-    """A token without bytes would take its nats out of the sum, also if another has its bytes: lm-eval's number has them."""
+    """A token without bytes would take its nats out of the sum, even if another token has its bytes."""
     documents = [{"text": "he, eh"}, {"text": "ehehe hh"}]
     task = XentTask(config("loglikelihood_rolling", documents, entries("bits_per_byte", "cross_entropy")))
     found = values(evaluate(task, ScoredBigramLM(token_bytes=token_bytes)))
@@ -130,8 +130,8 @@ def test_over_gold_is_the_gold_continuation_with_its_delimiter():
     assert found["bits_per_byte"] == pytest.approx(metric.compute().item() / math.log(2), rel=1e-15)  # a byte a token
 
 
-def test_choices_that_stand_in_the_contexts():
-    """As in Winogrande: doc_to_text is the gold index, the choices are contexts, one continuation follows each."""
+def test_choices_that_are_contexts():
+    """As in Winogrande: doc_to_text is the gold index, and each choice is a context of the same continuation."""
     documents = [
         {"choices": ["one", "two"], "gold": 1, "end": "went on"},
         {"choices": ["x", "yy"], "gold": 0, "end": "so"},

@@ -1,4 +1,4 @@
-"""Metrics that need more of each token than its loss, in lm-eval: every registered one, with both of our models."""
+"""Extra scores in lm-eval: every registered metric with both of our models, and names that would mean two scores."""
 
 import functools
 import itertools
@@ -31,7 +31,7 @@ DOCUMENTS = {
 
 
 class ByteNet(nn.Module):
-    """Causal: the running sum of random embeddings, to logits of 257 ids."""
+    """A causal model: logits of 257 ids from the running sum of random embeddings."""
 
     def __init__(self):
         super().__init__()
@@ -55,7 +55,7 @@ def hf_lm(**options):
 
 
 def metrics():
-    """Every registered metric of one model's tokens, apart from those over bytes and words, by name."""
+    """Every registered metric of one model's tokens by name, except those per byte and per word."""
     sizes = {"classwise_calibration_error": {"classes": 384}}
     built = {name: get_metric(name, **sizes.get(name, {})) for name in buildable()}
     return {
@@ -72,7 +72,7 @@ def entries():
 
 
 def windows_of(lm, output_type):
-    """What the model reads and is to predict, window by window."""
+    """The windows that the model reads and predicts."""
     prefix = lm.prefix_token_id
     if output_type == "loglikelihood_rolling":
         texts = [rolling_windows(lm.tok_encode(text), prefix=prefix, max_length=MAX_LENGTH) for text in TEXTS]
@@ -109,7 +109,7 @@ def test_no_other_score_changes(make, log_tokens):
     ask_for(asked[:1], get_metric("z_loss").extra_scores())
     ask_for(asked[1:], get_metric("top_k_accuracy").extra_scores())
     with_extra = lm.loglikelihood_rolling(asked)
-    without = lm.loglikelihood_rolling(plain)  # and nothing is left of what was asked for before
+    without = lm.loglikelihood_rolling(plain)  # nothing is left of the earlier requests
     assert [float(result) for result in with_extra] == [float(result) for result in without]
     for first, second in zip(with_extra, without, strict=True):
         assert set(first.scores.extra_scores) == {"squared_log_normaliser", "target_rank"}
@@ -131,7 +131,7 @@ def test_tasks_that_run_together_ask_for_their_own():
     assert [together["cross_entropy"], together["brier_score"]] == alone
 
 
-def test_a_cache_keeps_them_and_one_without_them_is_told(tmp_path):
+def test_a_cache_keeps_them_and_one_without_them_is_refused(tmp_path):
     documents = DOCUMENTS["loglikelihood_rolling"]
     plain = XentTask(config("loglikelihood_rolling", documents, [{"metric": "cross_entropy"}]))
     ranked = XentTask(config("loglikelihood_rolling", documents, [{"metric": "mean_reciprocal_rank"}]))
@@ -142,7 +142,7 @@ def test_a_cache_keeps_them_and_one_without_them_is_told(tmp_path):
         evaluate(ranked, CachingLM(torch_lm(), str(tmp_path / "older.db")))
 
 
-def test_a_model_that_gives_none_is_told():
+def test_a_model_that_gives_none_is_refused():
     documents = DOCUMENTS["loglikelihood_rolling"][:2]
     task = XentTask(config("loglikelihood_rolling", documents, [{"metric": "z_loss"}]))
     with pytest.raises(
@@ -162,7 +162,7 @@ def test_a_stock_model_is_refused_before_it_runs(monkeypatch):
 
 
 @pytest.mark.parametrize("make", [torch_lm, hf_lm])
-def test_a_metric_of_other_classes_than_the_vocabulary_is_told_at_the_first_batch(make):
+def test_a_metric_of_other_classes_than_the_vocabulary_is_refused_at_the_first_batch(make):
     listed = [{"metric": "classwise_calibration_error", "classes": 5}]
     task = XentTask(config("loglikelihood", DOCUMENTS["loglikelihood"], listed))
     with pytest.raises(InvalidInputError, match=r"was built for 5 classes; got (257|384)\. Set classes="):
@@ -179,7 +179,7 @@ def test_every_metric_works_over_gold_and_over_choices(over):
 
 
 class Largest(RatioMetric):
-    """The mean of an extra score that each metric makes a function of its own for."""
+    """The mean of an extra score. Each metric makes its own function for it."""
 
     name = "largest"
 
@@ -191,7 +191,7 @@ class Largest(RatioMetric):
 
 
 class Smallest(Largest):
-    """Another score by the same name."""
+    """A different score with the same name."""
 
     name = "smallest"
 
@@ -218,7 +218,7 @@ def test_two_scores_of_one_name_are_refused_when_the_task_is_made(over, order, e
 
 
 def test_one_score_of_several_metrics_is_asked_for_once(extremes):
-    """Also if each metric makes its own function, and if it is a method that reads the metric's options."""
+    """Also if each metric makes its own function, or binds a method that reads its options."""
     listed = [
         {"metric": "largest"},
         {"metric": "largest", "name": "again"},

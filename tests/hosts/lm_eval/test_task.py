@@ -25,7 +25,7 @@ from xent_metrics.hosts.lm_eval import task as task_module
 
 
 def test_the_table_has_value_and_standard_error():
-    """Guards the detail that `<name>_stderr`, emitted after `<name>`, takes the place of lm-eval's N/A."""
+    """A `<name>_stderr` that is emitted after `<name>` replaces lm-eval's N/A."""
     task = XentTask(config("loglikelihood_rolling", ROLLING, entries("bits_per_byte")))
     results = evaluate(task, BigramLM())
     found = values(results)

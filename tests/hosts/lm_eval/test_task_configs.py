@@ -1,4 +1,4 @@
-"""Every YAML in task_configs loads, asks what lm-eval's own task asks, and runs under the stock `lm_eval` command."""
+"""Every YAML in task_configs loads, builds the requests of lm-eval's own task, and runs under the stock `lm_eval` command."""
 
 import hashlib
 import json
@@ -63,7 +63,7 @@ THEIRS = {
 
 @pytest.fixture
 def local_data(monkeypatch):
-    """`datasets.load_dataset` without its download; what it was asked for."""
+    """`datasets.load_dataset` without the download; records its arguments."""
     asked = []
 
     def load_dataset(path, name=None, **kwargs):
@@ -132,7 +132,7 @@ def test_it_has_the_answers_that_lm_eval_has(manager, local_data, name):
 # The Python documentation.
 
 
-def test_the_corpus_hash_is_of_the_text_and_stands_in_the_results(manager):
+def test_the_corpus_hash_is_that_of_the_text_and_is_in_the_results(manager):
     expected = hashlib.sha256(json.dumps(sorted(topics.items())).encode()).hexdigest()
     for name in OFFLINE:
         assert load(manager, name).dump_config()["metadata"]["corpus_sha256"] == expected
