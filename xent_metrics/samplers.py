@@ -49,8 +49,8 @@ def sample_weights(sampler: Any) -> Tensor:
     if not isinstance(sampler, DistributedSampler):
         raise InvalidInputError(
             "sample_weights supports torch.utils.data.DistributedSampler and accelerate's BatchSamplerShard over torch's own "
-            f"BatchSampler; got {_described(sampler)}. With accelerate pass `loader.batch_sampler` of the prepared loader, or turn padding "
-            "off: DataLoaderConfiguration(even_batches=False)"
+            f"BatchSampler; got {_described(sampler)}. With accelerate pass `loader.batch_sampler` of the prepared loader, "
+            "or turn padding off: DataLoaderConfiguration(even_batches=False)"
         )
     return (torch.arange(len(sampler)) < _real_samples(sampler)).float()
 

@@ -21,8 +21,7 @@ from xent_metrics import list_metrics, plugins
 from xent_metrics.cli import app as cli
 from xent_metrics.errors import InvalidInputError, MetricOptionError, UnknownMetricError
 from xent_metrics.hosts.lm_eval import XentTask
-from xent_metrics.hosts.lm_eval.command import parse_metrics, register_models
-from xent_metrics.hosts.lm_eval.task_manager import XentTaskManager
+from xent_metrics.hosts.lm_eval.command import XentTaskManager, parse_metrics, register_models
 from xent_metrics.task_folders import list_tasks, task_configs_folder
 
 ROLLING = """
@@ -236,7 +235,7 @@ def test_tasks_that_cannot_take_metrics(tmp_path):
 
 def test_task_folders_come_before_the_users(folder, monkeypatch):
     [name] = [path.stem for path in folder.glob("*_ours.yaml")]
-    monkeypatch.setattr("xent_metrics.hosts.lm_eval.task_manager.task_folders", lambda: [folder])
+    monkeypatch.setattr("xent_metrics.hosts.lm_eval.command.task_folders", lambda: [folder])
     manager = XentTaskManager(include_path=str(folder), include_defaults=False)
     assert isinstance(manager.load([name])["tasks"][name], XentTask)
     assert manager.include_path == [folder]

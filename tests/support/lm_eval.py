@@ -24,7 +24,7 @@ ONE_EACH: dict[str, int] = {}
 
 
 def bigram_scores(context: str, text: str, *, token_bytes: dict[str, int] | None = ONE_EACH) -> TokenScores:
-    """The scores of the text's bytes after the context. `token_bytes` gives some letters another length than 1; None no lengths."""
+    """The scores of the text's bytes after the context. `token_bytes` gives letters other lengths than 1; None, no lengths."""
     data = list(b"\n" + context.encode() + text.encode())
     size = len(text.encode())
     before, target = torch.tensor(data[:-1])[-size:], torch.tensor(data)[-size:]

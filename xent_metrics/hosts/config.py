@@ -7,10 +7,10 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from xent_metrics.analysis import StandardError
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.plugins import get_metric
 from xent_metrics.sums.metric import TokenMetric
+from xent_metrics.wrappers.standard_error import StandardError
 
 __all__ = ["build_metrics", "named_object"]
 

@@ -61,6 +61,7 @@ def test_a_task_of_lm_evals_keeps_lm_evals_metrics_beside_ours(write_task, tmp_p
 
 
 def test_a_metric_of_ours_in_a_task_of_lm_evals_class_is_refused(write_task, tmp_path):
+    """lm-eval would raise a KeyError, or drop the metric silently."""
     write_task("stock", metrics="[{metric: cross_entropy}]")
     with pytest.raises(
         MetricOptionError, match=r"task stock: cross_entropy is a metric of xent-metrics.*class: !function"

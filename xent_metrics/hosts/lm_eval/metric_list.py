@@ -14,8 +14,7 @@ All other entries are lm-eval's. lm-eval silently drops those that it can't comp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.hosts.lm_eval.extra_scores import extra_scores_of
@@ -36,8 +35,7 @@ __all__ = ["ADDED", "MetricList", "read_metric_list"]
 ADDED = "xent_metrics"
 
 
-@dataclass(frozen=True)
-class MetricList:
+class MetricList(NamedTuple):
     """A task's `metric_list`, sorted.
 
     Attributes:
