@@ -1,4 +1,4 @@
-"""The focal plugin, installed and with nothing else written: in an lm-eval YAML, in a LightningModule, the same bits in both."""
+"""The focal plugin, once installed, works in an lm-eval YAML and in a LightningModule, with the same bits in both."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ metric_list:
 
 
 class Bigrams(pl.LightningModule):
-    """A table of logits: its bits don't depend on the batch. The metric is an attribute and is logged, as in any module."""
+    """A table of logits, whose bits don't depend on the batch. It logs the metric as any module would."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A loop under accelerate in two processes: what its loaders repeat to come out even doesn't count."""
+"""The padding of accelerate's loaders doesn't count: a loop in two processes, and every way of dealing samples out."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def test_padding_does_not_count():
             want = jobs.of(alone)
             assert {name: loop[name] for name in want} == want
             assert (loop["without weights"] > want["counted"]) == options.get("even_batches", True)
-            assert "pass `loader.batch_sampler` of the prepared loader, or let it pad nothing" in loop["refused"]
+            assert "pass `loader.batch_sampler` of the prepared loader, or turn padding off" in loop["refused"]
             assert "even_batches=False" in loop["refused"]
 
 
@@ -43,6 +43,6 @@ def test_every_sample_has_the_weight_one_once(samples, processes, split, drop_la
     assert sorted(counted) == sorted({sample for own in dealt for sample in own})
 
 
-def test_a_batch_sampler_of_its_own_is_refused():
+def test_another_batch_sampler_is_refused():
     with pytest.raises(InvalidInputError, match=r"got BatchSamplerShard over Backwards.*even_batches=False"):
         sample_weights(BatchSamplerShard(type("Backwards", (BatchSampler,), {})(range(3), 2, False), 2, 0))

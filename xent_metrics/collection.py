@@ -12,8 +12,9 @@ from torchmetrics import MetricCollection
 
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.plugins import as_metric
-from xent_metrics.scoring.scores import ExtraScore, TokenScores
+from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums import exact_sum
+from xent_metrics.sums.extra_scores import extra_score_key
 from xent_metrics.sums.metric import NanPolicy, TokenMetric, needs_attention
 from xent_metrics.sums.sync import SharedSync, synced
 
@@ -186,23 +187,15 @@ def _without_conflicts(members: Sequence[TokenMetric]) -> list[list[TokenMetric]
     """Groups of members that don't ask for different extra scores under one name."""
     groups: list[tuple[dict[str, Hashable], list[TokenMetric]]] = []
     for metric in members:
-        asked = {name: _identity(score) for name, score in metric.extra_scores().items()}
+        asked = {name: extra_score_key(score) for name, score in metric.extra_scores().items()}
         for known, group in groups:
-            if all(known.get(name, identity) == identity for name, identity in asked.items()):
+            if all(known.get(name, key) == key for name, key in asked.items()):
                 known |= asked
                 group.append(metric)
                 break
         else:
             groups.append((asked, [metric]))
     return [group for _, group in groups]
-
-
-def _identity(score: ExtraScore) -> Hashable:
-    """Equal for equal scores; a method of two metrics of one class with the same options is the same function."""
-    owner = getattr(score.function, "__self__", None)
-    if not isinstance(owner, TokenMetric):
-        return score
-    return getattr(score.function, "__func__", None), type(owner), owner.described(), score.shape, score.of
 
 
 def _values(members: list[TokenMetric], nan_policy: NanPolicy) -> list[Tensor]:

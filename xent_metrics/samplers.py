@@ -1,13 +1,17 @@
-"""Which of a distributed sampler's samples are padding, so that an evaluation counts each sample once.
+"""Finds the padding of distributed samplers, so that an evaluation counts each sample once.
 
-`torch.utils.data.DistributedSampler` gives every rank as many samples: it repeats the first ones at the end. So does the
-batch sampler that `accelerator.prepare(loader)` puts into a loader. Either weigh those 0, where all ranks must take as
-many steps (FSDP, DDP with buffers), or leave them out, where ranks may differ (`UnpaddedSampler`; for accelerate,
-`Accelerator(dataloader_config=DataLoaderConfiguration(even_batches=False))`).
+`torch.utils.data.DistributedSampler` gives every rank equally many samples by repeating the first ones at the end. The
+batch sampler that `accelerator.prepare(loader)` puts into a loader does the same. There are two remedies:
+
+- Weight the repeated samples 0. All ranks take equally many steps, as FSDP and DDP with buffers need.
+- Don't repeat samples, if ranks may take different numbers of steps: `UnpaddedSampler`, or with accelerate
+  `Accelerator(dataloader_config=DataLoaderConfiguration(even_batches=False))`.
 
     weights = sample_weights(sampler)       # with accelerate: sample_weights(loader.batch_sampler)
     for batch, weight in zip(loader, weights.split(batch_size)):
         metric.update(model(batch), target, weight=weight[:, None].expand_as(target))
+
+Who syncs: nobody. Each rank computes its weights from the sampler's own arithmetic.
 """
 
 from __future__ import annotations
@@ -26,30 +30,33 @@ __all__ = ["UnpaddedSampler", "repeats_samples", "sample_weights"]
 
 
 def sample_weights(sampler: Any) -> Tensor:
-    """1 for each sample that `sampler` gives this rank, 0 for those that are padding, in its order: float32 ``(samples,)``.
+    """The weights of this rank's samples, in the sampler's order: 1, or 0 for padding; float32 ``(samples,)``.
 
-    Padding comes last whatever the shuffling and the epoch, so the weights are the same in every epoch; with
-    `drop_last=True` there is none. Batches made with the loader's `drop_last=False` take ``.split(batch_size)``.
+    Padding comes last whatever the shuffling and the epoch, so every epoch has the same weights. With `drop_last=True`
+    there is no padding. If the loader keeps its last batch, ``.split(batch_size)`` gives the weights of each batch.
 
     Args:
         sampler: a DistributedSampler, or accelerate's BatchSamplerShard over torch's BatchSampler.
 
+    Raises:
+        InvalidInputError: a sampler of another class.
+
     >>> [sample_weights(DistributedSampler(range(5), num_replicas=3, rank=r)).tolist() for r in range(3)]
     [[1.0, 1.0], [1.0, 1.0], [1.0, 0.0]]
     """
-    if _is_accelerates(sampler):
-        return _of_shard(sampler)
+    if _is_from_accelerate(sampler):
+        return _shard_weights(sampler)
     if not isinstance(sampler, DistributedSampler):
         raise InvalidInputError(
-            "sample_weights knows the padding of a torch.utils.data.DistributedSampler and of accelerate's BatchSamplerShard "
-            f"over torch's own BatchSampler; got {_shown(sampler)}. With accelerate pass `loader.batch_sampler` of the "
-            "prepared loader, or let it pad nothing: DataLoaderConfiguration(even_batches=False)"
+            "sample_weights supports torch.utils.data.DistributedSampler and accelerate's BatchSamplerShard over torch's own "
+            f"BatchSampler; got {_described(sampler)}. With accelerate pass `loader.batch_sampler` of the prepared loader, "
+            "or turn padding off: DataLoaderConfiguration(even_batches=False)"
         )
     return (torch.arange(len(sampler)) < _real_samples(sampler)).float()
 
 
 class UnpaddedSampler(DistributedSampler[Any]):
-    """A DistributedSampler without padding: ranks get all samples once, and differ by at most one.
+    """A DistributedSampler without padding: each sample goes to one rank, and ranks differ by at most one sample.
 
     >>> [list(UnpaddedSampler(range(5), num_replicas=3, rank=r, shuffle=False)) for r in range(3)]
     [[0, 3], [1, 4], [2]]
@@ -62,17 +69,17 @@ class UnpaddedSampler(DistributedSampler[Any]):
         return _real_samples(self)
 
 
-def _is_accelerates(sampler: Any) -> bool:
+def _is_from_accelerate(sampler: Any) -> bool:
     return type(sampler).__name__ == "BatchSamplerShard" and type(sampler.batch_sampler) is BatchSampler
 
 
-def _shown(sampler: Any) -> str:
-    within = getattr(sampler, "batch_sampler", None)
-    return type(sampler).__name__ + (f" over {type(within).__name__}" if within is not None else "")
+def _described(sampler: Any) -> str:
+    inner = getattr(sampler, "batch_sampler", None)
+    return type(sampler).__name__ + (f" over {type(inner).__name__}" if inner is not None else "")
 
 
-def _of_shard(shard: Any) -> Tensor:
-    """By dealing out positions as accelerate deals out samples: those that come up again, on any process, are padding."""
+def _shard_weights(shard: Any) -> Tensor:
+    """The weights of accelerate's samples: deal out positions as accelerate does. Repeated positions are padding."""
     batches, processes = shard.batch_sampler, shard.num_processes
     positions = BatchSampler(range(len(batches.sampler)), batches.batch_size, batches.drop_last)
     shards = [
@@ -91,11 +98,11 @@ def _of_shard(shard: Any) -> Tensor:
 
 
 def repeats_samples(sampler: DistributedSampler[Any]) -> bool:
-    """Whether any rank's samples are padding: the same answer on all ranks."""
+    """True if any rank has padding; the answer is the same on all ranks."""
     return sampler.total_size > len(sampler.dataset) and not isinstance(sampler, UnpaddedSampler)  # type: ignore[arg-type]
 
 
 def _real_samples(sampler: DistributedSampler[Any]) -> int:
-    """How many of this rank's samples, rank, rank + R, rank + 2R …, lie before the dataset's end."""
+    """The number of this rank's samples, at positions rank, rank + R, rank + 2R and so on, that are in the dataset."""
     samples = len(sampler.dataset)  # type: ignore[arg-type]
     return min(sampler.num_samples, len(range(sampler.rank, samples, sampler.num_replicas)))

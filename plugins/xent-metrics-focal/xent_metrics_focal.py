@@ -4,16 +4,16 @@ from xent_metrics import RatioMetric, hookimpl
 
 
 class FocalCrossEntropy(RatioMetric):
-    """Focal cross entropy = −Σ (1 − p)^γ ln p / tokens, p the probability of the target: easy tokens count less.
+    """Focal cross entropy = −Σ (1 − p)^γ ln p / tokens, where p is the probability of the target. Easy tokens count less.
 
     Args:
-        gamma: γ; 0 is the cross entropy.
+        gamma: γ. With 0 it is the cross entropy.
 
     Reference: Lin et al. (2017), Focal Loss for Dense Object Detection, arXiv:1708.02002.
 
     >>> import torch
     >>> metric = FocalCrossEntropy(gamma=2.0)
-    >>> metric.update(torch.zeros(3, 4), torch.tensor([0, 1, 2]))    # (3/4)² ln 4
+    >>> metric.update(torch.zeros(3, 4), torch.tensor([0, 1, 2]))    # p = 1/4 each: (3/4)² ln 4
     >>> metric.compute()
     tensor(0.7798, dtype=torch.float64)
     """

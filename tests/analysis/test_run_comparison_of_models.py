@@ -14,7 +14,7 @@ from xent_metrics.cli.app import app
 from xent_metrics.demo.data import Crops
 from xent_metrics.demo.model import ByteLSTM
 from xent_metrics.hosts.lm_eval import TorchLM
-from xent_metrics.hosts.lm_eval.command import XentTaskManager
+from xent_metrics.hosts.lm_eval.task_manager import XentTaskManager
 
 TASK = "xent_python_docs_tokens"
 

@@ -1,4 +1,4 @@
-"""What the processes of test_accelerate.py do: a loop as accelerate's users write it, see distributed.py."""
+"""What the processes of test_samplers.py run: a loop as users of accelerate write it. See distributed.py."""
 
 import os
 
@@ -18,7 +18,7 @@ NAMES = ["cross_entropy", "expected_calibration_error"]
 
 
 def looped(rank, size, loops):
-    """For each of `loops`, (samples, batch size, options): values and counts, by weights, and without them."""
+    """Values and counts of each loop, given as (samples, batch size, options): with weights and without."""
     AcceleratorState._reset_state(reset_partial_state=True)
     with launched(rank, size):
         os.environ.update(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")

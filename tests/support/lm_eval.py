@@ -1,11 +1,13 @@
-"""Models and tasks small enough that every loglikelihood is known: a bigram model of bytes, as two lm-eval models."""
+"""Models and tasks small enough to know every loglikelihood: a bigram model of bytes, as two lm-eval models."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate as lm_evals_evaluate
@@ -15,14 +17,14 @@ from xent_metrics import TokenScores, score_tokens
 from xent_metrics.hosts.lm_eval.models.results import ScoredLoglikelihood, ScoredRolling
 
 TEXTS = ["héllo wörld, this is one.", "two  words", "\tand  a third text of several words\n", "四 τέσσερα four 🙂"]
-TABLE = torch.randn(256, 256, generator=torch.Generator().manual_seed(3))  # logits of a byte after another
+TABLE = torch.randn(256, 256, generator=torch.Generator().manual_seed(3))  # logits of a byte, given the byte before
 
 
 ONE_EACH: dict[str, int] = {}
 
 
 def bigram_scores(context: str, text: str, *, token_bytes: dict[str, int] | None = ONE_EACH) -> TokenScores:
-    """The scores of the text's bytes, the first one after the context's last; all but `token_bytes` say that they are one."""
+    """The scores of the text's bytes after the context. `token_bytes` gives letters other lengths than 1; None, no lengths."""
     data = list(b"\n" + context.encode() + text.encode())
     size = len(text.encode())
     before, target = torch.tensor(data[:-1])[-size:], torch.tensor(data)[-size:]
@@ -34,8 +36,23 @@ def bigram_scores(context: str, text: str, *, token_bytes: dict[str, int] | None
     return score_tokens(TABLE[before], target, token_bytes=table)
 
 
+ROLLING = [{"text": text} for text in TEXTS]
+PAIRS = [
+    {"question": "Why? ", "answer": "because"},
+    {"question": "Who:\n", "answer": "nobody knows"},
+    {"question": "", "answer": "é"},
+]
+SPANS = [("Why?", " because"), ("Who:", "\nnobody knows"), ("", "é")]  # the contexts and texts that are scored of PAIRS
+CHOICES = [
+    {"question": "One", "choices": ["a", "bb", "c c"], "gold": 1},
+    {"question": "Two", "choices": ["d", "ee"], "gold": 0},
+    {"question": "Three", "choices": ["f", "gé", "h", "i"], "gold": 3},
+]
+DOCUMENTS = {"loglikelihood": PAIRS, "loglikelihood_rolling": ROLLING, "multiple_choice": CHOICES}
+
+
 class BigramLM(LM):
-    """Gives one loglikelihood a request, as stock models do."""
+    """Gives one loglikelihood per request, as stock models do."""
 
     def __init__(self):
         super().__init__()
@@ -64,7 +81,7 @@ class BigramLM(LM):
 
 
 class ScoredBigramLM(BigramLM):
-    """Gives the scores of the bytes behind each loglikelihood; `options` are those of `bigram_scores`."""
+    """Gives the scores of the bytes with each loglikelihood; `options` are those of `bigram_scores`."""
 
     gives_token_scores = True
 
@@ -85,6 +102,27 @@ class ScoredBigramLM(BigramLM):
         return kind(bigram_scores(context, text, **self.options))
 
 
+class UnusedLM(BigramLM):
+    """A model that must not run."""
+
+    def loglikelihood(self, requests):
+        raise AssertionError("the model ran")
+
+    loglikelihood_rolling = loglikelihood
+
+
+def entries(*names):
+    """Entries of a metric_list without options."""
+    return [{"metric": name} for name in names]
+
+
+def choice_probabilities(document, delimiter=" "):
+    """The softmax of the choices' loglikelihoods under the bigram model."""
+    nats = [float(bigram_scores(document["question"], delimiter + c).nll.double().sum()) for c in document["choices"]]
+    exp = np.exp(min(nats) - np.array(nats))
+    return exp / exp.sum()
+
+
 def config(output_type, documents, metric_list, **more):
     """The configuration of a task over `documents` (dicts), as its YAML would give it."""
 
@@ -101,8 +139,21 @@ def config(output_type, documents, metric_list, **more):
 
 
 def evaluate(task, model):
-    """lm-eval's whole result for one task object (`simple_evaluate` also spends seconds on describing the machine)."""
+    """lm-eval's result for one task object. `simple_evaluate` would spend seconds on describing the machine."""
     return lm_evals_evaluate(model, {"tasks": {"t": task}}, bootstrap_iters=0)
+
+
+def emitted(task, model):
+    """`process_results` of every document, as a rank gathers it, by the steps of lm-eval's evaluator."""
+    task.set_config("num_fewshot", 0)
+    task.build_all_requests()
+    for instance in task.instances:
+        instance.resps.append(getattr(model, instance.request_type)([instance])[0])
+    task.apply_filters()
+    documents = list(task.doc_iterator())
+    by_document = itertools.groupby(task.instances, key=lambda instance: instance.doc_id)
+    return [task.process_results(doc, [i.filtered_resps["none"] for i in group])
+            for (_, doc), (_, group) in zip(documents, by_document, strict=True)]  # fmt: skip
 
 
 def values(results, task="t"):

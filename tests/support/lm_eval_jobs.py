@@ -1,4 +1,4 @@
-"""What tests of lm-eval with several processes run in each of them: one small model behind three of its names."""
+"""What the processes of test_empty_ranks.py run: one small model under three names of lm-eval's."""
 
 import json
 import os
@@ -12,7 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from support.strategy_jobs import launched
 from xent_metrics.hosts.lm_eval import TorchLM
-from xent_metrics.hosts.lm_eval.command import XentTaskManager, register_models
+from xent_metrics.hosts.lm_eval.command import register_models
+from xent_metrics.hosts.lm_eval.task_manager import XentTaskManager
 
 MODELS = ("hf", "xent-hf", "xent-torch")
 END = 256
@@ -29,7 +30,7 @@ CHOICES = (
     TASK
     + "output_type: multiple_choice\ndoc_to_text: '{{{{text}}}}'\ndoc_to_choice: '{{{{choices}}}}'\ndoc_to_target: gold\n"
 )
-#: Task: its YAML, its metrics, and whether a stock model gives what they need.
+#: By task: its YAML, its metrics, and whether a stock model can score them.
 TASKS = {
     "texts": (ROLLING, ["bits_per_byte", "word_perplexity"], True),
     "tokens": (ROLLING, ["cross_entropy", "perplexity", "token_accuracy", "expected_calibration_error"], False),
@@ -38,10 +39,10 @@ TASKS = {
 
 
 def write(folder):
-    """The model with its tokenizer of bytes, and five documents a task, each of as many tokens as the others.
+    """Write the model, its tokenizer of bytes, and five documents per task, all of one length.
 
-    The bits of a model's matmul may depend on the shape of its batch: that is why documents are of one length, in batches
-    of one, and xent-hf must not run several in one row (logits_cache=False).
+    The bits of a model's matmul may depend on the shape of its batch. So documents have one length, batches have one
+    document, and xent-hf must not pack several into one row (logits_cache=False).
     """
     vocab = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=vocab | {"<|end|>": END}, merges=[]))
@@ -102,15 +103,15 @@ def evaluate(model, folder, limit=None, tasks=None):
 
 
 def evaluated(rank, size, folder):
-    """Every model on all documents, and on the first one alone: the other ranks have none."""
+    """Every model on all documents, and on the first document alone, which leaves the other ranks empty."""
     AcceleratorState._reset_state(reset_partial_state=True)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     found = {}
     counted = torch.cuda.device_count
     with launched(rank, size):
-        # Else accelerate takes more threads, and the bits of a model's matmul depend on their number.
+        # accelerate would take more threads, and the bits of a model's matmul depend on their number.
         os.environ.update(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
-        torch.cuda.device_count = lambda: size  # `hf` deals documents out only where it counts as many GPUs
+        torch.cuda.device_count = lambda: size  # `hf` deals documents out only if it counts as many GPUs
         try:
             for model in MODELS:
                 found[model] = evaluate(model, folder)

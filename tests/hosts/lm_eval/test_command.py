@@ -1,4 +1,4 @@
-"""`xent lm-eval run --model xent-hf` as a person runs it: alone, with samples, and by `accelerate launch`."""
+"""`xent lm-eval run --model xent-hf` as a user runs it: with samples, in one process and by `accelerate launch`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import subprocess
 import sys
 
 import pytest
-from lm_eval.evaluator import simple_evaluate
+from lm_eval.api.registry import get_model, model_registry
 from sqlitedict import SqliteDict
 from support.hf_model import tiny_model, tiny_tokenizer
 
-from xent_metrics.hosts.lm_eval import XentHFLM
-from xent_metrics.hosts.lm_eval.command import XentTaskManager
+from xent_metrics.errors import MetricOptionError, UnknownMetricError
+from xent_metrics.hosts.lm_eval.command import parse_metrics, register_models
 
 TASKS = ["xent_python_docs_tokens", "xent_python_docs_cloze"]
 
@@ -68,7 +68,7 @@ def numbers(results):
 
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(folder):
-    """Two indeed: `accelerate launch --cpu` would start one, however many it is asked for."""
+    """`--multi_gpu` makes it two: `accelerate launch --cpu` starts one process, whatever number it is given."""
     one, samples, done = run(folder, "one", [sys.executable], "--use_cache", str(folder / "cache_one"))
     assert "tok/s" not in done.stderr  # no terminal, no bar
     assert "cross_entropy" in done.stdout  # the table
@@ -97,13 +97,13 @@ def test_two_processes_give_what_one_gives(folder):
 
 
 def kept(path):
-    """The keys of a cache, without the entry that says whose it is."""
+    """The keys of a cache, without the entry that names its model."""
     with SqliteDict(str(path)) as found:
         return set(found) - {"made by"}
 
 
 def check_sample_equal(one, two):
-    """The same requests and tokens; numbers within what another batch rounds otherwise."""
+    """The same requests and tokens, and numbers that differ by rounding in another batch only."""
     assert one["arguments"] == two["arguments"]
     for first, second in zip(one["resps"], two["resps"], strict=True):
         (first, *greedy), (second, *also) = ([x] if isinstance(x, str) else x for x in (first[0], second[0]))
@@ -115,7 +115,7 @@ def check_sample_equal(one, two):
 
 
 def check_samples(samples):
-    """Every token's text and nll stand in the samples."""
+    """The samples contain the text and the nll of every token."""
     rolled, choice = samples[TASKS[0]][0], samples[TASKS[1]][0]
     logged = json.loads(rolled["resps"][0][0])
     assert "".join(token["text"] for token in logged["tokens"]) == rolled["arguments"]["gen_args_0"]["arg_0"]
@@ -125,13 +125,30 @@ def check_samples(samples):
         assert "".join(token["text"] for token in tokens) == choice["arguments"][f"gen_args_{number}"]["arg_1"]
 
 
-def test_predict_only_gives_samples_without_metrics():
-    lm = XentHFLM(pretrained=tiny_model("llama_tied"), tokenizer=tiny_tokenizer(), batch_size=8, log_tokens=True)
-    found = simple_evaluate(
-        model=lm, tasks=["xent_python_docs_cloze"], task_manager=XentTaskManager(), limit=2, predict_only=True,
-        bootstrap_iters=0,
-    )  # fmt: skip
-    samples = found["samples"]["xent_python_docs_cloze"]
-    assert len(samples) == 2
-    assert all(len(response[0].scores) > 0 for sample in samples for response in sample["resps"])
-    assert "cross_entropy,none" not in found["results"]["xent_python_docs_cloze"]
+def test_metrics_are_parsed_with_their_options():
+    assert parse_metrics("bits_per_byte, cross_entropy:unit=bits;name=bits ,") == [
+        {"metric": "bits_per_byte"},
+        {"metric": "cross_entropy", "unit": "bits", "name": "bits"},
+    ]
+    assert parse_metrics(None) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("cross_entropi", UnknownMetricError),
+        ("cross_entropy:unti=bits", MetricOptionError),
+        ("perplexity:x", MetricOptionError),
+    ],
+)
+def test_mistakes_in_the_option_are_found_by_parsing_it(text, error):
+    with pytest.raises(error):
+        parse_metrics(text)
+
+
+def test_models_are_registered_once():
+    register_models()
+    register_models()
+    assert {"hf", "xent-hf", "xent-torch"} <= set(model_registry)
+    assert get_model("xent-torch").gives_token_scores
+    assert get_model("xent-hf").gives_token_scores

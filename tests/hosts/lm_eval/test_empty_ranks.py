@@ -1,4 +1,4 @@
-"""lm-eval in two processes: the table of one process to the last bit, and ranks without documents that do no harm."""
+"""lm-eval in two processes: the same bits as in one process, also if a rank has no documents."""
 
 import json
 import math
@@ -16,7 +16,8 @@ from support.distributed import run
 from tokenizers import pre_tokenizers
 from torch.nn import functional as F
 
-from xent_metrics.hosts.lm_eval.empty_ranks import NoValue, WithoutPlaceholders
+from xent_metrics.hosts.lm_eval.documents import DocumentValue
+from xent_metrics.hosts.lm_eval.empty_ranks import WithoutPlaceholders
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def folder(tmp_path_factory):
 
 
 def bits_per_byte(folder):
-    """By torch alone: every byte after the ones before it, the first after the model's BOS."""
+    """Computed with torch alone: each byte is predicted from those before it, the first from the model's BOS."""
     vocab = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     split = pre_tokenizers.ByteLevel(add_prefix_space=False)
     texts = [json.loads(line)["text"] for line in (folder / "texts.jsonl").read_text().splitlines()]
@@ -53,7 +54,7 @@ def test_the_table_is_that_of_one_process(model, folder, two):
 
 @pytest.mark.parametrize("model", jobs.MODELS)
 def test_a_rank_without_documents_changes_nothing(model, folder, two):
-    """Nor with lm-eval's own metrics in the task, such as acc, nor the count of documents."""
+    """It changes neither lm-eval's own metrics in the task, such as acc, nor the number of documents."""
     one = jobs.evaluate(model, str(folder), 1)
     assert repr(two[model, 1]["results"]) == repr(one["results"])  # nan = nan
     assert "acc,none" in one["results"]["choices"]
@@ -61,9 +62,9 @@ def test_a_rank_without_documents_changes_nothing(model, folder, two):
 
 
 @pytest.mark.parametrize("aggregate", [lm_eval_metrics.mean, lm_eval_metrics.median, lm_eval_metrics.matthews_corrcoef])
-def test_a_stand_in_is_left_out_of_lm_evals_values_counts_and_standard_errors(aggregate):
+def test_a_placeholder_is_left_out_of_lm_evals_values_counts_and_standard_errors(aggregate):
     documents = [(1, 1), (0, 1), (0, 0)] if aggregate is lm_eval_metrics.matthews_corrcoef else [1.0, 0.0, 3.0]
-    values = [*documents, pickle.loads(pickle.dumps(NoValue()))]
+    values = [*documents, pickle.loads(pickle.dumps(DocumentValue.placeholder()))]
     without = pickle.loads(pickle.dumps(WithoutPlaceholders(aggregate)))
     assert without(values) == aggregate(documents)
     assert values == documents
@@ -72,7 +73,7 @@ def test_a_stand_in_is_left_out_of_lm_evals_values_counts_and_standard_errors(ag
 
 
 def test_the_command_in_two_processes(folder, tmp_path):
-    """torchrun is what `accelerate launch` starts where there are GPUs; on CPUs the latter starts one process."""
+    """With torchrun, which `accelerate launch` uses on GPUs. On CPUs `accelerate launch` starts one process."""
     launcher = [
         "-m",
         "torch.distributed.run",

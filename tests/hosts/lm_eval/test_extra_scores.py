@@ -1,4 +1,4 @@
-"""Metrics that need more of each token than its loss, in lm-eval: every registered one, with both of our models."""
+"""Extra scores in lm-eval: every registered metric with both of our models, and names that would mean two scores."""
 
 import functools
 import itertools
@@ -10,15 +10,14 @@ import torch
 from lm_eval.api.model import CachingLM
 from support.hf_model import TEXT, requests, tiny_model, tiny_tokenizer
 from support.lm_eval import BigramLM, ScoredBigramLM, config, evaluate, values
-from support.registered import buildable
+from support.registered import buildable, plugin_of
 from torch import nn
 
-from xent_metrics import get_metric
-from xent_metrics.errors import InvalidInputError, MissingScoreError
+from xent_metrics import ExtraScore, RatioMetric, get_metric
+from xent_metrics.errors import InvalidInputError, MetricOptionError, MissingScoreError
 from xent_metrics.hosts.lm_eval import TorchLM, XentHFLM, XentTask
 from xent_metrics.hosts.lm_eval import task as task_module
-from xent_metrics.hosts.lm_eval.extra_scores import ask_for
-from xent_metrics.hosts.lm_eval.metric_list import build_entry
+from xent_metrics.hosts.lm_eval.extra_scores import ask_for, asked_for
 from xent_metrics.hosts.lm_eval.models.windows import continuation_window, rolling_windows
 from xent_metrics.metrics.pair_metric import PairMetric
 
@@ -32,7 +31,7 @@ DOCUMENTS = {
 
 
 class ByteNet(nn.Module):
-    """Causal: the running sum of random embeddings, to logits of 257 ids."""
+    """A causal model: logits of 257 ids from the running sum of random embeddings."""
 
     def __init__(self):
         super().__init__()
@@ -56,7 +55,7 @@ def hf_lm(**options):
 
 
 def metrics():
-    """Every registered metric of one model's tokens, apart from those over bytes and words, by name."""
+    """Every registered metric of one model's tokens by name, except those per byte and per word."""
     sizes = {"classwise_calibration_error": {"classes": 384}}
     built = {name: get_metric(name, **sizes.get(name, {})) for name in buildable()}
     return {
@@ -73,7 +72,7 @@ def entries():
 
 
 def windows_of(lm, output_type):
-    """What the model reads and is to predict, window by window."""
+    """The windows that the model reads and predicts."""
     prefix = lm.prefix_token_id
     if output_type == "loglikelihood_rolling":
         texts = [rolling_windows(lm.tok_encode(text), prefix=prefix, max_length=MAX_LENGTH) for text in TEXTS]
@@ -110,7 +109,7 @@ def test_no_other_score_changes(make, log_tokens):
     ask_for(asked[:1], get_metric("z_loss").extra_scores())
     ask_for(asked[1:], get_metric("top_k_accuracy").extra_scores())
     with_extra = lm.loglikelihood_rolling(asked)
-    without = lm.loglikelihood_rolling(plain)  # and nothing is left of what was asked for before
+    without = lm.loglikelihood_rolling(plain)  # nothing is left of the earlier requests
     assert [float(result) for result in with_extra] == [float(result) for result in without]
     for first, second in zip(with_extra, without, strict=True):
         assert set(first.scores.extra_scores) == {"squared_log_normaliser", "target_rank"}
@@ -132,7 +131,7 @@ def test_tasks_that_run_together_ask_for_their_own():
     assert [together["cross_entropy"], together["brier_score"]] == alone
 
 
-def test_a_cache_keeps_them_and_one_without_them_is_told(tmp_path):
+def test_a_cache_keeps_them_and_one_without_them_is_refused(tmp_path):
     documents = DOCUMENTS["loglikelihood_rolling"]
     plain = XentTask(config("loglikelihood_rolling", documents, [{"metric": "cross_entropy"}]))
     ranked = XentTask(config("loglikelihood_rolling", documents, [{"metric": "mean_reciprocal_rank"}]))
@@ -143,7 +142,7 @@ def test_a_cache_keeps_them_and_one_without_them_is_told(tmp_path):
         evaluate(ranked, CachingLM(torch_lm(), str(tmp_path / "older.db")))
 
 
-def test_a_model_that_gives_none_is_told():
+def test_a_model_that_gives_none_is_refused():
     documents = DOCUMENTS["loglikelihood_rolling"][:2]
     task = XentTask(config("loglikelihood_rolling", documents, [{"metric": "z_loss"}]))
     with pytest.raises(
@@ -163,7 +162,7 @@ def test_a_stock_model_is_refused_before_it_runs(monkeypatch):
 
 
 @pytest.mark.parametrize("make", [torch_lm, hf_lm])
-def test_a_metric_of_other_classes_than_the_vocabulary_is_told_at_the_first_batch(make):
+def test_a_metric_of_other_classes_than_the_vocabulary_is_refused_at_the_first_batch(make):
     listed = [{"metric": "classwise_calibration_error", "classes": 5}]
     task = XentTask(config("loglikelihood", DOCUMENTS["loglikelihood"], listed))
     with pytest.raises(InvalidInputError, match=r"was built for 5 classes; got (257|384)\. Set classes="):
@@ -179,10 +178,63 @@ def test_every_metric_works_over_gold_and_over_choices(over):
     assert all(math.isfinite(found[name]) for name in metrics())
 
 
-def test_binary_and_paired_metrics_are_refused_when_the_task_is_made():
-    with pytest.raises(MissingScoreError, match=r"binary_cross_entropy needs tokens scored with `binary`"):
-        build_entry({"metric": "binary_cross_entropy"}, "loglikelihood_rolling", "task t")
-    for name in buildable():
-        if isinstance(get_metric(name), PairMetric):
-            with pytest.raises(MissingScoreError, match="no lm-eval model gives it"):
-                build_entry({"metric": name}, "loglikelihood_rolling", "task t")
+class Largest(RatioMetric):
+    """The mean of an extra score. Each metric makes its own function for it."""
+
+    name = "largest"
+
+    def extra_scores(self):
+        return {"extreme": ExtraScore(lambda log_prob, index: log_prob.amax(-1))}
+
+    def per_token(self, scores):
+        return scores.extra_scores["extreme"]
+
+
+class Smallest(Largest):
+    """A different score with the same name."""
+
+    name = "smallest"
+
+    def extra_scores(self):
+        return {"extreme": ExtraScore(lambda log_prob, index: log_prob.amin(-1))}
+
+
+@pytest.fixture
+def extremes(install):
+    install(plugin_of(Largest, Smallest))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("over", [None, "gold", "choices"])
+def test_two_scores_of_one_name_are_refused_when_the_task_is_made(over, order, extremes):
+    def never(**_):
+        raise AssertionError("data were loaded")
+
+    names = ["largest", "smallest"][::order]
+    listed = [{"metric": name, **({"over": over} if over else {})} for name in names]
+    made = config("multiple_choice" if over else "loglikelihood", [], listed) | {"custom_dataset": never}
+    with pytest.raises(MetricOptionError, match=rf"task t: {names[0]} and {names[1]} ask for .* both named 'extreme'"):
+        XentTask(made)
+
+
+def test_one_score_of_several_metrics_is_asked_for_once(extremes):
+    """Also if each metric makes its own function, or binds a method that reads its options."""
+    listed = [
+        {"metric": "largest"},
+        {"metric": "largest", "name": "again"},
+        {"metric": "full_calibration_error"},
+        {"metric": "full_calibration_error", "name": "full_again"},
+    ]
+    task = XentTask(config("loglikelihood", DOCUMENTS["loglikelihood"], listed))
+    found = values(evaluate(task, torch_lm()))
+    assert found["largest"] == found["again"]
+    assert found["full_calibration_error"] == found["full_again"]
+    assert len(asked_for(task.instances)) == 2
+
+
+def test_tasks_that_ask_for_two_scores_of_one_name_do_not_run_together(extremes):
+    asked = requests("loglikelihood_rolling", [(text,) for text in TEXTS[:2]])
+    ask_for(asked[:1], get_metric("largest").extra_scores())
+    ask_for(asked[1:], get_metric("smallest").extra_scores())
+    with pytest.raises(InvalidInputError, match=r"two tasks of this run .* both named 'extreme'"):
+        torch_lm().loglikelihood_rolling(asked)

@@ -79,7 +79,7 @@ class LMEvalCallback(Callback):
 
     @cached_property
     def _task_manager(self) -> Any:
-        from xent_metrics.hosts.lm_eval.command import XentTaskManager
+        from xent_metrics.hosts.lm_eval.task_manager import XentTaskManager
 
         manager = partial(XentTaskManager, include_path=self.include_path, entries=self.metrics)
         without_defaults = manager(include_defaults=False)  # indexing lm-eval's own tasks takes seconds

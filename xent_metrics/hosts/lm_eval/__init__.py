@@ -1,7 +1,13 @@
-"""lm-evaluation-harness: tasks with our metrics (`XentTask`), models with token scores (`TorchLM`, `XentHFLM`).
+"""lm-evaluation-harness: tasks with our metrics (`XentTask`) and models with token scores (`TorchLM`, `XentHFLM`).
 
-Who syncs: lm-eval gathers per-document values to rank 0 and aggregates them there alone, so values are packed sums that
-rank 0 adds up; nothing here makes a collective of its own.
+Who syncs: lm-eval gathers the values of all documents to rank 0 and aggregates them there. Each value carries packed
+sums, which rank 0 adds. The task side starts no collective of its own.
+
+    task.py          XentTask                         documents.py        values that lm-eval gathers, and totals
+    metric_list.py   a task's metrics, checked        document_scores.py  from a model's results to scores
+    task_manager.py  metrics on existing tasks        extra_scores.py     what metrics ask of a model
+    command.py       `xent lm-eval`                   upstream.py         lm-eval's private names
+    python_docs.py   an offline corpus                models/             xent-hf and xent-torch
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ _HOME = {"XentTask": ".task", "TorchLM": ".models.torch_lm", "XentHFLM": ".model
 
 
 def __getattr__(name: str) -> Any:
-    """Import each class when it is asked for: transformers is slow to load, and a task doesn't need it."""
+    """Import a class on first use: transformers is slow to import, and a task doesn't need it."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name], __name__), name)

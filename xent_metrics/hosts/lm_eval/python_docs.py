@@ -1,9 +1,9 @@
-"""The documentation that CPython ships (`pydoc_data.topics`): an offline corpus for tasks, tests and the demo.
+"""The documentation that ships with CPython (`pydoc_data.topics`): an offline corpus for tasks, tests and the demo.
 
-A document is a topic of `help()`. Topics that mostly repeat others are left out, a quarter of the rest, chosen by a
-hash of the name, is held out, and passages of held-out topics are taken from the others: what a model trains on is
-not what it is scored on. The text differs between Python versions, so its hash stands in the tasks' metadata, and
-scores of different hashes are not comparable.
+A document is a topic of `help()`. Topics that mostly repeat others are dropped. A quarter of the rest, chosen by a hash
+of the name, is held out, and passages of held-out topics are removed from the training topics: a model isn't scored on
+text that it was trained on. The text differs between Python versions. Its hash is in the tasks' metadata, and scores
+with different hashes can't be compared.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CORPUS_SHA256", "cloze_dataset", "documents", "rolling_dataset"]
 
-#: Of all topics, names and texts. A YAML takes it as ``!function …python_docs.CORPUS_SHA256``.
+#: The hash of all topics, names and texts. A YAML names it as ``!function …python_docs.CORPUS_SHA256``.
 CORPUS_SHA256 = hashlib.sha256(json.dumps(sorted(_TOPICS.items())).encode()).hexdigest()
 
 _CHOICES = 4
@@ -34,7 +34,7 @@ _CONTINUATION_WORDS = 8
 
 @functools.cache
 def documents(split: Literal["train", "validation"]) -> Mapping[str, str]:
-    """The texts of one split by topic, in order of their names.
+    """The texts of one split by topic, sorted by name.
 
     >>> sorted(set(documents("train")) & set(documents("validation")))
     []
@@ -52,16 +52,16 @@ def _is_held_out(name: str) -> bool:
 
 
 def rolling_dataset(corpus_sha256: str = CORPUS_SHA256, **metadata: Any) -> DatasetDict:
-    """The held-out topics, columns `topic` and `text`; other metadata that lm-eval passes is for others."""
+    """The held-out topics, with columns `topic` and `text`. lm-eval also passes the task's other metadata, which is ignored."""
     _check_corpus(corpus_sha256)
     return _dataset([{"topic": topic, "text": text} for topic, text in documents("validation").items()])
 
 
 def cloze_dataset(corpus_sha256: str = CORPUS_SHA256, cloze_seed: int = 0, **metadata: Any) -> DatasetDict:
-    """Which words come next: `context`, four `choices` of the same number of words, and the `answer`'s index.
+    """Questions which words come next: a `context`, four `choices` of equally many words, and the index of the `answer`.
 
-    The true continuation, and three from passages of other held-out topics. What is chosen depends on `cloze_seed`, the
-    topic and the passage's number alone.
+    One choice is the true continuation, and three are from passages of other held-out topics. They depend on `cloze_seed`,
+    the topic and the number of the passage only.
     """
     _check_corpus(corpus_sha256)
     return _dataset(list(_questions(cloze_seed)))
@@ -84,7 +84,7 @@ def _questions(seed: int) -> Iterator[dict[str, Any]]:
 
 
 def _prose(text: str) -> Iterator[list[str]]:
-    """Runs of as many words as a question needs, from passages that are no tables, grammars or sessions."""
+    """Runs of as many words as a question needs, from passages other than tables, grammars and interpreter sessions."""
     size = _CONTEXT_WORDS + _CONTINUATION_WORDS
     for passage in re.split(r"\n\s*\n", text):
         if not any(mark in passage for mark in (" | ", "::=", ">>>", "===")):
@@ -93,7 +93,7 @@ def _prose(text: str) -> Iterator[list[str]]:
 
 
 def _distinct() -> dict[str, str]:
-    """The topics without those half of whose text stands in shorter ones (`compound` holds `if`, `for`, `try` …)."""
+    """The topics of which less than half repeats shorter ones (`compound` contains `if`, `for`, `try` and others)."""
     kept, seen = {}, set[str]()
     for name, text in sorted(_TOPICS.items(), key=lambda item: (len(item[1]), item[0])):
         passages = _passages(text)
@@ -105,7 +105,7 @@ def _distinct() -> dict[str, str]:
 
 
 def _passages(text: str) -> list[str]:
-    """What stands between blank lines, whatever its line breaks and indentation."""
+    """The text between blank lines, with line breaks and indentation normalised."""
     return [" ".join(passage.split()) for passage in re.split(r"\n\s*\n", text) if passage.strip()]
 
 
@@ -116,8 +116,8 @@ def _without(text: str, seen: set[str]) -> str:
 def _check_corpus(expected: str) -> None:
     if expected != CORPUS_SHA256:
         raise InvalidInputError(
-            f"the task asks for the Python documentation of hash {expected}; this Python ships {CORPUS_SHA256}. "
-            "Use the Python version that the scores to compare with were made with, or leave corpus_sha256 out"
+            f"expected the Python documentation with hash {expected}; this Python ships {CORPUS_SHA256}. "
+            "Use the Python version of the scores that you compare with, or remove corpus_sha256 from the metadata"
         )
 
 

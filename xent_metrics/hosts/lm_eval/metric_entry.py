@@ -1,0 +1,189 @@
+"""One of our metrics in a task's `metric_list`: its options, what it is computed over, and whether a model can score it.
+
+All of it is checked when the task loads, before its data or the model. Which model will run isn't known by then, so what
+is refused here is what no lm-eval model can give.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from xent_metrics.errors import (
+    InvalidInputError,
+    MetricOptionError,
+    MissingScoreError,
+    UnknownMetricError,
+    XentMetricsError,
+)
+from xent_metrics.hosts.lm_eval.document_scores import choice_scores
+from xent_metrics.hosts.lm_eval.requirements import (
+    ANY_MODEL_GIVES,
+    CHOICES_GIVE,
+    can_score,
+    require_scores,
+    token_model_gives,
+)
+from xent_metrics.hosts.lm_eval.upstream import EMITTED, METRICS
+from xent_metrics.plugins import get_metric, list_metrics, plugins
+from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.sums.metric import TokenMetric
+
+__all__ = ["LM_EVAL_KEYS", "OWN_KEYS", "Entry", "build_entry", "did_you_mean", "raise_unknown", "refuse_keys"]
+
+#: The keys of an entry that are no options of the metric, in an entry of ours and in one of lm-eval's.
+OWN_KEYS = ("metric", "name", "over")
+LM_EVAL_KEYS = ("metric", "aggregation", "higher_is_better", "hf_evaluate")
+
+_MOST_CHOICES = 26
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One of our metrics in a task.
+
+    Attributes:
+        name: its name in the results.
+        metric: the metric.
+        over: "gold" or "choices" in multiple choice; None otherwise.
+    """
+
+    name: str
+    metric: TokenMetric
+    over: str | None = None
+
+
+def build_entry(entry: Mapping[str, Any], output_type: str, where: str) -> Entry:
+    """Build an entry of ours, and check it against what a task of `output_type` can give it.
+
+    Args:
+        entry: as the YAML has it.
+        output_type: the task's.
+        where: the task, for error messages.
+
+    Raises:
+        UnknownMetricError, MetricOptionError, MissingScoreError, InvalidInputError: each names the task and the entry.
+    """
+    where = f"{where}, metric {entry['metric']}"
+    if output_type not in EMITTED:
+        raise MissingScoreError(
+            f"{where}: output_type {output_type} (lm-eval's default if a task names none) gives text, not loglikelihoods; "
+            f"our metrics need one of {', '.join(EMITTED)}"
+        )
+    refuse_keys(entry, ("aggregation", "higher_is_better"), f"{where} is a metric of xent-metrics, which has its own")
+    refuse_keys(entry, ("ignore_index",), f"{where}: in a task every token of the text is a target")
+    metric = _build_metric(entry, output_type, where)
+    over = _over(entry, output_type, where)
+    _check_scores(metric, over, where)
+    return Entry(_result_name(entry, where), metric, over)
+
+
+def _build_metric(entry: Mapping[str, Any], output_type: str, where: str) -> TokenMetric:
+    try:
+        return get_metric(entry["metric"], **{key: value for key, value in entry.items() if key not in OWN_KEYS})
+    except UnknownMetricError as error:
+        raise_unknown(entry["metric"], output_type, where, error)
+    except MetricOptionError as error:
+        raise MetricOptionError(f"{where}: {error}. In a task also: name, over") from error
+    except XentMetricsError as error:
+        raise type(error)(f"{where}: {error}") from error
+
+
+def _over(entry: Mapping[str, Any], output_type: str, where: str) -> str | None:
+    over = entry.get("over")
+    if output_type != "multiple_choice":
+        if over is not None:
+            raise MetricOptionError(f"{where}: over belongs to output_type multiple_choice; this task is {output_type}")
+        return None
+    if over not in (None, "gold", "choices"):
+        raise MetricOptionError(f"{where}: over is gold or choices; got {over!r}")
+    # A metric that lm-eval also has, brier_score, is over the choices there.
+    return over or ("choices" if entry["metric"] in EMITTED[output_type] else "gold")
+
+
+def _check_scores(metric: TokenMetric, over: str | None, where: str) -> None:
+    """Raise unless some lm-eval model can give what the metric needs."""
+    try:
+        if over == "choices":
+            CHOICES_GIVE.require((), row_kinds=metric.row_kinds, metric=metric.name)
+            require_scores(_some_choices(metric), metric)
+        elif not can_score(ANY_MODEL_GIVES, metric):
+            require_scores(token_model_gives(metric), metric)
+            _check_options(metric)
+    except MissingScoreError as error:
+        raise MissingScoreError(f"{where}: {error} ({_what_would_work(metric, over)})") from error
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{where}: {error}") from error
+
+
+def _what_would_work(metric: TokenMetric, over: str | None) -> str:
+    if over == "choices" and (can_score(ANY_MODEL_GIVES, metric) or can_score(token_model_gives(metric), metric)):
+        return "over: choices has no text; over: gold has it"
+    if over == "gold":
+        return "no lm-eval model gives it for the gold continuation; over: choices has the whole distribution"
+    return "no lm-eval model gives it"
+
+
+def _check_options(metric: TokenMetric) -> None:
+    unmet = sorted(metric.scoring_options().keys() - {"token_bytes"})
+    if unmet:
+        raise MissingScoreError(
+            f"{metric.name} needs tokens scored with `{unmet[0]}`, but models score the tokens of all metrics alike"
+        )
+
+
+def _some_choices(metric: TokenMetric) -> TokenScores:
+    """Scores over as many choices as the metric takes: class weights fix a number, which the task learns from its data."""
+    for number in range(2, _MOST_CHOICES):
+        try:
+            return choice_scores(metric, [0.0] * number, 0)
+        except InvalidInputError:
+            continue
+    return choice_scores(metric, [0.0] * _MOST_CHOICES, 0)
+
+
+def _result_name(entry: Mapping[str, Any], where: str) -> str:
+    name = entry.get("name", entry["metric"])
+    if not isinstance(name, str) or not re.fullmatch(r"[^\s,]+", name) or name.endswith("_stderr"):
+        raise MetricOptionError(
+            f"{where}: name is a word without spaces and commas that doesn't end in _stderr; got {name!r}"
+        )
+    return name
+
+
+def refuse_keys(entry: Mapping[str, Any], keys: Iterable[str], why: str) -> None:
+    """Raise `MetricOptionError` if the entry has any of the keys."""
+    found = [key for key in keys if key in entry]
+    if found:
+        near = did_you_mean(found[0], [*OWN_KEYS, *LM_EVAL_KEYS]) if found[0] not in LM_EVAL_KEYS else ""
+        raise MetricOptionError(f"{why}: remove {', '.join(found)}.{near}")
+
+
+def raise_unknown(name: Any, output_type: str, where: str, error: XentMetricsError | None = None) -> NoReturn:
+    """Raise `UnknownMetricError`, or the error that set the metric's plugin aside, with near names of ours and lm-eval's."""
+    if not isinstance(name, str):
+        raise UnknownMetricError(
+            f"{where}: lm-eval never calls a !function metric in {output_type}; write a TokenMetric instead"
+        )
+    if error is None:
+        try:
+            plugins().metric_class(name)
+        except XentMetricsError as own:
+            error = own
+    theirs = sorted(EMITTED.get(output_type, set(METRICS)) - set(list_metrics()))
+    near = did_you_mean(name, theirs)
+    text = f"{where}: {error}{near} lm-eval's own in {output_type}: {', '.join(theirs) or 'none'}."
+    raise type(error or UnknownMetricError())(text) from error
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Suggest the known name nearest to `name`, if any is near.
+
+    >>> did_you_mean("acc_nrom", ["acc", "acc_norm"])
+    " Did you mean 'acc_norm'?"
+    """
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,43 @@
+"""What each kind of lm-eval model can give a metric, known before any model is loaded.
+
+Each kind is described by scores without rows. A metric whose requirements they meet can be computed from that model.
+"""
+
+from __future__ import annotations
+
+from xent_metrics.errors import MissingScoreError
+from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.sums.metric import TokenMetric
+
+__all__ = ["ANY_MODEL_GIVES", "CHOICES_GIVE", "can_score", "require_scores", "token_model_gives"]
+
+#: Every lm-eval model: one loglikelihood per request. The task knows the text, so its bytes and words are known too.
+ANY_MODEL_GIVES = TokenScores.empty(["num_bytes", "num_words"], row_kind="document")
+#: Multiple choice with any model: the distribution over the choices, without any text. A metric's own options decide
+#: which scores are computed of it; `choice_scores` gives those.
+CHOICES_GIVE = TokenScores.empty([], row_kind="choice")
+
+
+def token_model_gives(metric: TokenMetric) -> TokenScores:
+    """What a model with token scores gives the metric: among it all extra scores, since the metric asks for them."""
+    fields = ["confidence", "correct", "target", "num_bytes", "invalid"]
+    return TokenScores.empty(fields, extra_scores=metric.extra_scores())
+
+
+def require_scores(scores: TokenScores, metric: TokenMetric) -> None:
+    """Raise `MissingScoreError` unless `scores` has everything that the metric needs."""
+    scores.require({*metric.requires, *metric.extra_scores()}, row_kinds=metric.row_kinds, metric=metric.name)
+
+
+def can_score(scores: TokenScores, metric: TokenMetric) -> bool:
+    """True if `scores` has everything that the metric needs.
+
+    >>> from xent_metrics import get_metric
+    >>> can_score(ANY_MODEL_GIVES, get_metric("bits_per_byte")), can_score(ANY_MODEL_GIVES, get_metric("perplexity"))
+    (True, False)
+    """
+    try:
+        require_scores(scores, metric)
+    except MissingScoreError:
+        return False
+    return True

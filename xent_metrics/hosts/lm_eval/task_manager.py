@@ -1,0 +1,98 @@
+"""XentTaskManager: lm-eval's task manager, with our task folders and metrics added to every task.
+
+manager = XentTaskManager(entries=[{"metric": "bits_per_byte"}])
+lm_eval.simple_evaluate("xent-hf", tasks=["wikitext"], task_manager=manager, …)
+
+`xent lm-eval` and Lightning's `LMEvalCallback` use it; `upstream.configure_tasks` says how it reaches lm-eval's factory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from lm_eval.tasks import TaskManager
+
+from xent_metrics.errors import InvalidInputError, MetricOptionError
+from xent_metrics.hosts.lm_eval.metric_list import ADDED
+from xent_metrics.hosts.lm_eval.task import XentTask
+from xent_metrics.hosts.lm_eval.upstream import METRICS, configure_tasks
+from xent_metrics.plugins import list_metrics
+from xent_metrics.task_folders import task_folders
+
+__all__ = ["XentTaskManager"]
+
+
+class XentTaskManager(TaskManager):  # type: ignore[misc]  # lm-eval is untyped
+    """lm-eval's task manager, which searches our task folder and every plugin's before the user's own.
+
+    Args:
+        args: lm-eval's own.
+        include_path: folders of the user's own tasks. Their tasks replace ours of the same name.
+        entries: entries of a `metric_list` to add to every task. A YAML task is then built as an `XentTask`.
+        kwargs: lm-eval's own.
+    """
+
+    def __init__(
+        self, *args: Any, include_path: Any = None, entries: Sequence[dict[str, Any]] = (), **kwargs: Any
+    ) -> None:
+        given = include_path if isinstance(include_path, list | tuple) else [include_path] if include_path else []
+        user = [Path(path) for path in given]
+        known = {path.resolve() for path in user}
+        ours = [folder for folder in task_folders() if folder.resolve() not in known]
+        super().__init__(
+            *args, include_path=[*ours, *user], **kwargs
+        )  # a task of a later folder replaces an earlier one
+        self._added = list(entries)
+        configure_tasks(self, self._configure)
+
+    def load(self, task_list: Any) -> Any:
+        """Load tasks as lm-eval does, and make sure that each of them has the added metrics."""
+        loaded = super().load(task_list)
+        for name, task in loaded["tasks"].items():
+            if self._added and not isinstance(task, XentTask):
+                raise InvalidInputError(
+                    f"--xent_metrics can't be added to {name}, which is defined inside its group. Name the group's other "
+                    "tasks instead of the group"
+                )
+        return loaded
+
+    def _configure(self, task: str, config: dict[str, Any]) -> dict[str, Any]:
+        if self._added:
+            return _with_metrics(task, config, deepcopy(self._added))
+        _check_metrics_are_lm_evals(task, config)
+        return config
+
+
+def _with_metrics(task: str, config: dict[str, Any], added: list[dict[str, Any]]) -> dict[str, Any]:
+    """The configuration of a task with our metrics besides its own."""
+    made_by = config.get("class", XentTask)
+    if not (isinstance(made_by, type) and issubclass(made_by, XentTask)):
+        raise InvalidInputError(
+            f"--xent_metrics can't be added to {task}, which is written in Python ({made_by}) rather than in YAML"
+        )
+    if "class" not in config:  # lm-eval's task: its metric_list stays lm-eval's
+        return config | {"class": XentTask, ADDED: added}
+    names = {_name(entry) for entry in added}
+    own = [entry for entry in config.get("metric_list") or [] if _name(entry) not in names]
+    return config | {"metric_list": [*own, *added]}
+
+
+def _check_metrics_are_lm_evals(task: str, config: dict[str, Any]) -> None:
+    """Raise if a task of lm-eval's own class lists a metric that only xent-metrics has."""
+    listed = config.get("metric_list") if "class" not in config else None
+    for entry in listed if isinstance(listed, list) else []:
+        if not isinstance(entry, dict) or "aggregation" in entry:
+            continue
+        name = entry.get("metric")
+        if isinstance(name, str) and name in list_metrics() and name not in METRICS:
+            raise MetricOptionError(
+                f"task {task}: {name} is a metric of xent-metrics, but the task is built by lm-eval's own class. Add "
+                "`class: !function xent_metrics.hosts.lm_eval.XentTask` to its YAML"
+            )
+
+
+def _name(entry: dict[str, Any]) -> Any:
+    return entry.get("name", entry.get("metric"))

@@ -1,0 +1,124 @@
+"""Everything that the task side takes from lm-eval without lm-eval promising it, as read in lm-eval 0.4.13.
+
+lm-eval has no hook for changing a task's configuration, for bringing a task manager to its command, or for asking which
+metrics an output type emits. The private names for those are used here and nowhere else; each docstring says what to
+look for when a later lm-eval moves them. The private names that models use are in `models/`.
+
+Three habits of lm-eval's evaluator are relied on as well. Tests notice when they change:
+
+- `process_results` may emit ``<name>_stderr`` after ``<name>``, and that value replaces the ``N/A`` (test_task.py);
+- an aggregation may shorten the list that it gets; the number of samples is counted afterwards (test_empty_ranks.py);
+- the standard error of one of lm-eval's metrics is looked up by its aggregation, with ``==`` (test_empty_ranks.py).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+import lm_eval.api.metrics  # fills the registries of metrics and aggregations
+import lm_eval.models  # lm-eval registers its own models only while its registry is empty: before we add ours
+import lm_eval.tasks
+from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, aggregation_registry, metric_registry, model_registry
+from lm_eval.tasks._factory import TaskFactory
+from lm_eval.tasks._index import Kind
+
+from xent_metrics.errors import MissingExtraError
+
+__all__ = [
+    "AGGREGATIONS",
+    "EMITTED",
+    "METRICS",
+    "Configure",
+    "as_command",
+    "configure_tasks",
+    "default_metrics",
+    "register_model",
+]
+
+#: What lm-eval's `process_results` can emit, by output type. It drops every other metric without a word.
+#: Read in lm-eval 0.4.13, `ConfigurableTask.process_results`; test_upstream.py compares.
+EMITTED = {
+    "loglikelihood": {"acc", "perplexity"},
+    "loglikelihood_rolling": {"bits_per_byte", "byte_perplexity", "word_perplexity"},
+    "multiple_choice": {
+        "acc", "acc_bytes", "acc_mutual_info", "acc_norm", "brier_score", "exact_match", "f1", "likelihood", "mcc",
+    },
+}  # fmt: skip
+#: The names of all metrics and aggregations that lm-eval has registered.
+METRICS: Collection[str] = metric_registry
+AGGREGATIONS: Collection[str] = aggregation_registry
+
+#: Takes a task's name and its whole configuration, and returns the configuration to build the task from.
+Configure = Callable[[str, dict[str, Any]], dict[str, Any]]
+
+
+def default_metrics(output_type: str) -> list[str]:
+    """The metrics that lm-eval computes for a task without a `metric_list`."""
+    return list(DEFAULT_METRIC_REGISTRY.get(output_type, []))
+
+
+def register_model(name: str, target: str) -> None:
+    """Let lm-eval find a model class by name; it is imported when it is first asked for.
+
+    lm-eval 0.4.13 doesn't read the entry points `lm_eval.models` of other packages. Once it does, the name is already
+    there and this does nothing.
+    """
+    if name not in model_registry:
+        model_registry.register(name, target=target)
+
+
+class _ConfiguringFactory(TaskFactory):  # type: ignore[misc]  # lm-eval is untyped
+    """lm-eval's factory of tasks, which passes every task's configuration through a function before building it."""
+
+    def __init__(self, configure: Configure, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._configure = configure
+
+    def _load_full_config(self, entry: Any, overrides: Any = None) -> dict[str, Any]:
+        """The YAML with its overrides and metadata; ``entry.kind`` says whether it is a task's or a group's.
+
+        Overrides `TaskFactory._load_full_config`, read in lm-eval 0.4.13 (lm_eval/tasks/_factory.py). If it moves,
+        override the method that merges the YAML with its overrides just before a task is built.
+        """
+        config: dict[str, Any] = super()._load_full_config(entry, overrides)
+        return config if entry.kind is Kind.GROUP else self._configure(entry.name, config)
+
+
+def configure_tasks(manager: lm_eval.tasks.TaskManager, configure: Configure) -> None:
+    """Make a task manager pass every task's configuration through `configure`.
+
+    Replaces `TaskManager._factory`, read in lm-eval 0.4.13 (lm_eval/tasks/manager.py). If it moves, replace whatever
+    object has a `build(entry, …)` that turns an entry of the index into a task. Inline tasks of a group don't come
+    through it in that version: `XentTaskManager.load` finds them.
+
+    Raises:
+        MissingExtraError: this lm-eval has no such factory.
+    """
+    if not isinstance(getattr(manager, "_factory", None), TaskFactory):
+        raise MissingExtraError(
+            f"xent-metrics builds tasks by TaskManager._factory, as lm-eval 0.4.13 has it; lm-eval {version('lm_eval')} "
+            "doesn't have it. Install lm_eval==0.4.13"
+        )
+    manager._factory = _ConfiguringFactory(configure, meta=manager.metadata)
+
+
+@contextmanager
+def as_command(arguments: Sequence[str], task_manager: Any) -> Iterator[Callable[[], None]]:
+    """lm-eval's command, to be called, with `arguments` and our task manager.
+
+    The command looks up `lm_eval.tasks.TaskManager` each time it makes one, and reads `sys.argv`, as read in lm-eval
+    0.4.13 (lm_eval/_cli). Both are put back afterwards. If the command comes to bind the name when it is imported,
+    replace it in the module that binds it.
+    """
+    from lm_eval.__main__ import cli_evaluate
+
+    before = sys.argv, lm_eval.tasks.TaskManager
+    sys.argv, lm_eval.tasks.TaskManager = ["lm-eval", *arguments], task_manager
+    try:
+        yield cli_evaluate
+    finally:
+        sys.argv, lm_eval.tasks.TaskManager = before

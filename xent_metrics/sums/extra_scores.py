@@ -1,0 +1,50 @@
+"""When two extra scores are the same, so that metrics may share one under one name.
+
+A metric may bind a method or make a closure each time it is asked, so functions are compared by their code and by what
+they hold: a metric counts by its class and options, plain values by value, everything else by identity.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable
+from types import FunctionType, MethodType
+from typing import Any
+
+from xent_metrics.scoring.scores import ExtraScore
+from xent_metrics.sums.definition import MetricDefinition
+
+__all__ = ["extra_score_key"]
+
+_PLAIN = (bool, bytes, float, int, str, type, type(None))
+
+
+def extra_score_key(score: ExtraScore) -> Hashable:
+    """Equal for extra scores that compute the same.
+
+    >>> def scaled(factor):
+    ...     return ExtraScore(lambda log_prob, index: factor * log_prob.amax(-1))
+    >>> extra_score_key(scaled(2)) == extra_score_key(scaled(2)), extra_score_key(scaled(2)) == extra_score_key(scaled(3))
+    (True, False)
+    """
+    return _function_key(score.function), score.shape, score.of
+
+
+def _function_key(function: Any) -> Hashable:
+    if isinstance(function, functools.partial):
+        options = ((name, _value_key(value)) for name, value in sorted(function.keywords.items()))
+        return "partial", _function_key(function.func), *map(_value_key, function.args), *options
+    if isinstance(function, MethodType):
+        return "method", function.__func__.__code__, _value_key(function.__self__)
+    if isinstance(function, FunctionType):
+        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+        return "function", function.__code__, *map(_value_key, [*cells, *(function.__defaults__ or ())])
+    return function if isinstance(function, Hashable) else id(function)
+
+
+def _value_key(value: Any) -> Hashable:
+    if isinstance(value, MetricDefinition):
+        return type(value), value.described()
+    if isinstance(value, tuple):
+        return tuple(map(_value_key, value))
+    return (type(value), value) if isinstance(value, _PLAIN) else id(value)
