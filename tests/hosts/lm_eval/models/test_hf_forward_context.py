@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from contextlib import contextmanager
-from types import SimpleNamespace
+from types import ModuleType
 
 import pytest
 import torch
@@ -40,7 +40,9 @@ def plugin(give):
     def forward_context(model):
         return give(model)
 
-    return SimpleNamespace(forward_context=forward_context)
+    made = ModuleType("plugin")
+    made.forward_context = forward_context
+    return made
 
 
 @pytest.fixture
@@ -111,10 +113,13 @@ def test_a_context_that_disagrees_or_raises_is_left_out_with_a_line(load, model,
 
 
 def test_a_plugin_that_raises_is_named_and_left_out(load, model):
-    def fail(model):
+    @hookimpl
+    def forward_context(model):
         raise LookupError("no such kernel")
 
-    lm = load(model, plugin(lambda model: ScaledNorm(model)), plugin(fail))  # asked first: it was loaded last
+    fails = ModuleType("fails")
+    fails.forward_context = forward_context
+    lm = load(model, plugin(ScaledNorm), fails)  # the one loaded last is asked first
     assert not lm.forward.context_on
     [said] = lm.said
     assert "backend2" in said
