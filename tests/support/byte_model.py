@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import lightning.pytorch as pl
 import torch
 from lm_eval.api.instance import Instance
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 TEXTS = [
     "The assert statement is a convenient way to insert debugging assertions into a program.",
@@ -23,6 +25,23 @@ def rolling(*texts: str) -> list[Instance]:
 
 def pairs(*requests: Sequence[str]) -> list[Instance]:
     return [Instance("loglikelihood", {"id": i}, request, 0) for i, request in enumerate(requests)]
+
+
+def byte_bpe(adds_bos: bool) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of 320 ids; id 0 begins and ends texts, and is added to them if `adds_bos`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS * 3, trainer)
+    if adds_bos:
+        tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>")
 
 
 class ByteNet(nn.Module):

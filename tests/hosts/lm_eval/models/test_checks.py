@@ -43,7 +43,7 @@ def test_a_window_has_no_more_ids_than_positions(tokenizer, name):
 
 
 def test_the_patches_of_an_image_are_no_positions_of_a_text(tokenizer):
-    """Gemma 3 with its vision tower, whose table has fewer places than a text."""
+    """Gemma 3 with its vision tower, which has a table of fewer positions than a text."""
     text = dict(
         CONFIGS["gemma3"][1],
         max_position_embeddings=1024,

@@ -1,4 +1,4 @@
-"""What a Hugging Face model runs: only what is scored, in the dtypes asked for."""
+"""`HFForward` computes only the logits that are scored, in the requested dtypes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xent_metrics.hosts.lm_eval import XentHFLM
 
 
 def test_no_logits_of_a_whole_batch_are_made(lm, monkeypatch):
-    """The head is never called, and what is scored is the continuations' positions, once for each."""
+    """The head is never called, and only the positions of continuations are scored, each once."""
     seen = []
     score = lm.forward.score
 

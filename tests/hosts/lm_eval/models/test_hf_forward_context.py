@@ -1,4 +1,4 @@
-"""The hook `forward_context`: which contexts a model runs within, and which are left out with a line in the log."""
+"""The hook `forward_context`: models run within contexts that agree; others are switched off with a line in the log."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ScaledNorm:
 
 
 def plugin(give):
-    """A plugin that gives ``give(model)``."""
+    """A plugin with the hook `give`."""
 
     @hookimpl
     def forward_context(model):
@@ -52,7 +52,7 @@ def model():
 
 @pytest.fixture
 def load(install, tokenizer, caplog):
-    """Loads a model beside plugins; what was logged about contexts is in `said`."""
+    """Loads a model with plugins; `said` has the messages about contexts in the log."""
 
     def load(model, *plugins, **options):
         install(*plugins)
@@ -142,7 +142,7 @@ def test_with_mixed_precision_no_plugin_is_asked(load, model):
 
 
 def test_a_context_is_compared_on_both_sides_of_a_sliding_window(load):
-    """Attention without a mask, which longer windows need, is only felt in shorter ones."""
+    """Shorter inputs than the sliding window need no mask, and so run other attention."""
     model = tiny_model("mistral_window")
     lengths = []
 

@@ -96,7 +96,7 @@ def test_arguments_that_mean_nothing_are_refused(build, options, message):
         build(**options)
 
 
-def test_a_misspelt_argument_and_a_missing_folder_are_told_in_a_line(build, tokenizer, tmp_path):
+def test_a_misspelt_argument_and_a_missing_folder_are_named(build, tokenizer, tmp_path):
     with pytest.raises(InvalidInputError, match=r"xent-hf has no argument 'log_token'; did you mean 'log_tokens'\?"):
         build(log_token=True)
     with pytest.raises(InvalidInputError, match=r"nowhere' can't be loaded: "):

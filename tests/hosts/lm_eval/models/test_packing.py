@@ -1,4 +1,4 @@
-"""Rows in which shared beginnings run once, whatever the windows."""
+"""Rows in which shared prefixes run once, for any windows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ids = st.integers(0, 2)  # few, so that much is shared
 
 @st.composite
 def some_windows(draw, fewest=0, most=0):
-    """Windows of which some begin alike, behind `fewest` to `most` ids that all share."""
+    """Windows that all share `fewest` to `most` ids, and some of which share more."""
     common = (7,) * draw(st.integers(fewest, most))
     found = []
     for _ in range(draw(st.integers(1, 12))):
@@ -26,7 +26,7 @@ def some_windows(draw, fewest=0, most=0):
 
 
 def check(windows, groups):
-    """What every plan must keep: each window is scored once, from its own ids at their own positions, and sees no others."""
+    """Every window is scored once, and sees its own ids at their own positions and no others."""
     done = []
     for group in groups:
         for row in group.rows:
@@ -59,7 +59,7 @@ def test_every_window_is_scored_once_from_its_own_ids(windows, packing, caching)
 
 @settings(max_examples=60, deadline=None)
 @given(some_windows(40, 90), st.booleans())
-def test_a_long_shared_beginning_never_costs_more_than_running_it_each_time(windows, packing):
+def test_a_long_shared_prefix_never_costs_more_than_running_it_each_time(windows, packing):
     groups = plan(windows, range(len(windows)), packing=packing, caching=True)
     check(windows, groups)
     apart = plan(windows, range(len(windows)), packing=False, caching=False)
@@ -68,11 +68,11 @@ def test_a_long_shared_beginning_never_costs_more_than_running_it_each_time(wind
 
 @settings(max_examples=60, deadline=None)
 @given(some_windows(5, 5), st.booleans())
-def test_rows_behind_a_prefix_keep_their_windows(windows, packing):
+def test_rows_after_a_prefix_keep_their_windows(windows, packing):
     check(windows, [after(5, windows, packing=packing)])
 
 
-def test_choices_are_packed_behind_their_context():
+def test_choices_are_packed_after_their_context():
     context = tuple(range(100, 250))
     windows = [Window((*context, choice, 1, 2), (choice, 1, 2, 3)) for choice in range(4)]
     [group] = plan(windows, range(4), packing=True, caching=True)
@@ -90,7 +90,7 @@ def test_without_packing_the_context_becomes_a_prefix():
     assert [len(row) for row in group.rows] == [4] * 4
 
 
-def test_shots_that_documents_share_run_once_and_choices_behind_each_question():
+def test_shots_shared_by_documents_run_once_with_choices_after_each_question():
     shots = tuple(range(1000, 1450))
     questions = [tuple(range(2000 + 200 * i, 2150 + 200 * i)) for i in range(6)]
     windows = [Window((*shots, *question, choice, 1), (choice, 1, 2)) for question in questions for choice in range(4)]
@@ -106,7 +106,7 @@ def test_equal_inputs_run_once_even_when_nothing_may_be_shared():
     assert group.num_tokens == 3
 
 
-def test_long_strangers_are_not_packed_for_a_few_ids_in_common():
+def test_long_windows_are_not_packed_for_a_few_shared_ids():
     windows = [Window((*range(20), *range(start, start + 600)), (1,)) for start in (1000, 2000)]
     [group] = plan(windows, range(2), packing=True, caching=True)
     assert [len(row) for row in group.rows] == [620, 620]

@@ -10,7 +10,7 @@ from xent_metrics.hosts.lm_eval import XentHFLM
 
 @pytest.mark.parametrize("name", SWITCHING)
 def test_each_text_has_the_positions_that_it_has_alone(name, tokenizer):
-    """Contexts and choices on both sides of the length at which the frequencies turn."""
+    """Contexts and choices on both sides of the length at which the frequencies change."""
     lengths = (40, 100, 120, 160, 300)
     choices = (" the", " the loss", " a model that counts alike by everyone and is longer than the others", " Größe")
     pairs = requests("loglikelihood", [(TEXT[:length], choice) for length in lengths for choice in choices])

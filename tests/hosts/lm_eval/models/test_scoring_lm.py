@@ -1,4 +1,4 @@
-"""Requests to windows to results, which xent-hf and xent-torch share."""
+"""Requests, windows, caches and results, as xent-hf and xent-torch share them."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_cache_without_tokens_is_refused_where_they_are_asked_for(build, tmp_p
     ],
 )
 def test_a_cache_of_another_model_or_other_options_is_refused(build, tmp_path, other, message):
-    """lm-eval knows requests by their texts alone."""
+    """lm-eval identifies cached requests by their texts alone."""
     path = str(tmp_path / "cache.db")
     first = CachingLM(build(), path)
     first.loglikelihood_rolling(requests("loglikelihood_rolling", [(TEXT,)]))
@@ -153,7 +153,21 @@ def test_a_cache_of_another_model_or_other_options_is_refused(build, tmp_path, o
     CachingLM(build(batch_size=1), path)  # changes no result
 
 
-def test_a_cache_that_does_not_say_whose_it_is_is_refused(build, model, tokenizer, tmp_path):
+def test_a_cache_of_another_module_or_other_options_is_refused(tmp_path):
+    path = str(tmp_path / "cache.db")
+    first = CachingLM(TorchLM(ByteNet()), path)
+    first.loglikelihood_rolling(rolling_requests(TEXTS[0]))
+    first.dbdict.close()
+    for other, message in (
+        (TorchLM(ByteNet(), max_length=8), "of max_length=16, and this is max_length=8"),
+        (TorchLM(Watched(), max_length=16), r"of module=\S+:ByteNet, and this is module=\S+:Watched"),
+    ):
+        with pytest.raises(InvalidInputError, match=f"the cache .*cache.db holds results {message}; give --use_cache"):
+            CachingLM(other, path)
+    CachingLM(TorchLM(ByteNet(), batch_size=2), path)  # changes no result
+
+
+def test_a_cache_without_its_model_is_refused(build, model, tokenizer, tmp_path):
     path = str(tmp_path / "cache.db")
     first = CachingLM(stock(model, tokenizer), path)
     first.loglikelihood(requests("loglikelihood", PAIRS))
@@ -241,7 +255,7 @@ def test_ids_without_a_context_are_refused(lm, monkeypatch):
 # Progress.
 
 
-def test_one_bar_tells_tokens_a_second(lm, monkeypatch):
+def test_one_bar_shows_tokens_per_second(lm, monkeypatch):
     out = io.StringIO()
     out.isatty = lambda: True
     shown = runner.tqdm

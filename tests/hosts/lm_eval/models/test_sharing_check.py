@@ -1,4 +1,4 @@
-"""Sharing that only long texts show to be wrong is found while requests run."""
+"""Errors of sharing that only long texts show are found while requests run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from support.hf_model import (
 from xent_metrics.hosts.lm_eval import XentHFLM
 
 
-def test_sharing_that_goes_wrong_on_long_texts_is_found_and_left(build, caplog, monkeypatch):
-    """Masks that hide what is far away, which the short windows of the probe don't feel."""
+def test_sharing_that_goes_wrong_on_long_texts_is_switched_off(build, caplog, monkeypatch):
+    """A mask that hides distant ids, which the short windows of `verify` don't have."""
     expected = choices(build(logits_cache=False))
     lm = build()
     tree = type(lm.forward)._tree
@@ -41,8 +41,8 @@ def test_sharing_that_goes_wrong_on_long_texts_is_found_and_left(build, caplog, 
     assert [one[0] for one in found] == pytest.approx([one[0] for one in expected], rel=1e-6)
 
 
-def test_deep_windows_are_checked_behind_wide_rows(tokenizer, caplog):
-    """A window that only texts of more than 60 ids feel, hidden from shared rows; long but shallow rows come first."""
+def test_long_windows_are_checked_after_long_rows_of_short_ones(tokenizer, caplog):
+    """A sliding window missing from the mask, which only long windows need. Long rows of short windows come first."""
     config, options = transformers.MistralConfig, CONFIGS["mistral_window"][1] | {"max_position_embeddings": 512}
     torch.manual_seed(0)
     model = transformers.MistralForCausalLM(config(vocab_size=VOCAB, **options | {"sliding_window": 260})).eval()

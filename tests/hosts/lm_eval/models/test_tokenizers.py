@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from support.byte_model import TEXTS, ByteNet
+import pytest
+from support.byte_model import TEXTS, ByteNet, byte_bpe
 from support.byte_model import rolling as rolling_requests
 from support.hf_model import (
     TEXT,
@@ -16,7 +17,8 @@ from xent_metrics.hosts.lm_eval import TorchLM
 from xent_metrics.hosts.lm_eval.models.tokenizers import ByteTokenizer
 
 
-def test_other_tokenizers(tokenizer):
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_other_tokenizers(adds_bos):
     import tiktoken
 
     ranks = {bytes([i]): i for i in range(256)}
@@ -28,6 +30,7 @@ def test_other_tokenizers(tokenizer):
         rolling_requests(TEXTS[2], "a <|endoftext|> spelt out")
     )
     assert by_tiktoken == by_bytes
+    tokenizer = byte_bpe(adds_bos)
     fast = TorchLM(ByteNet(vocab_size=320), tokenizer=tokenizer.backend_tokenizer, prefix_token_id=0)
     assert fast.tok_encode("Short.", add_special_tokens=False) == tokenizer.encode("Short.", add_special_tokens=False)
 

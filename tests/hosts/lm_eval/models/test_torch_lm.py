@@ -12,10 +12,9 @@ import torch
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import simple_parse_args_string
-from support.byte_model import TEXTS, ByteNet, pairs, rolling
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from support.byte_model import TEXTS, ByteNet, byte_bpe, pairs, rolling
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from xent_metrics import BitsPerByte, CrossEntropy, TokenScores
 from xent_metrics.errors import InvalidInputError
@@ -31,22 +30,6 @@ PAIRS = [
     ("One token follows", "."),
     ("One token follows", "!"),
 ]
-
-
-def byte_bpe(adds_bos):
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=["<s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(TEXTS * 3, trainer)
-    if adds_bos:
-        tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>")
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "adds_bos"])

@@ -1,4 +1,4 @@
-"""What we use of lm-eval and transformers without it being documented is still there, and does what we think."""
+"""The undocumented parts of lm-eval and transformers that we use still do what we expect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every architecture beside lm-eval's own `hf`: the same answers, by which shortcuts."""
+"""Every architecture gives the same answers as lm-eval's own `hf`, and the shortcuts that don't suit it are off."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from xent_metrics.errors import InvalidInputError
 from xent_metrics.hosts.lm_eval import XentHFLM
 from xent_metrics.hosts.lm_eval.models.hf_forward import HFForward
 
-#: What does not fit an architecture, and is found out: everything else is on.
+#: Shortcuts that don't suit an architecture; the others are on.
 OFF = {
     "gpt_neo_local": {"packing"},  # its local attention counts columns, not positions
     "bloom": {"packing"},  # ALiBi takes distances from a 2-D mask
-    "mamba": {"packing", "caching"},  # a state is no set of keys that a mask could choose from
+    "mamba": {"packing", "caching"},  # a mask can't select from a recurrent state
     "mpt": {"packing"},  # as bloom's
     "recurrent_gemma": {"packing", "caching"},  # as mamba's
     "qwen3_next": {"packing", "caching"},
     "lora_head": {"hidden"},  # the head is more than its weight
-    "prompt_tuning": {"hidden", "packing", "caching"},  # virtual tokens stand before every text
+    "prompt_tuning": {"hidden", "packing", "caching"},  # virtual tokens precede every text
 }
 
 
 def adapted(name):
-    """A Llama with an adapter whose weights are not zero."""
+    """A Llama with an adapter that has an effect."""
     config = {
         "lora": lambda: peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"]),
         "lora_head": lambda: peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "lm_head"]),
@@ -58,7 +58,7 @@ def adapted(name):
 
 @torch.no_grad()
 def greedily(model, context):
-    """One id and four that the model itself would write, and the four with another last one."""
+    """Continuations of one and of four greedily decoded ids, and the four with another last id."""
     ids = list(context)
     for _ in range(4):
         ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
@@ -98,7 +98,7 @@ def test_it_answers_as_hf_does(name, tokenizer, caplog):
 
 
 def test_bf16_is_nearer_to_the_truth_than_stock(tokenizer):
-    """Sums in float32 of probabilities in float32; what remains is the model's own rounding."""
+    """Probabilities and their sums are float32, so that only the model's own rounding remains."""
     pairs = requests("loglikelihood", [(TEXT[:40], TEXT[40:250])])
     texts = requests("loglikelihood_rolling", [(TEXT[:200],), (TEXT[100:],)])
     errors = {"ours": 0.0, "theirs": 0.0}
@@ -117,9 +117,9 @@ def test_bf16_is_nearer_to_the_truth_than_stock(tokenizer):
 @pytest.mark.parametrize("spread", [0.3, 0.02])
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in SWITCHING])
 def test_rounding_hides_no_mistake(name, spread, dtype, tokenizer):
-    """What is off in float32 is off in half precision, where errors of a few percent are common; and no more is."""
+    """The same shortcuts are off in float32 and in half precision, where errors of a few percent are common."""
     if (name, spread) == ("gpt_neo_local", 0.02):
-        spread = 0.05  # at 0.02 the window moves what is predicted by a fifth of what bfloat16 rounds off
+        spread = 0.05  # at 0.02 the window changes predictions by a fifth of bfloat16's rounding
     model = tiny_model(name, initializer_range=spread, init_std=spread).to(dtype)
     assert switched_off(XentHFLM(pretrained=model, tokenizer=tokenizer, max_length=88)) == OFF.get(name, set())
 
@@ -137,7 +137,7 @@ def test_a_model_that_leaks_between_branches_is_as_exact_in_bf16_as_without_shar
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_wrong_head_is_found(model, tokenizer, caplog, dtype):
-    """Logits that the configuration doesn't tell of."""
+    """Logits with a factor that isn't in the configuration."""
 
     class Shifted(transformers.LlamaForCausalLM):
         def forward(self, *args, **kwargs):
@@ -162,7 +162,7 @@ def test_a_wrong_head_is_found(model, tokenizer, caplog, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["Bert", "Roberta", "XLNet"])
 def test_models_that_look_ahead_are_refused(tokenizer, name, dtype):
-    """However little: weights as they are drawn, in a dtype whose rounding is greater."""
+    """Even if they look ahead less than the dtype rounds, as with freshly drawn weights."""
     own = (
         {"d_inner": 48, "d_head": 12} if name == "XLNet" else {"intermediate_size": 48, "max_position_embeddings": 100}
     )
@@ -176,7 +176,7 @@ def test_models_that_look_ahead_are_refused(tokenizer, name, dtype):
 
 
 def test_rounding_is_not_taken_for_looking_ahead(tokenizer):
-    """Where other ids go to an expert, the same ids may be rounded otherwise."""
+    """An id may be rounded differently if other ids go to the same expert."""
     half = tiny_model("mixtral").to(torch.bfloat16)
     states = HFForward.states
 
@@ -190,7 +190,7 @@ def test_rounding_is_not_taken_for_looking_ahead(tokenizer):
 
 
 def test_a_dynamically_quantized_model_is_scored_plainly(tokenizer):
-    """Its layers scale by the largest number of a batch: no shortcut agrees to the last digits, and none is taken."""
+    """Its layers scale by the largest number of a batch, so no shortcut agrees closely enough."""
     model = tiny_model("llama_untied")
     model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
     lm, theirs = (kind(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=88) for kind in (XentHFLM, HFLM))
