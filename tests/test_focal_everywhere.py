@@ -92,7 +92,7 @@ def values(tasks, module):
 
 def test_yaml_and_lightning_log_the_same_bits(module, tmp_path):
     by_yaml = values(task_of(tmp_path, ROLLING, [{"text": text} for text in TEXTS]), module)
-    prefix = TorchLM(module, max_length=64)._prefix
+    prefix = TorchLM(module, max_length=64).prefix_token_id
     batches = [torch.tensor([[prefix, *text.encode()]]) for text in TEXTS]
     trainer = pl.Trainer(
         logger=False,

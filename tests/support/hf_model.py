@@ -1,4 +1,4 @@
-"""Tiny causal models of many architectures with random weights, a tiny tokenizer, and requests for them."""
+"""Tiny causal models of many architectures with random weights, a tiny tokenizer, and requests to them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _LLAMA = {
 }  # fmt: skip
 _HEAD_DIM = {"head_dim": 12}
 
-#: Architecture: (config class, options). The weights are wide, so that every mistake shows.
+#: Architecture: (config class, options). Weights are large, so that every mistake shows.
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", {"n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 96, "initializer_range": 0.3}),
     "gpt_neo_local": (
@@ -103,6 +103,15 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+#: Architectures whose frequencies depend on the longest text of a batch, and so `hf`'s answers on the batch.
+SWITCHING = ("phi3_longrope", "llama_dynamic")
+
+
+def switched_off(lm: Any) -> set[str]:
+    """The shortcuts that `verify` left off."""
+    return {shortcut for shortcut in ("hidden", "packing", "caching") if not getattr(lm.forward, shortcut)}
+
+
 def tiny_model(name: str, **other: Any) -> Any:
     """A model of the architecture, the same each time; with other options, if the architecture has them."""
     config_class, options = CONFIGS[name]
@@ -120,7 +129,7 @@ def tiny_model(name: str, **other: Any) -> Any:
 
 
 def multiple_choice() -> list[tuple[str, str]]:
-    """Questions with choices of several lengths, some of which share more than the question, and one without context."""
+    """Questions with choices of several lengths, some of which begin alike, and one choice without a context."""
     header = TEXT[:90]
     choices = [" the", " the loss", " the loss of bytes", " Größe", " a model that counts alike by everyone"]
     questions = [TEXT[110:170], TEXT[110:150], "What counts?"]
@@ -132,6 +141,16 @@ def requests(kind: str, arguments: list[tuple[str, ...]]) -> list[Instance]:
         Instance(request_type=kind, doc={}, arguments=args, idx=0, metadata=("tiny", i, 1))
         for i, args in enumerate(arguments)
     ]
+
+
+def choices(lm: Any, pairs: list[tuple[str, str]] | None = None) -> list[tuple[float, bool]]:
+    """A model's answers to (context, continuation), those of `multiple_choice` by default."""
+    return lm.loglikelihood(requests("loglikelihood", pairs or multiple_choice()), disable_tqdm=True)
+
+
+def rolling(lm: Any, *texts: str) -> list[float]:
+    """A model's loglikelihoods of whole texts."""
+    return lm.loglikelihood_rolling(requests("loglikelihood_rolling", [(text,) for text in texts]), disable_tqdm=True)
 
 
 def stock(model: Any, tokenizer: Any, **options: Any) -> HFLM:

@@ -1,7 +1,7 @@
-"""Bytes of the Python documentation: random crops to train on, and the windows that lm-eval will score to validate on.
+"""Bytes of the Python documentation: random crops to train on, and the windows that lm-eval scores to validate on.
 
-The validation windows are those of `TorchLM` with `keep_order`: both hosts run the same ids in batches of one shape,
-because a matmul's last bits may depend on the shape of its batch.
+The validation batches are those of `TorchLM` with `keep_order`. Both hosts run the same ids in batches of one shape, because
+the last bits of a matmul may depend on that shape.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TOKENIZER = ByteTokenizer()
 
 
 class Crops(Dataset[tuple[Tensor, Tensor]]):
-    """Random stretches of the training documents, inputs and targets ``(WINDOW,)``; one seed, one sequence of crops."""
+    """Random crops of the training documents: inputs and targets ``(WINDOW,)``, the same for the same seed."""
 
     def __init__(self, count: int, seed: int = 0) -> None:
         begin = [_TOKENIZER.bos_token_id]
@@ -38,12 +38,12 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         start = int(self.starts[index])
         crop = self.stream[start : start + WINDOW + 1]
-        # What begins a text is never predicted.
+        # The id that begins a text is never predicted.
         return crop[:-1], torch.where(crop[1:] == _TOKENIZER.bos_token_id, -100, crop[1:])
 
 
 def training_loader(steps: int) -> DataLoader[tuple[Tensor, Tensor]]:
-    """As many batches as there are steps."""
+    """One batch of crops per step."""
     return DataLoader(Crops(steps * BATCH_SIZE), batch_size=BATCH_SIZE)
 
 
@@ -52,7 +52,7 @@ def validation_loader() -> DataLoader[Window]:
     windows = [
         window
         for text in documents("validation").values()
-        for window in rolling_windows(_TOKENIZER.encode(text), prefix=_TOKENIZER.bos_token_id, max_length=WINDOW)
+        for window in rolling_windows(_TOKENIZER.encode(text), prefix_token=_TOKENIZER.bos_token_id, max_length=WINDOW)
     ]
     collate = partial(padded, length=WINDOW, fill=_TOKENIZER.bos_token_id)
     return DataLoader(windows, batch_size=BATCH_SIZE, collate_fn=collate)  # type: ignore[arg-type]  # a list is a dataset

@@ -1,4 +1,4 @@
-"""lm-eval's half: its own command, in a process of its own, on the checkpoint that Lightning wrote."""
+"""The lm-eval half of the demo: its own command, in its own process, on the checkpoint that Lightning wrote."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TASK = "xent_python_docs"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Values and standard errors by metric, as they stand in results.json, and the hash of the text."""
+    """Values and standard errors by metric, as in results.json, and the hash of the corpus."""
 
     values: dict[str, float]
     standard_errors: dict[str, float]
@@ -31,7 +31,7 @@ class Evaluation:
 
 
 def command(checkpoint: Path, output: Path) -> list[str]:
-    """What one would type."""
+    """The command, as a user types it."""
     arguments = f"module=xent_metrics.demo.model:ByteLSTM,checkpoint={checkpoint},tokenizer=bytes,keep_order=true"
     return [
         "xent", "lm-eval", "run", "--model", "xent-torch", "--model_args", arguments, "--tasks", TASK,
@@ -40,10 +40,10 @@ def command(checkpoint: Path, output: Path) -> list[str]:
 
 
 def evaluate(checkpoint: Path, output: Path, log: Path) -> Evaluation:
-    """Run it and read its results.json; what it prints goes to `log`.
+    """Run the command and read its results.json; its output goes to `log`.
 
     Raises:
-        RuntimeError: it failed; with the end of what it printed.
+        RuntimeError: the command failed; the message has the end of its output.
     """
     shutil.rmtree(output, ignore_errors=True)  # results of an earlier run
     typed = command(checkpoint, output)

@@ -75,7 +75,7 @@ def windows_of(lm, output_type):
     """The windows that the model reads and predicts."""
     prefix = lm.prefix_token_id
     if output_type == "loglikelihood_rolling":
-        texts = [rolling_windows(lm.tok_encode(text), prefix=prefix, max_length=MAX_LENGTH) for text in TEXTS]
+        texts = [rolling_windows(lm.tok_encode(text), prefix_token=prefix, max_length=MAX_LENGTH) for text in TEXTS]
         return list(itertools.chain(*texts))
     encoded = [lm._encode_pair(question, answer) for question, answer in PAIRS]
     return [continuation_window(*pair, max_length=MAX_LENGTH) for pair in encoded]

@@ -1,4 +1,4 @@
-"""A LightningModule in training as an lm-eval model: `TorchLM` under the trainer's precision, then as it was before."""
+"""A LightningModule in training as an lm-eval model: `TorchLM` under the trainer's precision, and `as_it_was` around it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from xent_metrics.hosts.lm_eval.models.torch_lm import TorchLM
 
@@ -17,7 +17,14 @@ __all__ = ["ModuleLM", "as_it_was"]
 
 
 class ModuleLM(TorchLM):
-    """`TorchLM` of a module whose forward runs inside `context()`; `alone`, as if there were no other ranks."""
+    """`TorchLM` of a module in training.
+
+    Args:
+        module: takes ids and gives logits.
+        context: makes the context manager within which the module runs.
+        alone: score all documents in this process, as if there were no other ranks.
+        options: the other arguments of `TorchLM`.
+    """
 
     def __init__(
         self, module: nn.Module, *, context: Callable[[], AbstractContextManager[Any]], alone: bool, **options: Any
@@ -26,10 +33,8 @@ class ModuleLM(TorchLM):
         self._alone = alone
         super().__init__(module, **options)
 
-    def _logits(self, ids: Tensor) -> Tensor:
-        with self._context():
-            logits: Tensor = super()._logits(ids)
-        return logits
+    def around_forward(self) -> AbstractContextManager[Any]:
+        return self._context()
 
     @property
     def rank(self) -> int:
@@ -42,9 +47,10 @@ class ModuleLM(TorchLM):
 
 @contextmanager
 def as_it_was(module: nn.Module) -> Iterator[None]:
-    """On leaving, every submodule is in its mode again, and all random generators go on where they were.
+    """On leaving, restore the mode of every submodule and the state of all random generators.
 
-    lm-eval seeds Python's, NumPy's and torch's generators; without this each evaluation would make training repeat itself.
+    lm-eval seeds the generators of Python, NumPy and torch, so that training would otherwise repeat itself after each
+    evaluation.
     """
     training = {name: submodule.training for name, submodule in module.named_modules()}
     python, numpy = random.getstate(), np.random.get_state()

@@ -1,8 +1,10 @@
-"""Keep freed memory for the next batch instead of asking the system for it again.
+"""Keep freed memory for the next batch instead of giving it back to the system.
 
-glibc gives large freed blocks back at once, and every temporary of the next layer then costs a page fault for each of
-its 4 KiB: on a CPU about a tenth of a forward. While a batch runs, up to `KEPT` bytes stay with the process; they are
-given back at the end. Elsewhere (another C library or system, another device) this does nothing.
+glibc gives large freed blocks back at once, so that every temporary of the next layer costs a page fault per 4 KiB: about a
+tenth of a forward on a CPU. While a batch runs, up to `KEPT` bytes stay with the process; they are given back at the end.
+With another C library, system or device this does nothing. These tunables do the same for a whole process:
+
+    GLIBC_TUNABLES=glibc.malloc.mmap_threshold=536870912:glibc.malloc.trim_threshold=536870912
 """
 
 from __future__ import annotations
@@ -15,13 +17,16 @@ from contextlib import contextmanager
 __all__ = ["keep_freed_memory"]
 
 KEPT = 512 * 2**20
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for them
-_LARGEST = 32 * 2**20  # what glibc itself raises the threshold of mapping a block to, at most
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+_LARGEST = 32 * 2**20  # the highest mmap threshold that glibc chooses by itself
 
 
 @contextmanager
 def keep_freed_memory() -> Iterator[None]:
-    """Within it blocks come from the heap, which is not trimmed; on leaving it is, and thresholds are glibc's largest."""
+    """Within it, blocks come from a heap that isn't trimmed.
+
+    On leaving, the heap is trimmed, and the thresholds are the highest that glibc chooses by itself.
+    """
     if platform.libc_ver()[0] != "glibc":
         yield
         return

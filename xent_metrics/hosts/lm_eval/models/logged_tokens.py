@@ -1,11 +1,11 @@
-"""What a model returns to lm-eval, with or without its tokens in the samples: `log_tokens=true` and `--log_samples`.
+"""Make the results of a model, and list their tokens in lm-eval's samples: `log_tokens=true` with `--log_samples`.
 
-lm-eval writes a result's numbers into the samples by `str`. A `LoggedFloat` is the number in every computation, and as
-a string the JSON of ``{"loglikelihood": …, "tokens": [{"text", "id", "nll", "num_bytes", "alternatives"}, …]}``:
+lm-eval writes the numbers of a result into the samples with `str`. A `LoggedFloat` is a plain number in every computation,
+and its string is the JSON of ``{"loglikelihood": …, "tokens": [{"text", "id", "nll", "num_bytes", "alternatives"}, …]}``:
 
     json.loads(sample["resps"][0][0][0])["tokens"]      # the first choice's; rolling: sample["resps"][0][0]
 
-`alternatives` are the ids that the model held likeliest there, as ``[text, probability]``, the likeliest first.
+`alternatives` lists the likeliest ids at that position as ``[text, probability]``, likeliest first.
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ import torch
 from torch import Tensor
 
 from xent_metrics.errors import InvalidInputError
+from xent_metrics.hosts.lm_eval.models.model_args import yes_or_no
 from xent_metrics.hosts.lm_eval.models.results import ScoredLoglikelihood, ScoredRolling, total_loglikelihood
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
 
 __all__ = ["LoggedFloat", "LoggedLoglikelihood", "LoggedRolling", "Results", "token_texts"]
 
-_SEEN = 6  # ids decoded with each token: enough for any character to be whole and for the space before a word
+_SEEN = 6  # ids decoded before each token: enough to complete any character, and to keep the space before a word
 _LIKELIEST = "likeliest"
-_MADE_BY = "made by"  # a cache's entry of the model whose results it holds, and what else they follow from
+_MADE_BY = "made by"  # the key in a cache of the model and the options that its results come from
 
-#: A token as it stands in the samples.
+#: A token as it is written into the samples.
 Token = Mapping[str, Any]
 
 
 class Results:
-    """Makes the results of a model: plain ones, or with a tokenizer those that list their tokens.
+    """Makes the results of a model: plain ones, or with a tokenizer ones that list their tokens.
 
     Args:
-        tokenizer: to list tokens; it has to be able to `decode`.
-        num_alternatives: how many of the likeliest ids are listed with each token.
+        tokenizer: decodes the tokens to list.
+        num_alternatives: how many of the likeliest ids to list with each token.
     """
 
     def __init__(self, tokenizer: Any = None, num_alternatives: int = 0) -> None:
@@ -48,6 +49,11 @@ class Results:
         self.num_alternatives = num_alternatives if tokenizer is not None else 0
         self._text_of = cache(self._text_inside)
 
+    @classmethod
+    def of(cls, tokenizer: Any, *, log_tokens: Any, log_alternatives: Any) -> Results:
+        """Results with the options of a model, `log_tokens` and `log_alternatives`."""
+        return cls(tokenizer if yes_or_no("log_tokens", log_tokens) else None, log_alternatives)
+
     @property
     def extra_scores(self) -> Mapping[str, ExtraScore]:
         """The extra scores that the lists need: the likeliest ids and their ln p."""
@@ -56,7 +62,7 @@ class Results:
         return {_LIKELIEST: ExtraScore(self._likeliest, (2, self.num_alternatives))}
 
     def _likeliest(self, log_prob: Tensor, index: Tensor) -> Tensor:
-        """``(rows, 2, K)``: ln p, and the ids as numbers (of at most 2^24, which float32 holds); padded with id −1."""
+        """``(rows, 2, K)``: ln p and ids, padded with id −1. Ids are floats, exact in float32 up to 2^24."""
         found = log_prob.topk(min(self.num_alternatives, log_prob.shape[-1]))
         missing = self.num_alternatives - found.values.shape[-1]
         values = torch.nn.functional.pad(found.values, (0, missing), value=-torch.inf)
@@ -64,35 +70,36 @@ class Results:
         return torch.stack([values, ids.to(values.dtype)], dim=1)
 
     def check_cache(self, cached: Any, made_by: Mapping[str, Any]) -> None:
-        """Refuse the results of other models and options, `made_by`, whose requests lm-eval would take for the same.
+        """Refuse a cache with results of another model or other options, which lm-eval can't tell from these.
 
-        Those without tokens, too, where tokens are wanted. `cached` is lm-eval's SqliteDict or None.
+        A cache of results without tokens is refused, too, if tokens are to be listed.
+
+        Args:
+            cached: lm-eval's SqliteDict, or None.
+            made_by: the model and the options, by name.
         """
         if cached is None:
             return
-        instead = f"the cache {cached.filename} holds results {{}}; give --use_cache another name"
+        refused = f"the cache {cached.filename} holds results {{}}; give --use_cache another name"
         known = cached.get(_MADE_BY)
         if known is None and len(cached):
-            raise InvalidInputError(instead.format("of another model: it doesn't say which"))
+            raise InvalidInputError(refused.format("of another model: it doesn't say which"))
         other = {name: value for name, value in (known or {}).items() if made_by.get(name) != value}
         if other:
             theirs, ours = (", ".join(f"{name}={found.get(name)}" for name in other) for found in (other, made_by))
-            raise InvalidInputError(instead.format(f"of {theirs}, and this is {ours}"))
-        results = [cached[key] for key in cached if key != _MADE_BY] if self.tokenizer is not None else []
-        for result in results:
-            first = result[0] if isinstance(result, tuple | list) and result else result
-            if isinstance(first, float) and not isinstance(first, LoggedFloat):
-                raise InvalidInputError(instead.format("without tokens, which log_tokens=true asks for"))
+            raise InvalidInputError(refused.format(f"of {theirs}, and this is {ours}"))
+        if self.tokenizer is not None and any(_lacks_tokens(cached[key]) for key in cached if key != _MADE_BY):
+            raise InvalidInputError(refused.format("without tokens, which log_tokens=true asks for"))
         cached[_MADE_BY] = dict(made_by)
 
     def loglikelihood(self, scores: TokenScores) -> ScoredLoglikelihood:
-        """(ln p, whether it is the greedy one) of a continuation."""
+        """(ln p, whether greedy decoding gives it) of a continuation."""
         if self.tokenizer is None:
             return ScoredLoglikelihood(scores)
         return LoggedLoglikelihood(_without_likeliest(scores), self._tokens(scores))
 
     def rolling(self, scores: TokenScores) -> ScoredRolling:
-        """ln p of a whole text."""
+        """The loglikelihood ln p of a whole text."""
         if self.tokenizer is None:
             return ScoredRolling(scores)
         return LoggedRolling(_without_likeliest(scores), self._tokens(scores))
@@ -117,12 +124,17 @@ class Results:
         return [(self._text_of(i), round(probability, 6)) for i, probability in pairs if i >= 0]
 
     def _text_inside(self, i: int) -> str:
-        """What an id adds to a text that has begun: with the space before a word, which many drop at the beginning."""
+        """The text of an id inside a text: with its leading space, which many tokenizers drop at the beginning."""
         return str(self.tokenizer.decode([i, i])[len(self.tokenizer.decode([i])) :])
 
 
+def _lacks_tokens(result: Any) -> bool:
+    first = result[0] if isinstance(result, tuple | list) and result else result
+    return isinstance(first, float) and not isinstance(first, LoggedFloat)
+
+
 def _without_likeliest(scores: TokenScores) -> TokenScores:
-    """They are listed by now; the metrics' own extra scores stay."""
+    """The scores without the likeliest ids, which are listed by now; the metrics' own extra scores stay."""
     return dataclasses.replace(
         scores, extra_scores={n: value for n, value in scores.extra_scores.items() if n != _LIKELIEST}
     )
@@ -166,7 +178,7 @@ class LoggedRolling(LoggedFloat, ScoredRolling):
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """What each id adds to the decoded text; a character of several tokens stands with the last of them.
+    """The text that each id adds; a character of several tokens is listed with the last of them.
 
     >>> class Letters:
     ...     def decode(self, ids):
@@ -175,7 +187,7 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     ['n', '', 'é']
     """
     texts: list[str] = []
-    done = 0  # ids whose text is out
+    done = 0  # ids whose text is listed
     for end in range(1, len(ids) + 1):
         start = max(0, done - _SEEN)
         before = tokenizer.decode(ids[start:done])

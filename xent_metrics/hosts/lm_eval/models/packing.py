@@ -1,11 +1,11 @@
-"""Which windows share a beginning, and the rows of ids in which it runs once.
+"""Plan which windows share a prefix, and lay them out in rows in which that prefix runs once.
 
-Two ways to run a beginning once. Packing: the windows lie in one row as a tree, each branch behind the ids that it
-shares with the one before; an id sees only its own ancestors (a block mask) and keeps the position that it has in its
-window. Stems: a beginning that many windows share is run alone, its keys and values are kept, and the rows of all that
-follows start behind it. A `Plan` of both is chosen by what it costs, in tokens run.
+There are two ways to run a shared prefix once. Packing puts windows into one row as a tree: each branch follows the ids
+it shares with the window before it. An id attends only to its own ancestors (a block mask) and keeps the position it has
+in its own window. Caching runs a prefix by itself and keeps its keys and values, and the rows of all windows that begin
+with it start after it. `plan` combines both and picks the cheapest layout it finds, measured in tokens run.
 
-Pure planning: no model and no tensors but the mask.
+This module only plans. It knows no model, and the mask is its only tensor.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from torch import Tensor
 
 from xent_metrics.hosts.lm_eval.models.windows import Window
 
-__all__ = ["Family", "Row", "alone", "batches_of", "behind", "plan"]
+__all__ = ["PrefixGroup", "Row", "after", "alone", "batches_of", "plan"]
 
-_SHORTEST_STEM = 32  # tokens; below, a forward of its own costs more than it saves
-_STEM_OVERHEAD = 64  # tokens that could have run in the time of a stem's own, small forward
+_SHORTEST_PREFIX = 32  # tokens; below this, a forward for the prefix costs more than it saves
+_PREFIX_OVERHEAD = 64  # tokens that could run in the time that the small forward of a prefix takes to start
 _PAIRS_PER_TOKEN = 4096  # pairs of ids whose attention costs as much as the rest of one token (about 6 hidden sizes)
 _LONGEST_TREE = 4096  # ids: bounds the block mask
-_LEVELS = 8  # of stems within stems that are weighed up
+_LEVELS = 8  # of prefixes within prefixes that are considered
 
 
 @dataclass
 class Row:
-    """Windows laid out in one row, behind a stem of `stem` ids: a tree, or a chain where none branches off.
+    """Windows in one row, after a prefix of `prefix` ids: a tree, or a chain if nothing branches.
 
     Attributes:
         tokens: the ids, ``(S,)``.
-        depths: each id's position in its own window.
-        branches: (start, parent): the ids from `start` on follow the id at `parent`; −1 is the stem's end.
-        places: for each window its place in the list of windows, the columns here that predict its targets, and those.
+        depths: the position of each id in its own window.
+        branches: (start, parent): the ids from `start` on follow the id at column `parent`; −1 is the end of the prefix.
+        places: for each window, its place in the list of windows, the columns that predict its targets, and the targets.
     """
 
-    stem: int = 0
+    prefix: int = 0
     tokens: list[int] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)
     branches: list[tuple[int, int]] = field(default_factory=list)
@@ -50,23 +50,23 @@ class Row:
 
     @property
     def is_chain(self) -> bool:
-        """Whether plain causal attention is right: nothing branches."""
+        """True if nothing branches, so that plain causal attention is right."""
         return len(self.branches) <= 1
 
     def add(self, place: int, window: Window, shared: int = 0) -> None:
-        """Lay a window behind the first `shared` ids, counted from the stem's end, of the one added last."""
-        new = window.inputs[self.stem + shared :]
+        """Add a window that shares its first `shared` ids after the prefix with the window added last."""
+        new = window.inputs[self.prefix + shared :]
         start = len(self.tokens)
         if (new and shared < len(self.path)) or not self.branches:
             self.branches.append((start, self.path[shared - 1] if shared else -1))
         self.tokens += new
-        self.depths += range(self.stem + shared, len(window.inputs))
+        self.depths += range(self.prefix + shared, len(window.inputs))
         self.path[shared:] = range(start, len(self.tokens))
         scored = range(len(window.inputs))[window.scored]
-        self.places.append((place, [self.path[depth - self.stem] for depth in scored], window.targets))
+        self.places.append((place, [self.path[depth - self.prefix] for depth in scored], window.targets))
 
     def sees(self) -> Tensor:
-        """``(S, S)``, bool: whether the id of the row lies behind the id of the column in some window, or is it."""
+        """The mask ``(S, S)``, bool: True if the id of the row attends to the id of the column."""
         length = len(self)
         seen = torch.zeros(length, length, dtype=torch.bool)
         ends = [start for start, _ in self.branches[1:]] + [length]
@@ -78,118 +78,127 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Family:
-    """Rows behind one stem; the empty stem is none."""
+class PrefixGroup:
+    """Rows that start after the same prefix, which may be empty."""
 
-    stem: tuple[int, ...]
+    prefix: tuple[int, ...]
     rows: list[Row]
 
     @property
     def cost(self) -> float:
-        """In tokens run; the attention of a row to itself and to its stem counts by its pairs."""
-        stem = len(self.stem)
-        own = stem + _STEM_OVERHEAD if stem else 0
-        return own + sum(len(row) * (1 + (stem + len(row)) / _PAIRS_PER_TOKEN) for row in self.rows)
+        """In tokens run; a row's attention to itself and to the prefix is counted by its pairs of ids."""
+        prefix = len(self.prefix)
+        own = prefix + _PREFIX_OVERHEAD if prefix else 0
+        return own + sum(len(row) * (1 + (prefix + len(row)) / _PAIRS_PER_TOKEN) for row in self.rows)
 
     @property
     def num_tokens(self) -> int:
-        return len(self.stem) + sum(map(len, self.rows))
+        return len(self.prefix) + sum(map(len, self.rows))
 
     @property
     def longest(self) -> int:
-        return len(self.stem) + max(map(len, self.rows))
+        return len(self.prefix) + max(map(len, self.rows))
 
 
 def alone(place: int, window: Window) -> Row:
-    """A row of one window."""
+    """A row with one window."""
     row = Row()
     row.add(place, window)
     return row
 
 
-def behind(stem: int, windows: Sequence[Window], *, packing: bool) -> Family:
-    """All windows behind the first `stem` ids, which they share."""
-    planner = _Planner(windows, range(len(windows)), packing=packing, stems=True)
-    return Family(windows[0].inputs[:stem], planner.rows(0, len(windows), stem))
+def after(prefix: int, windows: Sequence[Window], *, packing: bool) -> PrefixGroup:
+    """All windows after their first `prefix` ids, which they must share."""
+    planner = _Planner(windows, range(len(windows)), packing=packing, caching=True)
+    return PrefixGroup(windows[0].inputs[:prefix], planner.rows(0, len(windows), prefix))
 
 
-def plan(windows: Sequence[Window], places: Sequence[int], *, packing: bool, stems: bool) -> list[Family]:
-    """The cheapest found way to run the windows at `places`, longest first; equal inputs run once in any case.
+def plan(windows: Sequence[Window], places: Sequence[int], *, packing: bool, caching: bool) -> list[PrefixGroup]:
+    """The cheapest layout found for the windows at `places`, longest first.
+
+    Windows with equal inputs, or with inputs that begin another window, run once even without `packing` and `caching`.
 
     >>> windows = [Window((1, 2, 3, 4), (5,)), Window((1, 2, 3, 4), (6,)), Window((1, 2, 3, 7), (8,))]
-    >>> [family] = plan(windows, range(3), packing=True, stems=True)
-    >>> family.rows[0].tokens, family.rows[0].depths
+    >>> [group] = plan(windows, range(3), packing=True, caching=True)
+    >>> group.rows[0].tokens, group.rows[0].depths
     ([1, 2, 3, 4, 7], [0, 1, 2, 3, 3])
     """
-    families = _Planner(windows, places, packing=packing, stems=stems).families()
-    without = [row for family in families if not family.stem for row in family.rows]
-    found = [family for family in families if family.stem] + ([Family((), without)] if without else [])
-    for family in found:
-        family.rows.sort(key=len, reverse=True)
-    return sorted(found, key=lambda family: family.longest, reverse=True)
+    groups = _Planner(windows, places, packing=packing, caching=caching).groups()
+    without = [row for group in groups if not group.prefix for row in group.rows]
+    found = [group for group in groups if group.prefix] + ([PrefixGroup((), without)] if without else [])
+    for group in found:
+        group.rows.sort(key=len, reverse=True)
+    return sorted(found, key=lambda group: group.longest, reverse=True)
 
 
-def batches_of(family: Family, max_tokens: int) -> Iterator[list[Row]]:
-    """The family's rows, longest first, in batches of at most `max_tokens` padded ids, and of one row at least."""
+def batches_of(group: PrefixGroup, max_tokens: int, *, row_length: int | None = None) -> Iterator[list[Row]]:
+    """The rows of a group in batches of at most `max_tokens` padded ids, but of at least one row.
+
+    Args:
+        group: a group whose rows are sorted, longest first.
+        max_tokens: the most ids of a batch, prefix and padding included.
+        row_length: the length that every row is padded to; by default that of the first row of its batch.
+    """
     start = 0
-    while start < len(family.rows):
-        size = max(1, max_tokens // (len(family.stem) + len(family.rows[start])))
-        yield family.rows[start : start + size]
+    while start < len(group.rows):
+        length = row_length or len(group.prefix) + len(group.rows[start])
+        size = max(1, max_tokens // length)
+        yield group.rows[start : start + size]
         start += size
 
 
 class _Planner:
-    """Windows in the order of their ids, so that those that share a beginning are neighbours."""
+    """Windows sorted by their ids, so that windows with a shared prefix are neighbours."""
 
-    def __init__(self, windows: Sequence[Window], places: Sequence[int], *, packing: bool, stems: bool) -> None:
-        self.packing, self.stems = packing, stems
+    def __init__(self, windows: Sequence[Window], places: Sequence[int], *, packing: bool, caching: bool) -> None:
+        self.packing, self.caching = packing, caching
         self.order = sorted(places, key=lambda place: (windows[place].inputs, place))
         self.windows = [windows[place] for place in self.order]
         pairs = zip(self.windows, self.windows[1:], strict=False)
         self.common = [0, *(_common(first.inputs, second.inputs) for first, second in pairs)]
 
-    def families(self) -> list[Family]:
-        return [family for low, high in self._parts(0, len(self.order), 1) for family in self._best(low, high, 0)]
+    def groups(self) -> list[PrefixGroup]:
+        return [group for low, high in self._parts(0, len(self.order), 1) for group in self._best(low, high, 0)]
 
     def _parts(self, low: int, high: int, least: int) -> list[tuple[int, int]]:
-        """Cut where neighbours share fewer than `least` ids."""
+        """Split where neighbours share fewer than `least` ids."""
         cuts = [i for i in range(low + 1, high) if self.common[i] < least]
         return list(zip([low, *cuts], [*cuts, high], strict=True)) if high > low else []
 
-    def _best(self, low: int, high: int, level: int) -> list[Family]:
-        """All in rows without a stem, all behind the stem that all share, or part by part: whichever is cheapest."""
-        options = [[Family((), self.rows(low, high, 0))]]
-        if high - low > 1 and self.stems:
+    def _best(self, low: int, high: int, level: int) -> list[PrefixGroup]:
+        """The cheapest of: no prefix; the prefix that all windows share; each part by itself."""
+        options = [[PrefixGroup((), self.rows(low, high, 0))]]
+        if high - low > 1 and self.caching:
             shared = min(self.common[low + 1 : high])
             unscored = min(window.scored.start for window in self.windows[low:high])
-            stem = min(shared, unscored)  # what predicts a target stays in the rows
-            if stem >= _SHORTEST_STEM:
-                options.append([Family(self.windows[low].inputs[:stem], self.rows(low, high, stem))])
+            prefix = min(shared, unscored)  # positions that predict a target stay in the rows
+            if prefix >= _SHORTEST_PREFIX:
+                options.append([PrefixGroup(self.windows[low].inputs[:prefix], self.rows(low, high, prefix))])
             if level < _LEVELS:
-                parts = self._parts(low, high, max(shared + 1, shared * 5 // 4, _SHORTEST_STEM))
-                options.append([family for part in parts for family in self._best(*part, level + 1)])
-        return min(options, key=lambda families: sum(family.cost for family in families))
+                parts = self._parts(low, high, max(shared + 1, shared * 5 // 4, _SHORTEST_PREFIX))
+                options.append([group for part in parts for group in self._best(*part, level + 1)])
+        return min(options, key=lambda groups: sum(group.cost for group in groups))
 
-    def rows(self, low: int, high: int, stem: int) -> list[Row]:
+    def rows(self, low: int, high: int, prefix: int) -> list[Row]:
         rows: list[Row] = []
         for i in range(low, high):
-            shared = self.common[i] - stem if rows else 0
-            if not rows or not self._joins(rows[-1], shared, len(self.windows[i].inputs) - stem - shared):
-                rows.append(Row(stem))
+            shared = self.common[i] - prefix if rows else 0
+            if not rows or not self._joins(rows[-1], shared, len(self.windows[i].inputs) - prefix - shared):
+                rows.append(Row(prefix))
                 shared = 0
             rows[-1].add(self.order[i], self.windows[i], shared)
         return rows
 
     def _joins(self, row: Row, shared: int, new: int) -> bool:
-        """Whether a window belongs behind the last one: a chain always; a branch if it saves more than it costs."""
+        """True if a window belongs into the row: it continues the last window, or branching saves more than it costs."""
         if shared == len(row.path):
             return True
-        strangers = 2 * new * len(row)  # pairs that attention computes and the mask throws away
-        return self.packing and len(row) + new <= _LONGEST_TREE and shared * _PAIRS_PER_TOKEN >= strangers
+        masked = 2 * new * len(row)  # pairs that attention computes and the mask discards
+        return self.packing and len(row) + new <= _LONGEST_TREE and shared * _PAIRS_PER_TOKEN >= masked
 
 
 def _common(first: tuple[int, ...], second: tuple[int, ...]) -> int:
-    """How many ids two windows begin with in common."""
+    """The number of ids at the beginning that two windows have in common."""
     for i, (a, b) in enumerate(zip(first, second, strict=False)):
         if a != b:
             return i

@@ -1,6 +1,6 @@
-"""What lm-eval asks of a model that runs in several processes, answered by torch.distributed when it is initialised.
+"""lm-eval's questions to a model that runs in several processes, answered with torch.distributed if it is initialised.
 
-lm-eval deals documents out by rank and gathers what came of them on rank 0; the model syncs nothing by itself.
+Who syncs: lm-eval, which distributes documents by rank and gathers the results on rank 0.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["Ranks"]
 
 
 class Ranks:
-    """Rank 0 of 1, or this process' place among those of `torch.distributed`."""
+    """This process' rank in `torch.distributed`, or rank 0 of 1."""
 
     @property
     def rank(self) -> int:
@@ -25,7 +25,7 @@ class Ranks:
         return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """All ranks' tensors of one shape, joined."""
+        """The tensors of all ranks, which have one shape, concatenated."""
         if self.world_size == 1:
             return tensor
         gathered = [torch.empty_like(tensor) for _ in range(self.world_size)]
@@ -33,7 +33,7 @@ class Ranks:
         return torch.cat([part.reshape(-1) for part in gathered])
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        """All ranks' objects on `dst`, None elsewhere."""
+        """The objects of all ranks on rank `dst`, None on the others."""
         if self.world_size == 1:
             return [obj]
         gathered: list[Any] | None = [None] * self.world_size if self.rank == dst else None

@@ -1,7 +1,7 @@
-"""What our lm-eval models return: plain values to lm-eval, with their token scores behind them.
+"""Results of our lm-eval models: the plain values that lm-eval expects, which carry their token scores.
 
-A subclass of `tuple` (loglikelihood) or `float` (rolling) goes through lm-eval's filters, caches and gathers as the
-plain value does; `XentTask` looks for `scores`. Both pickle, so `--use_cache` and several processes keep the scores.
+A subclass of `tuple` (loglikelihood) or `float` (rolling) passes through lm-eval's filters, caches and gathers as the plain
+value does, and `XentTask` looks for its `scores`. Both can be pickled, so `--use_cache` and several processes keep the scores.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["ScoredLoglikelihood", "ScoredRolling", "total_loglikelihood"]
 
 
 class ScoredLoglikelihood(tuple[float, bool]):
-    """``(loglikelihood, is_greedy)`` of a continuation, with the scores of its tokens."""
+    """``(loglikelihood, is_greedy)`` of a continuation, with its token scores."""
 
     scores: TokenScores
 
@@ -30,7 +30,7 @@ class ScoredLoglikelihood(tuple[float, bool]):
 
 
 class ScoredRolling(float):
-    """The loglikelihood of a whole text, with the scores of its tokens."""
+    """The loglikelihood of a whole text, with its token scores."""
 
     scores: TokenScores
 
@@ -44,5 +44,5 @@ class ScoredRolling(float):
 
 
 def total_loglikelihood(scores: TokenScores) -> float:
-    """−Σ nll of the rows that count, correctly rounded whatever their order."""
+    """−Σ nll over the rows that count, correctly rounded in any order."""
     return -math.fsum(scores.weighted(scores.nll).reshape(-1).tolist()) + 0.0

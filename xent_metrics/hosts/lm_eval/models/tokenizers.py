@@ -1,4 +1,4 @@
-"""Text to ids for `TorchLM`: plain bytes, or whatever has `encode` and `decode`."""
+"""Tokenizers of `TorchLM`: plain bytes, or any object with `encode` and `decode`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,20 @@ from torch import Tensor
 from xent_metrics.errors import InvalidInputError, TokenBytesError
 from xent_metrics.scoring.token_bytes import token_bytes
 
-__all__ = ["ByteTokenizer", "bytes_table", "encode", "ids_needed", "load_tokenizer", "prefix_id"]
+__all__ = [
+    "ByteTokenizer",
+    "bytes_table",
+    "encode",
+    "ids_needed",
+    "load_tokenizer",
+    "prefix_token_of",
+    "text_ids",
+    "tokenizer_label",
+]
 
 
 class ByteTokenizer:
-    """The UTF-8 bytes of a text are its ids, 0 to 255; 256 begins a text (and ends one), so a model needs V ≥ 257.
+    """Ids 0 to 255 are the UTF-8 bytes of a text, and 256 begins or ends one, so a model needs V ≥ 257.
 
     >>> tokenizer = ByteTokenizer()
     >>> tokenizer.encode("é!"), tokenizer.decode([256, 195, 169])
@@ -30,11 +39,11 @@ class ByteTokenizer:
         return list(text.encode())
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text; what is no UTF-8 becomes U+FFFD, and ids above 255 are left out."""
+        """The text; invalid UTF-8 becomes U+FFFD, and ids above 255 are skipped."""
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
     def id_to_bytes(self, token_id: int) -> bytes | None:
-        """What `xent_metrics.token_bytes` counts."""
+        """The byte of an id, for `xent_metrics.token_bytes`."""
         return bytes([token_id]) if token_id < 256 else None
 
     def __len__(self) -> int:
@@ -42,7 +51,7 @@ class ByteTokenizer:
 
 
 def load_tokenizer(tokenizer: Any) -> Any:
-    """`"bytes"`, a path or name for `transformers.AutoTokenizer`, or an object with `encode` and `decode`."""
+    """The tokenizer for ``"bytes"``, a path or name for `transformers.AutoTokenizer`, or an object with `encode` and `decode`."""
     if isinstance(tokenizer, str):
         if tokenizer == "bytes":
             return ByteTokenizer()
@@ -57,30 +66,35 @@ def load_tokenizer(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def prefix_id(tokenizer: Any) -> int:
-    """The id that stands before a text: the tokenizer's BOS, else its EOS (tiktoken's `eot_token`)."""
+def tokenizer_label(tokenizer: Any) -> str:
+    """What a tokenizer is called in messages: its name or path, otherwise its class."""
+    return str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
+
+
+def prefix_token_of(tokenizer: Any) -> int:
+    """The id that begins a text: the tokenizer's BOS, otherwise its EOS (`eot_token` in tiktoken)."""
     for name in ("bos_token_id", "eos_token_id", "eot_token"):
         found = getattr(tokenizer, name, None)
         if isinstance(found, int):
             return found
     raise InvalidInputError(
-        f"{type(tokenizer).__name__} names no BOS or EOS token, and the first token of a text needs one before it; "
+        f"{type(tokenizer).__name__} names no BOS or EOS token, and the first token of a text is predicted from one; "
         "pass prefix_token_id=…"
     )
 
 
 def encode(tokenizer: Any, text: str, *, add_special_tokens: bool | None) -> list[int]:
-    """The ids of `text`; None leaves special tokens to the tokenizer's own default, as lm-eval does."""
+    """The ids of `text`; None leaves special tokens to the tokenizer's default, as lm-eval does."""
     if hasattr(tokenizer, "encode_ordinary"):  # tiktoken's encode refuses text that spells a special token
         return list(tokenizer.encode_ordinary(text))
-    knows = "add_special_tokens" in inspect.signature(tokenizer.encode).parameters
-    options = {"add_special_tokens": add_special_tokens} if knows and add_special_tokens is not None else {}
+    takes_it = "add_special_tokens" in inspect.signature(tokenizer.encode).parameters
+    options = {"add_special_tokens": add_special_tokens} if takes_it and add_special_tokens is not None else {}
     encoding = tokenizer.encode(text, **options)
     return list(getattr(encoding, "ids", encoding))
 
 
 def bytes_table(tokenizer: Any, vocab_size: int) -> Tensor | None:
-    """UTF-8 bytes by id ``(V,)``; None for a tokenizer that doesn't say, so that scores come without `num_bytes`."""
+    """UTF-8 bytes by id ``(V,)``; None if the tokenizer's bytes can't be counted, so that scores have no `num_bytes`."""
     try:
         return token_bytes(tokenizer, vocab_size=vocab_size)
     except TokenBytesError:
@@ -88,7 +102,14 @@ def bytes_table(tokenizer: Any, vocab_size: int) -> Tensor | None:
 
 
 def ids_needed(tokenizer: Any) -> int:
-    """One more than the largest id that a tokenizer may give, 0 where it doesn't say."""
+    """One more than the largest id of a tokenizer; 0 if it doesn't say."""
     if hasattr(tokenizer, "__len__"):
         return len(tokenizer)
     return int(getattr(tokenizer, "n_vocab", 0))
+
+
+def text_ids(tokenizer: Any, num_ids: int) -> list[int]:
+    """The ids of a Hugging Face tokenizer below `num_ids` that stand for text: neither special nor added tokens."""
+    added = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
+    size = min(tokenizer.vocab_size, num_ids)
+    return [i for i in range(size) if i not in added] or list(range(size))

@@ -1,13 +1,14 @@
-"""Checked, not hoped: which shortcuts of forward.py agree with the model's own forward.
+"""Switch on the shortcuts of `HFForward` that agree with the model's own forward: `verify`.
 
-At load, a few made-up windows run plainly and by each shortcut, one after the other; what doesn't agree, or raises, is
-switched off with one line in the log. Two runs never agree to the last bit, since other shapes are rounded otherwise; how
-far that goes is measured, not guessed: by the same windows under another implementation of the attention, and in one
-batch. What needs no allowance gets none: in one row, the ids of a branch must not move what another predicts, whatever
-the dtype. A recurrent model, which no mask keeps apart, shows there, though in bfloat16 its error may pass for rounding.
+When a model is loaded, a few made-up windows run plainly and then with each shortcut in turn. A shortcut that disagrees or
+raises is switched off with one line in the log. Two runs never agree to the last bit, because other shapes are rounded
+differently. How far rounding goes is measured, on the same windows in one batch under another implementation of attention.
 
-While requests run, the first batch that shares more than any before is checked the same way (runner.py): a window or a
-position code that only long texts feel can't slip through.
+One check needs no allowance for rounding: within a row, the ids of one branch must not change what another predicts, in any
+dtype. This finds recurrent models, which no mask can keep apart, even if their error in bfloat16 could pass for rounding.
+
+The checks go on while requests run (runner.py): the first batch that shares more than any batch before it is compared, too,
+because a sliding window or a position code may only matter in long texts.
 """
 
 from __future__ import annotations
@@ -21,34 +22,35 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from xent_metrics.errors import InvalidInputError
+from xent_metrics.errors import InvalidInputError, PluginError
 from xent_metrics.hosts.lm_eval.models.forward import Forward
-from xent_metrics.hosts.lm_eval.models.packing import Family, alone, behind
+from xent_metrics.hosts.lm_eval.models.hf_forward import HFForward
+from xent_metrics.hosts.lm_eval.models.packing import PrefixGroup, after, alone
 from xent_metrics.hosts.lm_eval.models.windows import Window, continuation_window
 from xent_metrics.scoring.score import score_tokens
 
-__all__ = ["distance", "probe", "tolerance"]
+__all__ = ["distance", "tolerance", "verify"]
 
 log = logging.getLogger(__name__)
 
 _LENGTH = 40  # ids of the longest made-up window …
-_WINDOW = 256  # … or a little more than a sliding window of at most this many
-_LONG = 320  # ids of the one for plugins' layers, whose attention may go by blocks of ids
-#: Relative error of hidden states (or logits) that passes for rounding where less, and at most, was measured.
+_WINDOW = 256  # … unless the model's sliding window is at most this long: then a little more than that
+_LONG = 320  # ids of the windows for a plugin's context, which may compute attention in blocks of ids
+#: Relative errors of hidden states (or logits) that pass for rounding: always, and at most if that much was measured.
 _LEAST = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 _MOST = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-_OF_ROUNDING = 2  # times what was measured: shortcuts were seen to differ by 0.2 to 0.9 of it
-_UNMOVED = (
-    1e-5  # … that ids which a position can't see may make, in any dtype: none is expected, the shapes being the same
-)
-#: … and of losses by the same head on the same hidden states, of which only the logits may be rounded otherwise.
+_OF_ROUNDING = 2  # tolerance in units of the measured rounding: correct shortcuts differed by 0.2 to 0.9 of it
+_UNMOVED = 1e-5  # the change that unseen ids may make, in any dtype: none is expected, since the shapes are the same
+#: Relative errors of losses by the same head on the same hidden states: only the logits can be rounded differently.
 _NLL_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 5e-4, torch.bfloat16: 2e-3}
-_INSTEAD = {
-    "hidden": "the model's own logits are scored",
-    "packing": "windows that branch run row by row",
-    "caching": "shared beginnings aren't kept",
-    "layers": "torch computes all of the layers",
+#: Each shortcut's name in the log, and what happens without it.
+_SHORTCUTS = {
+    "hidden": ("hidden", "the model's own logits are scored"),
+    "packing": ("packing", "windows that branch run row by row"),
+    "caching": ("caching", "shared prefixes aren't kept"),
+    "context_on": ("forward_context", "the model runs without the plugin"),
 }
+_ALONE = "its results are {} off those of windows alone"
 
 
 def tolerance(forward: Forward) -> float:
@@ -58,51 +60,76 @@ def tolerance(forward: Forward) -> float:
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
-    """‖found − expected‖ / ‖expected‖; nan where either isn't finite."""
+    """‖found − expected‖ / ‖expected‖; nan if either isn't finite."""
     wanted = expected.double()
     return float((found.double() - wanted).norm() / wanted.norm())
 
 
-def probe(forward: Forward, ids: Sequence[int], max_length: int) -> None:
-    """Switch on what agrees, for windows made up of `ids`; a model that looks ahead is an error."""
-    length = min(max_length, max(_LENGTH, forward.window + 16 if forward.window and forward.window <= _WINDOW else 0))
-    if forward.turn is not None:
-        length = min(length, forward.turn.length)
+def verify(forward: HFForward, ids: Sequence[int], max_length: int) -> None:
+    """Switch on the shortcuts that agree on windows made up of `ids`.
+
+    Raises:
+        InvalidInputError: the model isn't causal.
+    """
+    sliding = forward.window + 16 if forward.window and forward.window <= _WINDOW else 0
+    length = _before_switch(forward, min(max_length, max(_LENGTH, sliding)))
     windows = _windows(ids, length)
     _check_causal(forward, windows[0])
     bound = _NLL_TOLERANCE.get(forward.dtype, 2e-3)
     off = "its losses are {} off the model's own"
     _try(forward, "hidden", _Check(off, lambda: _hidden_error(forward, windows), bound))
-    if length >= _LENGTH:  # below that there is nothing worth sharing
-        expected = {place: forward.states([alone(place, window)]) for place, window in enumerate(windows)}
-        forward.rounding = _rounding(forward, windows, expected)
-        off, bound = "its results are {} off those of windows alone", tolerance(forward)
-        _try(
-            forward, "packing",
-            _Check(off, lambda: _error(forward, behind(0, windows, packing=True), expected), bound),
-            _Check("ids of one branch move what another predicts by {}", lambda: _leak(forward, windows), _UNMOVED),
-        )  # fmt: skip
-        stem = length // 2 - 1
-        family = behind(stem, windows, packing=forward.packing)
-        _try(forward, "caching", _Check(off, lambda: _error(forward, family, expected), bound))
-    if forward.has_backends:
-        off = "its results are {} off those of the model's own"
-        _try(
-            forward, "layers",
-            *(_Check(off, partial(_layers_error, forward, _windows(ids, size)), tolerance(forward))
-              for size in _sizes(forward, max_length)),
-        )  # fmt: skip
-    states = ", ".join(f"{name} {'on' if getattr(forward, name) else 'off'}" for name in _INSTEAD)
+    if length >= _LENGTH:  # shorter windows share too little
+        _verify_sharing(forward, windows, length)
+    _verify_context(forward, ids, max_length)
+    states = ", ".join(
+        f"{label} {'on' if getattr(forward, name) else 'off'}" for name, (label, _) in _SHORTCUTS.items()
+    )
     log.info("xent-hf runs %s with %s", forward.name, states)
+
+
+def _verify_sharing(forward: HFForward, windows: Sequence[Window], length: int) -> None:
+    expected = {place: forward.states([alone(place, window)]) for place, window in enumerate(windows)}
+    forward.rounding = _rounding(forward, windows, expected)
+    bound = tolerance(forward)
+    _try(
+        forward, "packing",
+        _Check(_ALONE, lambda: _error(forward, after(0, windows, packing=True), expected), bound),
+        _Check("ids of one branch move what another predicts by {}", lambda: _leak(forward, windows), _UNMOVED),
+    )  # fmt: skip
+    group = after(length // 2 - 1, windows, packing=forward.packing)
+    _try(forward, "caching", _Check(_ALONE, lambda: _error(forward, group, expected), bound))
+
+
+def _verify_context(forward: HFForward, ids: Sequence[int], max_length: int) -> None:
+    try:
+        if not forward.find_context():
+            return
+    except PluginError as error:
+        log.warning(
+            "xent-hf: forward_context is off for %s, so %s: %s", forward.name, _SHORTCUTS["context_on"][1], error
+        )
+        return
+    off, bound = "its results are {} off the model's own", tolerance(forward)
+    sizes = _context_sizes(forward, max_length)
+    _try(
+        forward,
+        "context_on",
+        *(_Check(off, partial(_context_error, forward, _windows(ids, size)), bound) for size in sizes),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Check:
-    """What `error` gives is at most `bound`; `says` what it means if not."""
+    """`error()` is at most `bound`; otherwise `message` says what is wrong."""
 
-    says: str
+    message: str
     error: Callable[[], float]
     bound: float
+
+
+def _before_switch(forward: Forward, length: int) -> int:
+    """At most the longest window with the original rotary frequencies."""
+    return length if forward.rope_switch is None else min(length, forward.rope_switch.length)
 
 
 def _windows(ids: Sequence[int], length: int) -> list[Window]:
@@ -120,104 +147,107 @@ def _windows(ids: Sequence[int], length: int) -> list[Window]:
     return windows
 
 
-def _check_causal(forward: Forward, window: Window) -> None:
-    """What a position predicts must not change with the ids behind it."""
+def _check_causal(forward: HFForward, window: Window) -> None:
+    """Raise if what a position predicts changes with the ids after it."""
     others = (*window.inputs[:-1], window.inputs[0] if window.inputs[-1] != window.inputs[0] else window.targets[0])
     seen = [
         forward.states([alone(0, Window(inputs, inputs))])[:-1] for inputs in (window.inputs, others) if len(inputs) > 1
     ]
-    if seen and distance(*seen) > _unmoved(forward):  # of a model that gives nan, nothing is said here
+    if seen and distance(*seen) > _unmoved(forward):  # a model that gives nan passes here
         raise InvalidInputError(
-            f"{forward.name} isn't causal: what it predicts changes with the tokens behind (relative change "
+            f"{forward.name} isn't causal: its predictions change with the tokens after them (relative change "
             f"{distance(*seen):.1e}). Loglikelihoods need a decoder, as in AutoModelForCausalLM with is_decoder=True"
         )
 
 
-def _unmoved(forward: Forward) -> float:
-    """The largest change that ids which a position can't see may make."""
+def _unmoved(forward: HFForward) -> float:
+    """The largest change that ids may make at positions that can't see them."""
     if forward.is_quantized:
         return max(_MOST.values())
     return _MOST.get(forward.dtype, 1e-1) if forward.rounds_by_neighbours else _UNMOVED
 
 
-def _try(forward: Forward, name: str, *checks: _Check) -> None:
-    """Leave the shortcut on if its errors are small; otherwise switch it off and say so."""
+def _try(forward: HFForward, name: str, *checks: _Check) -> None:
+    """Leave the shortcut on if it passes all checks; otherwise switch it off and log why."""
     setattr(forward, name, True)
+    label, instead = _SHORTCUTS[name]
     reason = ""
     for check in checks:
         try:
             found = check.error()
-        except Exception as raised:  # whatever a model does with arguments that it doesn't know
+        except Exception as raised:  # models raise all sorts of errors for arguments that they don't know
             reason = f"it raises {type(raised).__name__}: {str(raised).partition(chr(10))[0][:200]}"
         else:
             if not found <= check.bound:
-                reason = f"{check.says.format(f'{found:.1e}')} (at most {check.bound:.0e})"
+                reason = f"{check.message.format(f'{found:.1e}')} (at most {check.bound:.0e})"
         if reason:
             setattr(forward, name, False)
-            log.warning("xent-hf: %s is off for %s, so %s: %s", name, forward.name, _INSTEAD[name], reason)
+            log.warning("xent-hf: %s is off for %s, so %s: %s", label, forward.name, instead, reason)
             return
 
 
-def _hidden_error(forward: Forward, windows: Sequence[Window]) -> float:
-    """The relative error of the nll by `lm_head` on hidden states against that of the model's own logits.
+def _hidden_error(forward: HFForward, windows: Sequence[Window]) -> float:
+    """The relative error of the nll from `lm_head` on hidden states, compared with the model's own logits.
 
-    In the model's dtype to the last step, as its own logits are: that ours are scaled and capped in float32 is no error.
+    Both are rounded to the model's dtype at every step. Scores scale and cap logits in float32, which is no error.
     """
     forward.find_head()
+    assert forward.head is not None
     rows = [alone(place, window) for place, window in enumerate(windows)]
     target = torch.tensor([target for window in windows for target in window.targets])
 
     def nll(logits: Tensor) -> Tensor:
         return score_tokens(logits, target.to(logits.device)).nll
 
-    by_hidden = nll(forward.logits(torch.cat([forward.states([row]) for row in rows])))
+    states = torch.cat([forward.states([row]) for row in rows])
+    by_hidden = nll(forward.head.logits(states, forward.dtype))
     forward.hidden = False
     by_logits = nll(torch.cat([forward.states([row]) for row in rows]))
     forward.hidden = True
     return distance(by_hidden, by_logits)
 
 
-def _sizes(forward: Forward, max_length: int) -> list[int]:
-    """How many ids the windows have that try plugins' layers: many, and few enough for a sliding window to need no mask."""
-    most = min(max_length, _LONG if forward.turn is None else forward.turn.length)
+def _context_sizes(forward: HFForward, max_length: int) -> list[int]:
+    """How many ids the windows for a plugin's context have: many, and few enough for no mask of a sliding window."""
+    most = _before_switch(forward, min(max_length, _LONG))
     return sorted({most, min(most, forward.window - 1)}) if forward.window and forward.window > 1 else [most]
 
 
-def _layers_error(forward: Forward, windows: Sequence[Window]) -> float:
-    """The relative error of hidden states (or logits) by plugins' layers, of two windows in a batch."""
-    forward.find_layers()
+def _context_error(forward: HFForward, windows: Sequence[Window]) -> float:
+    """The relative error of hidden states (or logits) within a plugin's context, of two windows in a batch."""
     rows = [alone(place, Window(windows[place].inputs, windows[place].inputs)) for place in (0, -1)]
     found = forward.states(rows)
-    forward.layers = False
+    forward.context_on = False
     expected = forward.states(rows)
-    forward.layers = True
+    forward.context_on = True
     return distance(found, expected)
 
 
-def _rounding(forward: Forward, windows: Sequence[Window], expected: dict[int, Tensor]) -> float:
-    """How far the same windows lie apart in one batch, padded, with attention by plain matmuls; 0 where that can't be had."""
+def _rounding(forward: HFForward, windows: Sequence[Window], expected: dict[int, Tensor]) -> float:
+    """How far padding, one batch and attention by plain matmuls move the same windows; 0 if the model can't do that."""
     rows = [alone(place, window) for place, window in enumerate(windows)]
     try:
         with sdpa_kernel(SDPBackend.MATH):
             found = distance(forward.states(rows), torch.cat([expected[place] for place in range(len(rows))]))
-    except Exception:  # whatever a model does with a batch
+    except Exception:  # models raise all sorts of errors for a batch
         return 0.0
     return found if found >= 0 else 0.0  # nan
 
 
-def _error(forward: Forward, family: Family, expected: dict[int, Tensor]) -> float:
-    """The relative error of a family's states against those of each window alone."""
-    stem = forward.stem(family.stem) if family.stem else None
-    places = [place for row in family.rows for place, _, _ in row.places]
-    return distance(forward.states(family.rows, stem), torch.cat([expected[place] for place in places]))
+def _error(forward: HFForward, group: PrefixGroup, expected: dict[int, Tensor]) -> float:
+    """The relative error of a group's states, compared with each window alone."""
+    cache = forward.prefix_cache(group.prefix) if group.prefix else None
+    places = [place for row in group.rows for place, _, _ in row.places]
+    return distance(forward.states(group.rows, cache), torch.cat([expected[place] for place in places]))
 
 
-def _leak(forward: Forward, windows: Sequence[Window]) -> float:
-    """How far a branch's other ids move what later branches predict; 0 where the last one's move earlier ones as far.
+def _leak(forward: HFForward, windows: Sequence[Window]) -> float:
+    """Leakage between branches of a row; 0 if below measured noise.
 
-    No id can see a later one: what those move is rounding, as of experts that run the ids of a batch together.
+    No id can see a later one, so what the last branch moves before it is noise: of experts, for example, which run the ids of
+    a batch together.
     """
-    row = max(behind(0, windows, packing=True).rows, key=lambda row: len(row.branches))
+    row = max(after(0, windows, packing=True).rows, key=lambda row: len(row.branches))
     starts = [start for start, _ in row.branches]
     predicting = torch.tensor([column for _, columns, _ in row.places for column in columns])
     expected = forward.states([row])

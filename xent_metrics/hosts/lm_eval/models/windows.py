@@ -1,17 +1,12 @@
-"""Windows of ids, and the batches that they are run in.
+"""Windows of ids: what a model reads at once, and which of its predictions are scored.
 
-A `Window` is what the model reads and what its last positions predict: lm-eval's own definition of a rolling text
-(every token predicted once, the last window with as much context as fits) and of a continuation after a context.
-
-Batches come in one of two ways. Sorted (the default): longest first, each padded on the right to its longest, and
-windows that read the same ids run once. In order: as the requests came, every window padded to one length, which are
-the batches of a DataLoader that doesn't shuffle. A matmul's last bits may depend on the shape of its batch, so two
-hosts agree to the last bit when they run the same windows in the same batches; in order makes that easy.
+Windows follow lm-eval's own definitions. In a rolled text every token is predicted once, and the last window has as much
+context as fits. A continuation is predicted after its context, which is cut on the left if both don't fit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +15,7 @@ from torch import Tensor
 
 from xent_metrics.errors import InvalidInputError
 
-__all__ = ["Batch", "Window", "batches", "continuation_window", "padded", "rolling_windows"]
+__all__ = ["Window", "continuation_window", "padded", "rolling_windows"]
 
 
 @dataclass(frozen=True)
@@ -32,29 +27,39 @@ class Window:
 
     @property
     def scored(self) -> slice:
-        """The positions whose logits score the targets."""
+        """The positions that predict the targets."""
         return slice(len(self.inputs) - len(self.targets), len(self.inputs))
 
 
-def rolling_windows(ids: Sequence[int], *, prefix: int, max_length: int, stride: int | None = None) -> list[Window]:
-    """A whole text: every id predicted exactly once, from at most `max_length` ids, the first one from `prefix`.
+def rolling_windows(
+    ids: Sequence[int], *, prefix_token: int, max_length: int, stride: int | None = None
+) -> list[Window]:
+    """The windows of a whole text, in which every id is predicted exactly once.
 
-    With a `stride` every window but the first predicts that many ids, behind ``max_length − stride`` or more.
+    Args:
+        ids: the ids of the text.
+        prefix_token: the id from which the first id of the text is predicted.
+        max_length: the most ids of a window.
+        stride: how many ids each window but the first predicts, after at least ``max_length − stride`` ids of context;
+            by default as many as fit.
 
-    >>> for window in rolling_windows([1, 2, 3, 4, 5], prefix=0, max_length=3):
+    >>> for window in rolling_windows([1, 2, 3, 4, 5], prefix_token=0, max_length=3):
     ...     print(window.inputs, window.targets)
     (0, 1, 2) (1, 2, 3)
     (2, 3, 4) (4, 5)
-    >>> [window.targets for window in rolling_windows([1, 2, 3, 4, 5], prefix=0, max_length=3, stride=1)]
+    >>> [window.targets for window in rolling_windows([1, 2, 3, 4, 5], prefix_token=0, max_length=3, stride=1)]
     [(1, 2, 3), (4,), (5,)]
     """
     context = 1 if stride is None else max_length - stride + 1
-    pairs = get_rolling_token_windows(list(ids), prefix_token=prefix, max_seq_len=max_length, context_len=context)
+    pairs = get_rolling_token_windows(list(ids), prefix_token=prefix_token, max_seq_len=max_length, context_len=context)
     return [Window(tuple(inputs), tuple(targets)) for inputs, targets in pairs]
 
 
 def continuation_window(context: Sequence[int], continuation: Sequence[int], *, max_length: int) -> Window:
-    """A continuation after its context, whose oldest ids are dropped where both don't fit (as lm-eval does).
+    """The window of a continuation after its context; if both don't fit, the oldest ids are dropped, as in lm-eval.
+
+    Raises:
+        InvalidInputError: a continuation without ids or longer than `max_length`, or no context.
 
     >>> continuation_window([7, 8, 9], [1, 2], max_length=3)
     Window(inputs=(8, 9, 1), targets=(1, 2))
@@ -62,19 +67,19 @@ def continuation_window(context: Sequence[int], continuation: Sequence[int], *, 
     if not 1 <= len(continuation) <= max_length:
         raise InvalidInputError(
             f"a continuation has 1 to max_length={max_length} tokens; got {len(continuation)}. "
-            + ("Score long texts by a rolling task, or raise max_length" if continuation else "Check doc_to_target")
+            + ("Score long texts with a rolling task, or raise max_length" if continuation else "Check doc_to_target")
         )
     if not context:
         raise InvalidInputError(
-            "a continuation needs a context of at least one id, which predicts its first; where there is none, it is the "
-            "tokenizer's BOS or EOS"
+            "a continuation needs a context of at least one id, which predicts its first id. Use the tokenizer's BOS or EOS "
+            "if there is no other context"
         )
     ids = [*context, *continuation][-(max_length + 1) :]
     return Window(tuple(ids[:-1]), tuple(continuation))
 
 
 def padded(windows: Sequence[Window], *, length: int, fill: int) -> tuple[Tensor, Tensor]:
-    """Ids and targets ``(B, length)``; ids are filled up on the right, targets are -100 wherever nothing is scored.
+    """Ids and targets ``(B, length)``: ids padded on the right with `fill`, targets −100 wherever nothing is scored.
 
     >>> padded([Window((7, 8), (9,))], length=3, fill=0)
     (tensor([[7, 8, 0]]), tensor([[-100,    9, -100]]))
@@ -85,31 +90,3 @@ def padded(windows: Sequence[Window], *, length: int, fill: int) -> tuple[Tensor
         ids[row, : len(window.inputs)] = torch.tensor(window.inputs)
         targets[row, window.scored] = torch.tensor(window.targets)
     return ids, targets
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Padded ids ``(B, T)``, and for each row the places, in the list of windows, of those that it scores."""
-
-    ids: Tensor
-    places: list[list[int]]
-
-
-def batches(
-    windows: Sequence[Window], *, batch_size: int, fill: int, keep_order: bool, max_length: int
-) -> Iterator[Batch]:
-    """The windows in batches of at most `batch_size` rows, deterministic in the list of windows."""
-    rows = [[place] for place in range(len(windows))] if keep_order else _shared_rows(windows)
-    for start in range(0, len(rows), batch_size):
-        places = rows[start : start + batch_size]
-        first = [windows[row[0]] for row in places]
-        length = max_length if keep_order else len(first[0].inputs)
-        yield Batch(padded(first, length=length, fill=fill)[0], places)
-
-
-def _shared_rows(windows: Sequence[Window]) -> list[list[int]]:
-    """The places of windows that read the same ids, longest first; equal lengths by their ids."""
-    by_inputs: dict[tuple[int, ...], list[int]] = {}
-    for place, window in enumerate(windows):
-        by_inputs.setdefault(window.inputs, []).append(place)
-    return [by_inputs[inputs] for inputs in sorted(by_inputs, key=lambda ids: (-len(ids), ids))]

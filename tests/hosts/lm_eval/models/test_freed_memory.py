@@ -1,0 +1,27 @@
+"""Freed memory stays with the process while a batch runs."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import torch
+
+from xent_metrics.hosts.lm_eval.models import freed_memory
+
+
+def test_freed_memory_is_kept_while_a_batch_runs_and_given_back():
+    def fill():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(4):
+            torch.empty(16 * 2**20).fill_(1.0)  # 64 MiB, 16,384 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    with freed_memory.keep_freed_memory():
+        fill()
+        assert fill() < 4000
+        held = resident()
+    assert held - resident() > 48 * 2**20

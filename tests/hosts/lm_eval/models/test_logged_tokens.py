@@ -1,0 +1,51 @@
+"""Tokens listed in lm-eval's samples."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import re
+
+from support.hf_model import (
+    TEXT,
+    choices,
+    rolling,
+)
+
+
+def test_samples_list_tokens_when_asked(build, lm, tokenizer):
+    from lm_eval.utils import sanitize_list
+
+    logged = build(log_tokens=True)
+    pair = (TEXT[:40], " «Größe» 四")
+    result, plain = choices(logged, [pair])[0], choices(lm, [pair])[0]
+    assert result == plain
+    first, greedy = sanitize_list([[result]])[0][0]  # what lm-eval writes
+    sample = json.loads(first)
+    assert (sample["loglikelihood"], greedy) == (plain[0], str(plain[1]))
+    tokens = sample["tokens"]
+    assert "".join(token["text"] for token in tokens) == pair[1]
+    assert [token["id"] for token in tokens] == plain.scores.target.tolist()
+    assert [token["nll"] for token in tokens] == plain.scores.nll.tolist()
+    assert sum(token["num_bytes"] for token in tokens) == len(pair[1].encode())
+    for token in tokens:
+        texts, probabilities = zip(*token["alternatives"], strict=True)
+        assert len(texts) == 5
+        assert list(probabilities) == sorted(probabilities, reverse=True)
+        if (share := math.exp(-token["nll"])) > probabilities[-1] and token["text"]:
+            assert (token["text"], round(share, 4)) in [(t, round(p, 4)) for t, p in token["alternatives"]]
+
+    [rolled] = rolling(logged, TEXT)
+    sample = json.loads(sanitize_list([[rolled]])[0][0])
+    assert "".join(token["text"] for token in sample["tokens"]) == TEXT
+    assert rolled == rolling(lm, TEXT)[0]
+    for value in (result, rolled):
+        again = pickle.loads(pickle.dumps(value))
+        assert again == value
+        assert str(again) == str(value)
+
+
+def test_samples_stay_numbers_when_not_asked(lm):
+    assert re.fullmatch(r"-\d+\.\d+", str(choices(lm)[0][0]))
+    assert re.fullmatch(r"-\d+\.\d+", str(rolling(lm, TEXT)[0]))

@@ -1,0 +1,52 @@
+"""The language model head: from the last hidden states to the logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xent_metrics.errors import InvalidInputError
+
+__all__ = ["Head"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """logits = softcap(scale · (h Wᵀ + b)) of hidden states h, where softcap(x) = c · tanh(x / c)."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float | None = None
+    softcap: float | None = None
+
+    @classmethod
+    def of(cls, model: Any) -> Head:
+        """The head that the output embeddings and the configuration describe; `verify` finds out if there is more to it."""
+        layer, config = model.get_output_embeddings(), model.config.get_text_config()
+        weight = getattr(layer, "weight", None)
+        if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.is_meta:
+            raise InvalidInputError(f"the output embeddings are {type(layer).__name__}, whose weights can't be read")
+        softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
+        return cls(weight, getattr(layer, "bias", None), _scale(config), softcap)
+
+    def logits(self, states: Tensor, dtype: torch.dtype) -> Tensor:
+        """The logits ``(N, V)`` of hidden states ``(N, H)``, rounded to `dtype` at every step, as the model does it."""
+        states = states.to(self.weight.device, torch.promote_types(states.dtype, self.weight.dtype))
+        bias = None if self.bias is None else self.bias.to(states.dtype)
+        logits = nn.functional.linear(states, self.weight.to(states.dtype), bias).to(dtype)
+        if self.scale is not None:
+            logits = logits * self.scale
+        return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
+
+
+def _scale(config: Any) -> float | None:
+    """The factor of the logits; None means 1."""
+    if (factor := getattr(config, "logit_scale", None)) is not None:  # Cohere
+        return float(factor)
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
+        return 1 / float(divisor)
+    factor = getattr(config, "lm_head_multiplier", None)  # Falcon-H1
+    return None if factor is None else float(factor)

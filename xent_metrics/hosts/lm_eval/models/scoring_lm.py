@@ -1,0 +1,202 @@
+"""ScoringLM, the base of our lm-eval models: requests → windows → token scores → results.
+
+A text becomes windows of ids (windows.py), the runner scores them (runner.py), and each request gets the plain value that
+lm-eval expects, which carries its token scores (results.py). A model class adds how it loads and what it runs.
+
+Who syncs: nobody here. Each process scores its own requests, and lm-eval gathers the results.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook, TemplateLM
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from xent_metrics.errors import InvalidInputError
+from xent_metrics.hosts.lm_eval.extra_scores import asked_for
+from xent_metrics.hosts.lm_eval.models.checks import check_ids
+from xent_metrics.hosts.lm_eval.models.forward import Forward
+from xent_metrics.hosts.lm_eval.models.logged_tokens import Results
+from xent_metrics.hosts.lm_eval.models.runner import Runner
+from xent_metrics.hosts.lm_eval.models.tokenizers import tokenizer_label
+from xent_metrics.hosts.lm_eval.models.upstream import encode_pair
+from xent_metrics.hosts.lm_eval.models.windows import Window, continuation_window, rolling_windows
+from xent_metrics.scoring.scores import TokenScores
+
+__all__ = ["ScoringLM"]
+
+log = logging.getLogger(__name__)
+
+#: A context and its continuation as lm-eval knows them, or None, and the ids of both.
+Encoded = tuple[Any, list[int], list[int]]
+
+
+class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
+    """An lm-eval model that scores token by token.
+
+    A subclass sets `tokenizer`, `max_length` and `batch_size`, calls `_run_with` at the end of its constructor, and says
+    which results a cache may hold (`_cache_key`).
+
+    Attributes:
+        model_name: the name of ``--model``, for messages.
+        stride: how many ids each window of a long text predicts; as many as fit by default.
+        logits_cache: whether windows may share what they have in common.
+    """
+
+    gives_token_scores = True  # XentTask asks for this before the model runs
+    model_name = "a model with token scores"
+    stride: int | None = None
+    logits_cache = False
+    forward: Forward
+    results: Results
+
+    def _run_with(self, forward: Forward, results: Results, *, keep_order: bool = False) -> None:
+        """Run requests with `forward`, and make `results` of their scores."""
+        self.forward, self.results = forward, results
+        self._runner = Runner(forward, keep_order=keep_order)
+
+    def _cache_key(self) -> dict[str, str]:
+        """The names and values that a cached result depends on."""
+        raise NotImplementedError
+
+    @property
+    def _num_ids(self) -> int:
+        """The number of ids that the model knows."""
+        raise NotImplementedError
+
+    def _batch_tokens(self, longest: int, override_bs: int | None) -> int:
+        """The most ids of a batch, if the longest window has `longest`."""
+        return int((override_bs or self.batch_size) * (self.forward.row_length or longest))
+
+    # What lm-eval asks for.
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(ln p(continuation | context), whether greedy decoding gives it) of each request, with token scores."""
+        encoded = [(request.args, *self._encode(*request.args)) for request in requests]
+        with self._extra_scores_for(requests):
+            return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Encoded], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """`TemplateLM._loglikelihood_tokens`, abstract in lm-eval 0.4.13: `loglikelihood` of ids instead of texts."""
+        windows = [continuation_window(context, ids, max_length=self.max_length) for _, context, ids in requests]
+        cut = sum(len(context) + len(ids) > self.max_length + 1 for _, context, ids in requests)
+        if cut:
+            log.warning(
+                "%s: the contexts of %d requests are cut on the left to max_length=%d",
+                self.model_name,
+                cut,
+                self.max_length,
+            )
+        results: dict[int, tuple[float, bool]] = {}
+        for place, scores in self._score(windows, "loglikelihood", disable_tqdm, override_bs):
+            results[place] = self.results.loglikelihood(scores)
+            if requests[place][0] is not None:
+                self.cache_hook.add_partial("loglikelihood", requests[place][0], results[place])
+        return [results[place] for place in range(len(windows))]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """The loglikelihood ln p(text) of each request, with token scores; every token is predicted once."""
+        texts = [self._rolling_windows(request.args[0]) for request in requests]
+        results: dict[int, float] = {}
+        with self._extra_scores_for(requests):
+            for number, scores in self._score_texts(texts, disable_tqdm):
+                results[number] = self.results.rolling(scores)
+                self.cache_hook.add_partial("loglikelihood_rolling", requests[number].args, results[number])
+        return [results[number] for number in range(len(texts))]
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Use lm-eval's cache, if its results come from this model with these options."""
+        self.results.check_cache(cache_hook.dbdict, self._cache_key())
+        super().set_cache_hook(cache_hook)
+
+    # Ids.
+
+    def _encode(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """The ids of a request, as in lm-eval: an empty context is the prefix token, which isn't repeated after it."""
+        if context:
+            before, ids = encode_pair(self, context, continuation)
+            before = before or [self._prefix_token()]  # a context of spaces, which went to the continuation
+        else:
+            before, ids = [self._prefix_token()], self.tok_encode(continuation, add_special_tokens=False)
+            if ids[:1] == before:
+                ids = ids[1:]
+        if not 1 <= len(ids) <= self.max_length:
+            after = "" if context else f" after the id {before[0]} that begins a text"
+            raise InvalidInputError(
+                f"the continuation {_short(continuation)} of {_short(context)} has {len(ids)} tokens{after}; expected 1 to "
+                f"max_length={self.max_length}. Look at the task's doc_to_target or doc_to_choice; long texts are "
+                "scored by loglikelihood_rolling"
+            )
+        return before, ids
+
+    def _rolling_windows(self, text: str) -> list[Window]:
+        ids, prefix_token = self.tok_encode(text), self._prefix_token()
+        return rolling_windows(ids, prefix_token=prefix_token, max_length=self.max_length, stride=self.stride)
+
+    def _prefix_token(self) -> int:
+        """The id that begins a text; raises `InvalidInputError` if there is none."""
+        if self.prefix_token_id is None:
+            raise InvalidInputError(
+                f"{tokenizer_label(self.tokenizer)} has no BOS and no EOS token, and a text without a context is predicted "
+                "from one; pass prefix_token_id=… in --model_args"
+            )
+        return int(self.prefix_token_id)
+
+    # Scores.
+
+    def score(self, windows: Sequence[Window], *, disable_tqdm: bool = True) -> list[TokenScores]:
+        """The scores of each window's targets, on the CPU, in the order of `windows`."""
+        found = dict(self._score(windows, "score", disable_tqdm))
+        return [found[place] for place in range(len(windows))]
+
+    def _score(
+        self, windows: Sequence[Window], task: str, disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> Iterator[tuple[int, TokenScores]]:
+        """The place and the scores of each window, as they are computed."""
+        if not windows:
+            return iter(())
+        check_ids(windows, self._num_ids, tokenizer=self.tokenizer)
+        bar = partial(
+            tqdm, desc=f"Running {task} requests", unit="tok", unit_scale=True,
+            disable=True if disable_tqdm or self.rank != 0 else None,  # None: shown only in a terminal
+        )  # fmt: skip
+        longest = max(len(window.inputs) for window in windows)
+        tokens = self._batch_tokens(longest, override_bs)
+        return self._runner.run(windows, share=self.logits_cache, max_tokens=tokens, progress=bar)
+
+    def _score_texts(self, texts: Sequence[Sequence[Window]], disable_tqdm: bool) -> Iterator[tuple[int, TokenScores]]:
+        """The number and the scores of each text, once all its windows are scored."""
+        fields = ("confidence", "correct", "target", "num_bytes")
+        nothing = TokenScores.empty(fields, extra_scores=self.forward.extra_scores)
+        yield from ((number, nothing) for number, text in enumerate(texts) if not text)
+        owner = [number for number, text in enumerate(texts) for _ in text]
+        parts: dict[int, dict[int, TokenScores]] = {}
+        windows = [window for text in texts for window in text]
+        for place, scores in self._score(windows, "loglikelihood_rolling", disable_tqdm):
+            number = owner[place]
+            own = parts.setdefault(number, {})
+            own[place] = scores
+            if len(own) == len(texts[number]):
+                yield number, TokenScores.cat([own[place] for place in sorted(own)])
+                del parts[number]
+
+    @contextmanager
+    def _extra_scores_for(self, requests: Sequence[Instance]) -> Iterator[None]:
+        """Within it, the extra scores that the requests and the results ask for are computed."""
+        self.forward.extra_scores = {**asked_for(requests), **self.results.extra_scores}
+        try:
+            yield
+        finally:
+            self.forward.extra_scores = {}
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:25]} … {text[-25:]}")
