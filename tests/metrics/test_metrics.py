@@ -188,7 +188,7 @@ def test_a_byte_table_may_be_longer_than_the_vocabulary_but_not_shorter(batch):
     table = torch.arange(20)
     assert value(BitsPerByte(token_bytes=table), *batch) == value(BitsPerByte(token_bytes=table[:13]), *batch)
     assert value(BitsPerByte(token_bytes=table.numpy()), *batch) == value(BitsPerByte(token_bytes=table), *batch)
-    with pytest.raises(InvalidInputError, match=r"an entry a class, shape \(13,\); got \(12,\)"):
+    with pytest.raises(InvalidInputError, match=r"one entry of token_bytes per class, shape \(13,\); got \(12,\)"):
         BitsPerByte(token_bytes=table[:12]).update(*batch)
 
 
@@ -240,7 +240,7 @@ class TestCalibrationWeightedLoss:
         assert metric.loss(batch[0], torch.full_like(batch[1], -100)).isnan()
 
     def test_shapes_that_do_not_match_are_named(self):
-        with pytest.raises(InvalidInputError, match=r"one target a row of logits, shape \(2, 3\); got \(3,\)"):
+        with pytest.raises(InvalidInputError, match=r"one target per row of logits, shape \(2, 3\); got \(3,\)"):
             CalibrationWeightedCrossEntropy().loss(torch.zeros(2, 3, 4), torch.zeros(3).long())
         with pytest.raises(InvalidInputError, match=r"loss needs integer targets; got torch\.float32"):
             CalibrationWeightedCrossEntropy().loss(torch.zeros(2, 3, 4), torch.full((2, 3, 4), 0.25))

@@ -8,8 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from xent_metrics import score_hidden_states
-from xent_metrics.scoring import linear as vocabulary_blocks
-from xent_metrics.scoring import score as scoring
+from xent_metrics.scoring import linear, score
 
 V, H = 1300, 8  # two whole blocks of 512 and a short one
 
@@ -21,7 +20,7 @@ def reference(logits, target):
 
 @pytest.fixture(autouse=True)
 def _narrow_blocks(monkeypatch):
-    monkeypatch.setattr(vocabulary_blocks, "_BLOCK", 1)  # a block is 512 wide
+    monkeypatch.setattr(linear, "_BLOCK", 1)  # a block is 512 wide
 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
@@ -89,7 +88,7 @@ def test_ignored_and_invalid_targets_are_as_with_whole_rows(monkeypatch):
     torch.manual_seed(2)
     hidden, head, target = torch.randn(2, 3, H), torch.randn(V, H), torch.tensor([[5, -100, V], [-1, 7, 1299]])
     blocks = score_hidden_states(hidden, head, target)
-    monkeypatch.setattr(scoring, "_by_vocabulary_blocks", lambda plan, head: False)
+    monkeypatch.setattr(score, "prefers_blocks", lambda head, plan: False)
     rows = score_hidden_states(hidden, head, target)
     for name, value in rows.fields().items():
         torch.testing.assert_close(blocks.fields()[name], value, equal_nan=True, atol=2e-6, rtol=1e-6)

@@ -372,12 +372,12 @@ L, T = torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.long)
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((L, T[:, :2]), {}, r"one target a row of logits, shape \(2, 3\); got \(2, 2\)\. Nothing is shifted here"),
-        ((L, T[0]), {}, r"expected one target a row of logits, shape \(2, 3\); got \(3,\)$"),
+        ((L, T[:, :2]), {}, r"one target per row of logits, shape \(2, 3\); got \(2, 2\)\. Nothing is shifted here"),
+        ((L, T[0]), {}, r"expected one target per row of logits, shape \(2, 3\); got \(3,\)$"),
         (
             (L, T.float()),
             {},
-            r"a float target is a distribution a row, shape \(2, 3, 4\); got \(2, 3\)\. Class ids need",
+            r"float targets are distributions, one per row, of shape \(2, 3, 4\); got \(2, 3\)\. Class ids need",
         ),
         ((L, T.bool()), {}, r"expected integer targets or float distributions; got torch\.bool"),
         (
@@ -388,16 +388,16 @@ L, T = torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.long)
         ((L[..., :0], T), {}, r"with V ≥ 1; got \(2, 3, 0\)"),
         ((torch.tensor(1.0), T), {}, r"expected logits .* got \(\) of torch\.float32"),
         (("abc", T), {}, r"expected a tensor, a NumPy array or an array with __dlpack__; got str"),
-        ((L, T), {"weight": torch.ones(2)}, r"shape \(2, 3\); got \(2,\)\. A weight a sequence is `weight\[:, None\]"),
+        ((L, T), {"weight": torch.ones(2)}, r"expected one weight per row, shape \(2, 3\); got \(2,\)\. For one per sequence, pass `weight\[:, None\]"),
         (
             (L, T),
             {"class_weight": torch.ones(3)},
-            r"a weight a class, shape \(4,\); got \(3,\)\. A weight a token is `weight=`",
+            r"expected one class_weight per class, shape \(4,\); got \(3,\)\. For one per token, pass `weight=`",
         ),
         (
             (L, T),
             {"token_bytes": torch.ones(3).int()},
-            r"an entry a class, shape \(4,\); got \(3,\).* vocab_size=4\) pads",
+            r"one entry of token_bytes per class, shape \(4,\); got \(3,\).* vocab_size=4\) pads",
         ),
         ((L, T), {"label_smoothing": 1.5}, r"label_smoothing is a number in \[0, 1\]; got 1\.5"),
         ((L, T), {"label_smoothing": "x"}, r"label_smoothing is a number in \[0, 1\]; got 'x'"),
@@ -429,7 +429,7 @@ def test_what_cannot_be_scored_says_why(arguments, options, message):
         (torch.zeros(2, 3), torch.zeros(0, 3), {}, r"with V ≥ 1; got \(2, 3\) and \(0, 3\)"),
         (torch.zeros(2, 3).long(), torch.zeros(5, 3), {}, r"expected hidden_states of dtype .* got torch\.int64"),
         (torch.zeros(2, 3), torch.zeros(5, 3).to(torch.float8_e4m3fn), {}, r"lm_head_weight of dtype .*float8_e4m3fn"),
-        (torch.zeros(2, 3), torch.zeros(5, 3), {"logit_softcap": 0.0}, r"positive and finite; got 0\.0\. None is no"),
+        (torch.zeros(2, 3), torch.zeros(5, 3), {"logit_softcap": 0.0}, r"positive and finite; got 0\.0\. Pass None for no"),
         (torch.zeros(2, 3), torch.zeros(5, 3), {"logit_softcap": float("inf")}, "positive and finite; got inf"),
         (
             torch.zeros(2, 3),

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from xent_metrics.errors import InvalidInputError, MetricOptionError
 from xent_metrics.plugins import as_metric
-from xent_metrics.scoring.score import as_tensor
+from xent_metrics.scoring.inputs import as_tensor
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
 from xent_metrics.sums import exact_sum
 from xent_metrics.sums.metric import _COUNTS, Binned, TokenMetric, _counts, _no_rows

@@ -214,7 +214,7 @@ def _by_sequence(scores: TokenScores, name: str, value: Tensor | Binned) -> Tens
 def _shape(scores: TokenScores) -> tuple[int, int]:
     """How many sequences, and how many rows in each."""
     count = scores.nll.shape[0] if scores.nll.ndim else 1
-    return count, len(scores) // max(count, 1)
+    return count, scores.num_rows // max(count, 1)
 
 
 def _sequences(scores: TokenScores) -> Tensor:
