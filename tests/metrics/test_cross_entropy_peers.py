@@ -1,6 +1,6 @@
-"""The losses of torch, Keras (on torch) and, where it is installed, TensorFlow agree with ours on one random input to 1e-6.
+"""Our losses agree with those of torch, Keras (on torch) and, if installed, TensorFlow and JAX to 1e-6 on random inputs.
 
-Their means are over one batch, so that is what ours is given.
+Their means are over one batch, so ours is given one batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROWS, CLASSES = 64, 11
 
 @pytest.fixture(scope="session")
 def keras(tmp_path_factory):
-    """Keras 3 with torch behind it, and its configuration file out of the user's home."""
+    """Keras 3 on torch, with its configuration file outside of the home folder."""
     os.environ["KERAS_BACKEND"] = "torch"
     os.environ["KERAS_HOME"] = str(tmp_path_factory.mktemp("keras"))
     import keras
@@ -128,11 +128,11 @@ class TestKeras:
 @pytest.fixture
 def tensorflow():
     return pytest.importorskip(
-        "tensorflow", reason="TensorFlow is no dependency; Keras' loss and DLPack arrays (test_scoring.py) stand for it"
+        "tensorflow", reason="TensorFlow is no dependency; Keras' loss and DLPack arrays (test_inputs.py) stand in for it"
     )
 
 
-#: In a process of its own: Keras has one backend a process, and here it is torch.
+#: Runs in another process: Keras has one backend per process, and here it is torch.
 _TENSORFLOWS_LOSS = """
 import json, sys
 import tensorflow as tf
@@ -159,7 +159,7 @@ class TestTensorFlow:
 
 @pytest.fixture
 def jax():
-    return pytest.importorskip("jax", reason="JAX is no dependency; DLPack arrays (test_scoring.py) stand for it")
+    return pytest.importorskip("jax", reason="JAX is no dependency; DLPack arrays (test_inputs.py) stand in for it")
 
 
 class TestJAX:

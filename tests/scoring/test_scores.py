@@ -1,4 +1,4 @@
-"""TokenScores: the fields, slicing and joining, what a host gives, and the messages for what is missing."""
+"""TokenScores: fields, slicing, joining, scores from loglikelihoods, and the messages for missing scores."""
 
 from __future__ import annotations
 

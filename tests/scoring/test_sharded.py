@@ -1,4 +1,4 @@
-"""Logits and heads sharded over the vocabulary score as they do whole; rows count once. Real processes over gloo."""
+"""Logits and heads that are sharded over the vocabulary score as whole ones do, and rows count once. Real processes, gloo."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_call_makes_three_small_reductions():
         }
 
 
-def test_what_cannot_be_told_is_asked():
+def test_ambiguous_inputs_say_how_to_resolve_them():
     for found in run(2, jobs.errors):
         assert "If it is the same on every process (tensor parallel), pass DTensor.from_local" in found["plain states"]
         assert (

@@ -1,8 +1,8 @@
-"""Checks what is given to be scored, and plans how to score it.
+"""Input checks, the scoring options, the plan made of both, and the chunk sizes.
 
-Everything that can be checked without reading values from a device is checked here, before anything is computed. What
-depends on values, such as whether a target is in range, becomes a mask (`counted`, `invalid`): nothing waits for the
-device. The chunk sizes are here too.
+Everything that can be checked without reading values from a device is checked here, before anything is computed. Checks
+that depend on values, such as whether a target is in range, give masks (`counted`, `invalid`) instead of errors, so that
+nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class ScoreOptions:
 class Targets(NamedTuple):
     """The targets of N rows: class ids or distributions, with the rows that count and those that are invalid."""
 
-    index: Tensor | None  # (N,) in [0, V), 0 if ignored or invalid; None for distributions
+    ids: Tensor | None  # (N,) in [0, V), 0 if ignored or invalid; None for distributions
     soft: Tensor | None  # (N, V); None for class ids
     counted: Tensor  # (N,)
     invalid: Tensor  # (N,)
@@ -107,7 +107,7 @@ def make_plan(logits_shape: torch.Size, device: torch.device, target: Any, optio
     return ScoringPlan(
         shape=shape,
         vocab_size=vocab_size,
-        index=targets.index,
+        index=targets.ids,
         soft=targets.soft,
         counted=targets.counted,
         invalid=targets.invalid,
@@ -237,10 +237,10 @@ def _check_class_weight(class_weight: Any, vocab_size: int, device: torch.device
 
 
 def _num_bytes(targets: Targets, token_bytes: Any, vocab_size: int) -> Tensor | None:
-    if token_bytes is None or targets.index is None:
+    if token_bytes is None or targets.ids is None:
         return None
     scored = targets.counted & ~targets.invalid
-    return torch.where(scored, bytes_of(targets.index, token_bytes, vocab_size), 0)
+    return torch.where(scored, bytes_of(targets.ids, token_bytes, vocab_size), 0)
 
 
 def bytes_of(target: Tensor, token_bytes: Any, vocab_size: int | None) -> Tensor:

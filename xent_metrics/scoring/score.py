@@ -14,7 +14,7 @@ from torch import Tensor
 
 from xent_metrics.scoring.binary import Binary, two_classes
 from xent_metrics.scoring.inputs import ScoreOptions, as_tensor, check_logits, make_plan, matmul_rows, split
-from xent_metrics.scoring.linear import BLOCK_ROWS, make_head, prefers_blocks, score_by_vocabulary
+from xent_metrics.scoring.linear import BLOCK_ROWS, LMHead, make_head, prefers_blocks, score_by_vocabulary
 from xent_metrics.scoring.rows import RowScorer
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
 
@@ -93,8 +93,8 @@ def score_hidden_states(
 ) -> TokenScores:
     """Score targets under ``logits = hidden_states @ lm_head_weight.T`` without holding all the logits in memory.
 
-    The logits are softcap · tanh(scale · (hidden_states @ lm_head_weight.T + bias) / softcap), with what isn't given left
-    out. The product is in the common dtype of its factors, scale and softcap are in float32 or wider.
+    In full, the logits are softcap · tanh(scale · (hidden_states @ lm_head_weight.T + bias) / softcap); each option that is
+    None is left out. The product is in the common dtype of its factors, scale and softcap are in float32 or wider.
 
     Args:
         hidden_states: ``(…, H)``.
@@ -129,7 +129,12 @@ def score_hidden_states(
         )
     hidden = as_tensor(hidden_states)
     head = make_head(hidden, as_tensor(lm_head_weight), bias, logit_scale, logit_softcap)
-    plan = make_plan(torch.Size((*hidden.shape[:-1], head.vocab_size)), hidden.device, target, options)
+    return _score_under(head, hidden, target, options)
+
+
+def _score_under(head: LMHead, hidden: Tensor, target: Any, options: ScoreOptions) -> TokenScores:
+    shape = torch.Size((*hidden.shape[:-1], head.vocab_size))
+    plan = make_plan(shape, hidden.device, target, options)
     rows = RowScorer(plan)
     if prefers_blocks(head, plan):
         for block in split(hidden, BLOCK_ROWS):
