@@ -63,7 +63,7 @@ def measure_peak(job: str, rows: int, vocab_size: int, dtype: torch.dtype) -> fl
     score_tokens(small, torch.zeros(8, dtype=torch.long))  # threads and buffers that any run needs
     F.linear(torch.randn(64, 576), torch.randn(4096, 576))
     with open("/proc/self/clear_refs", "w") as handle:
-        handle.write("5")  # the peak starts anew from what is resident now
+        handle.write("5")  # resets the peak to what is resident now
     before = status("VmRSS")
     if job == "tokens":
         score_tokens(logits, target)

@@ -107,7 +107,7 @@ class TestBinary:
 
     def test_what_is_not_one_number_a_target_is_refused(self):
         with pytest.raises(
-            InvalidInputError, match=r"one of the logits a target, floats of its shape \(3,\); got \(3, 2\)"
+            InvalidInputError, match=r"binary logits as floats of the targets' shape \(3,\); got \(3, 2\)"
         ):
             BinaryCrossEntropy().update(torch.zeros(3, 2), torch.zeros(3).long())
         with pytest.raises(InvalidInputError, match=r"got \(3,\) of torch.int64"):

@@ -36,5 +36,5 @@ def test_a_byte_table_may_be_longer_than_the_vocabulary_but_not_shorter(batch):
     table = torch.arange(20)
     assert value(BitsPerByte(token_bytes=table), *batch) == value(BitsPerByte(token_bytes=table[:13]), *batch)
     assert value(BitsPerByte(token_bytes=table.numpy()), *batch) == value(BitsPerByte(token_bytes=table), *batch)
-    with pytest.raises(InvalidInputError, match=r"an entry a class, shape \(13,\); got \(12,\)"):
+    with pytest.raises(InvalidInputError, match=r"one entry of token_bytes per class, shape \(13,\); got \(12,\)"):
         BitsPerByte(token_bytes=table[:12]).update(*batch)

@@ -66,7 +66,7 @@ class TestCalibrationWeightedLoss:
         assert metric.loss(batch[0], torch.full_like(batch[1], -100)).isnan()
 
     def test_shapes_that_do_not_match_are_named(self):
-        with pytest.raises(InvalidInputError, match=r"one target a row of logits, shape \(2, 3\); got \(3,\)"):
+        with pytest.raises(InvalidInputError, match=r"one target per row of logits, shape \(2, 3\); got \(3,\)"):
             CalibrationWeightedCrossEntropy().loss(torch.zeros(2, 3, 4), torch.zeros(3).long())
         with pytest.raises(InvalidInputError, match=r"loss needs integer targets; got torch\.float32"):
             CalibrationWeightedCrossEntropy().loss(torch.zeros(2, 3, 4), torch.full((2, 3, 4), 0.25))

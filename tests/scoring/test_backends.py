@@ -90,7 +90,7 @@ def test_rows_without_a_flat_view_come_in_parts_and_in_order(install):
 
 
 def test_hidden_states_in_half_precision_are_scored_by_the_backend_block_by_block(install, monkeypatch):
-    monkeypatch.setattr("xent_metrics.scoring.score._MATMUL_CHUNK", 70)
+    monkeypatch.setattr("xent_metrics.scoring.inputs._MATMUL_CHUNK", 70)
     backend = Backend(lambda logits, target: (logits.float().amax(-1), logits.float().amax(-1), target == 0))
     install(backend)
     hidden, head = torch.randn(2, 12, 3).bfloat16(), torch.randn(7, 3).bfloat16()
@@ -155,7 +155,7 @@ def test_a_backend_may_ask_for_the_logits_alone(install):
     ids=lambda options: next(iter(options)),
 )
 def test_what_else_is_asked_comes_from_torch_and_changes_nothing_of_the_backend_s(install, batch, options, monkeypatch):
-    monkeypatch.setattr("xent_metrics.scoring.score._chunk_rows", lambda *_: 5)
+    monkeypatch.setattr("xent_metrics.scoring.inputs.chunk_rows", lambda *_: 5)
     install()
     by_torch = score_tokens(*batch, **options)
     backend = marked(7.5)
@@ -290,7 +290,7 @@ def test_the_compiled_backend_traces_one_full_graph_on_cuda_for_any_number_of_ro
         graphs.append(graph)
         return graph.forward
 
-    traced = torch.compile(compiled.row_facts, fullgraph=True, dynamic=True, backend=remember)
+    traced = torch.compile(compiled.row_scores, fullgraph=True, dynamic=True, backend=remember)
     with FakeTensorMode():
         for rows in (6, 9, 500):
             logits = torch.empty(rows, 300, device="cuda", dtype=torch.bfloat16)
@@ -310,12 +310,12 @@ def test_the_hook_takes_a_compiled_function(install, batch):
     logits[3, 5], logits[4, 5], logits[5, 5] = torch.nan, torch.inf, -torch.inf
     install()
     own = score_tokens(logits, target)
-    install(Backend(compiled.row_facts))
+    install(Backend(compiled.row_scores))
     expected = score_tokens(logits, target)
     torch.testing.assert_close(expected.nll, own.nll, equal_nan=True, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(expected.confidence, own.confidence, equal_nan=True, rtol=1e-5, atol=0)
     assert torch.equal(expected.correct, own.correct)
-    graph = torch.compile(compiled.row_facts, fullgraph=True, dynamic=True, backend="aot_eager")
+    graph = torch.compile(compiled.row_scores, fullgraph=True, dynamic=True, backend="aot_eager")
     backend = Backend(graph)
     install(backend)
     assert_same(score_tokens(logits, target), expected)

@@ -1,4 +1,4 @@
-"""Scores taken over blocks of the vocabulary beside those of whole rows, in float64."""
+"""Scores by blocks of the vocabulary, compared with whole rows in float64."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from xent_metrics import score_hidden_states
-from xent_metrics.scoring import linear as vocabulary_blocks
-from xent_metrics.scoring import score as scoring
+from xent_metrics.errors import InvalidInputError
+from xent_metrics.scoring import linear, score
 
 V, H = 1300, 8  # two whole blocks of 512 and a short one
 
@@ -21,7 +21,7 @@ def reference(logits, target):
 
 @pytest.fixture(autouse=True)
 def _narrow_blocks(monkeypatch):
-    monkeypatch.setattr(vocabulary_blocks, "_BLOCK", 1)  # a block is 512 wide
+    monkeypatch.setattr(linear, "_BLOCK", 1)  # a block is 512 wide
 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
@@ -89,14 +89,14 @@ def test_ignored_and_invalid_targets_are_as_with_whole_rows(monkeypatch):
     torch.manual_seed(2)
     hidden, head, target = torch.randn(2, 3, H), torch.randn(V, H), torch.tensor([[5, -100, V], [-1, 7, 1299]])
     blocks = score_hidden_states(hidden, head, target)
-    monkeypatch.setattr(scoring, "_by_vocabulary_blocks", lambda plan, head: False)
+    monkeypatch.setattr(score, "prefers_blocks", lambda head, plan: False)
     rows = score_hidden_states(hidden, head, target)
     for name, value in rows.fields().items():
         torch.testing.assert_close(blocks.fields()[name], value, equal_nan=True, atol=2e-6, rtol=1e-6)
 
 
 def test_transformed_and_fake_tensors_are_scored_too():
-    """Which have no number of rows that depends on the data."""
+    """No shape may depend on values there."""
     hidden, head, target = torch.randn(3, 5, H), torch.randn(V, H), torch.randint(V, (3, 5))
     target[0] = F.linear(hidden[0], head).argmax(-1)
     expected = score_hidden_states(hidden, head, target)
@@ -108,3 +108,37 @@ def test_transformed_and_fake_tensors_are_scored_too():
     with FakeTensorMode() as mode:
         fake = score_hidden_states(*(mode.from_tensor(given) for given in (hidden, head, target)))
     assert fake.correct.shape == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "head", "options", "message"),
+    [
+        (
+            torch.zeros(2, 3),
+            torch.zeros(5, 4),
+            {},
+            r"hidden_states \(…, H\) and lm_head_weight \(V, H\) with V ≥ 1; got \(2, 3\) and \(5, 4\)",
+        ),
+        (torch.zeros(2, 3), torch.zeros(3), {}, r"got \(2, 3\) and \(3,\)"),
+        (torch.zeros(2, 3), torch.zeros(0, 3), {}, r"with V ≥ 1; got \(2, 3\) and \(0, 3\)"),
+        (torch.zeros(2, 3).long(), torch.zeros(5, 3), {}, r"expected hidden_states of dtype .* got torch\.int64"),
+        (torch.zeros(2, 3), torch.zeros(5, 3).to(torch.float8_e4m3fn), {}, r"lm_head_weight of dtype .*float8_e4m3fn"),
+        (
+            torch.zeros(2, 3),
+            torch.zeros(5, 3),
+            {"logit_softcap": 0.0},
+            r"positive and finite; got 0\.0\. Pass None for no",
+        ),
+        (torch.zeros(2, 3), torch.zeros(5, 3), {"logit_softcap": float("inf")}, "positive and finite; got inf"),
+        (
+            torch.zeros(2, 3),
+            torch.zeros(5, 3),
+            {"logit_scale": float("nan")},
+            "logit_scale is a finite number; got nan",
+        ),
+        (torch.zeros(2, 3), torch.zeros(5, 3), {"bias": torch.zeros(4)}, r"expected bias \(V,\) = \(5,\); got \(4,\)"),
+    ],
+)
+def test_hidden_states_that_do_not_fit_say_why(hidden, head, options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        score_hidden_states(hidden, head, torch.zeros(2, dtype=torch.long), **options)

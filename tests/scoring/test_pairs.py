@@ -50,7 +50,7 @@ def test_divergences_are_those_of_torch_and_scipy(batch, temperature):
     assert float(found["soft_cross_entropy"]) == pytest.approx(float(soft), rel=1e-5)
 
 
-def test_what_quantising_changed_is_numpys(batch):
+def test_changes_by_quantising_are_those_of_numpy(batch):
     base, other, target = batch
     names = ["probability_change", "rms_probability_change", "log_perplexity_ratio", "same_top_token"]
     metrics = TokenMetricCollection(names)
@@ -66,7 +66,7 @@ def test_what_quantising_changed_is_numpys(batch):
     assert found["same_top_token"] == same.mean()
 
 
-def test_the_perplexity_ratio_is_that_of_the_two_perplexities(batch):
+def test_the_perplexity_ratio_is_the_ratio_of_both_perplexities(batch):
     base, other, target = batch
     ratio, first, second = get_metric("log_perplexity_ratio"), get_metric("perplexity"), get_metric("perplexity")
     ratio.update((base, other), target)
@@ -180,7 +180,7 @@ def test_a_chunk_and_the_whole_give_the_same_bits(batch):
     assert torch.equal(whole.state, parts.state)
 
 
-def test_bad_input_is_told():
+def test_bad_input_says_why():
     base = torch.zeros(2, 4)
     with pytest.raises(InvalidInputError, match=r"got \(2, 4\) on cpu and \(2, 5\).*share their vocabulary"):
         score_pair(base, torch.zeros(2, 5))

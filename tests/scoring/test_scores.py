@@ -1,4 +1,4 @@
-"""TokenScores: the fields, slicing and joining, what a host gives, and the messages for what is missing."""
+"""TokenScores: fields, slicing, joining, scores from loglikelihoods, and the messages for missing scores."""
 
 from __future__ import annotations
 
@@ -31,7 +31,11 @@ def test_slices_joined_again_are_the_whole(scores):
     same(TokenScores.cat([flat[:5], flat[5:5], flat[5:]]), flat)
     assert scores[:, 2:].nll.shape == (3, 6)
     assert scores[1, 2].nll.shape == ()
-    assert (len(scores), len(scores[:0])) == (24, 0)
+    assert (len(scores), scores.num_rows) == (3, 24)
+    assert (len(scores[:, :0]), scores[:, :0].num_rows) == (3, 0)
+    assert scores[1, 2].num_rows == 1
+    with pytest.raises(TypeError, match="0-d tensor"):
+        len(scores[1, 2])
 
 
 def test_copies_are_equal_and_sums_are_taken_anew_after_a_change(scores):

@@ -1,4 +1,4 @@
-"""Logits and heads sharded over the vocabulary score as they do whole; rows count once. Real processes over gloo."""
+"""Logits and heads that are sharded over the vocabulary score as whole ones do, and rows count once. Real processes, gloo."""
 
 from __future__ import annotations
 
@@ -58,19 +58,19 @@ def test_a_call_makes_three_small_reductions():
         }
 
 
-def test_what_cannot_be_told_is_asked():
+def test_ambiguous_inputs_say_how_to_resolve_them():
     for found in run(2, jobs.errors):
-        assert "is it the same on every process, or each one's own? DTensor.from_local" in found["plain states"]
+        assert "If it is the same on every process (tensor parallel), pass DTensor.from_local" in found["plain states"]
         assert (
-            "the targets or weights are DTensors and the logits are not; pass target.to_local()"
+            "the targets or weights are DTensors but the logits are not; pass target.to_local()"
             in found["plain logits"]
         )
-        assert "entropy look at whole rows of logits, and these are sharded" in found["extra_scores"]
-        assert "expected one target a row of logits, shape (2,); got (4,)" in found["all targets"]
+        assert "entropy need whole rows of logits, but these are sharded" in found["extra_scores"]
+        assert "expected one target per row of logits, shape (2,); got (4,)" in found["all targets"]
         assert "expected all DTensors on one mesh" in found["two meshes"]
         assert "is on the smaller mesh after model.unshard()" in found["two meshes"]
         gathered = found["gathered rows"]
-        assert "sharded over rows on mesh dimension 'data', which shards the head's vocabulary" in gathered
+        assert "sharded over rows on mesh dimension 'data', which also shards the head's vocabulary" in gathered
         assert "to rows of shape (4,); got targets or weights of shape (2,)" in gathered
         assert "call model.unshard() first" in gathered
 

@@ -148,7 +148,7 @@ def tiktoken_encoding() -> tiktoken.Encoding:
 
 
 def with_byte_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    """Byte fallback as SentencePiece has it: 256 pieces that no text can match, used for what no other piece covers."""
+    """Byte fallback as in SentencePiece: 256 pieces that match no text, for bytes that no other piece covers."""
     state = state_of(tokenizer)
     vocab = state["model"]["vocab"]
     for byte in range(256):
@@ -182,7 +182,7 @@ def copy(tokenizer: Tokenizer) -> Tokenizer:
 
 @cache
 def gemma() -> PreTrainedTokenizerFast:
-    """Spaces by a normalizer, and an added token "▁▁" that stands for two spaces."""
+    """Spaces by a normalizer, and an added token "▁▁" for two spaces."""
     tokenizer = copy(trained("bpe"))
     tokenizer.pre_tokenizer, tokenizer.normalizer = None, normalizers.Replace(" ", "▁")
     tokenizer.add_tokens([AddedToken("▁▁", normalized=True), AddedToken("日本語", normalized=False)])
@@ -250,7 +250,7 @@ def test_the_samples_one_by_one(make, text):
 
 
 def prepended() -> Tokenizer:
-    """Llama-2 as first converted: a normalizer puts the "▁" there, a Strip at the end takes it away."""
+    """Llama-2 as first converted: a normalizer adds the "▁", a Strip at the end removes it."""
     tokenizer = copy(trained("bpe"))
     tokenizer.pre_tokenizer = None
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -286,7 +286,7 @@ def test_a_dummy_prefix_is_one_byte_more_than_the_text(make, doubles_a_space):
     assert total(make(), " Hello") == spelled(" Hello") + doubles_a_space
 
 
-def test_a_dummy_prefix_comes_again_behind_an_added_token():
+def test_a_dummy_prefix_comes_again_after_an_added_token():
     assert total(slow_sentencepiece("bpe", True), "Hello日本語Hello") == spelled("Hello日本語Hello") + 2
 
 
@@ -404,7 +404,7 @@ REFUSED = {
     ),
     "edit when joined": (
         lambda: with_decoder(decoders.Sequence([decoders.Fuse(), decoders.Replace("ab", "c")])),
-        "found the decoder steps ['Fuse', 'Replace'], which edit text behind Fuse",
+        "found the decoder steps ['Fuse', 'Replace'], which edit text after Fuse",
     ),
     "marks left": (
         lambda: with_decoder(decoders.ByteLevel(), models.BPE({"a": 0}, [], end_of_word_suffix="</w>")),
@@ -468,7 +468,7 @@ def test_a_vocab_size_below_the_ids_is_no_padding():
 
 
 def test_the_module_imports_no_tokenizer_library():
-    # The package stands in bare here, so that only this module's own imports count.
+    # An empty package takes the place of ours, so that only this module's own imports count.
     code = f"""
 import sys, types
 package = sys.modules["xent_metrics"] = types.ModuleType("xent_metrics")

@@ -135,12 +135,12 @@ def test_equal_sums_are_equal_whatever_reads_them(batch):
 
 
 BAD = [
-    (lambda m, x, y: m(x, y[:, :-1]), InvalidInputError, "one target a row of logits"),
-    (lambda m, x, y: m.update(x, y[:, :-1]), InvalidInputError, "one target a row of logits"),
+    (lambda m, x, y: m(x, y[:, :-1]), InvalidInputError, "one target per row of logits"),
+    (lambda m, x, y: m.update(x, y[:, :-1]), InvalidInputError, "one target per row of logits"),
     (lambda m, x, y: m.update(x), InvalidInputError, "expected update\\(logits, target\\) or update\\(scores\\)"),
     (lambda m, x, y: m(x), InvalidInputError, "got logits without a target"),
     (lambda m, x, y: m(score_tokens(x, y), y), InvalidInputError, "has its targets and weights in it; pass it alone"),
-    (lambda m, x, y: m(x, y, weight=torch.ones(3)), InvalidInputError, "weight has a weight a row"),
+    (lambda m, x, y: m(x, y, weight=torch.ones(3)), InvalidInputError, "expected one weight per row"),
 ]
 
 

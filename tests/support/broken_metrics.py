@@ -63,7 +63,7 @@ class MergesNothing(Broken):
 
 class OrderDependent(Broken):
     def per_token(self, scores):
-        return scores.nll * torch.arange(len(scores)).reshape(scores.nll.shape)
+        return scores.nll * torch.arange(scores.num_rows).reshape(scores.nll.shape)
 
 
 class BatchMean(Broken):

@@ -46,7 +46,7 @@ def options(vocab_size: int) -> list[dict[str, Any]]:
 
 
 def same(got: TokenScores, expected: TokenScores) -> None:
-    """Equal within float32 rounding; what is not a real number to the last bit."""
+    """Equal within float32 rounding; fields that aren't real numbers are exactly equal."""
     assert got.fields().keys() == expected.fields().keys()
     for name, value in expected.fields().items():
         torch.testing.assert_close(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from xent_metrics.errors import MetricOptionError
-from xent_metrics.scoring.score import as_tensor, bytes_of
+from xent_metrics.scoring.inputs import as_tensor, bytes_of
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.scoring.token_bytes import token_bytes as make_token_bytes
 from xent_metrics.sums.options import readable

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from xent_metrics.errors import InvalidInputError, MetricOptionError
 from xent_metrics.metrics.confidence_bins import ConfidenceBins, gap
-from xent_metrics.scoring.score import as_tensor, check_logits, check_target
+from xent_metrics.scoring.inputs import as_tensor, check_logits, check_target
 from xent_metrics.sums.exact_sum import to_float
 
 __all__ = ["CalibrationWeightedCrossEntropy"]

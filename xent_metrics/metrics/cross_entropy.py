@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from xent_metrics.errors import MetricOptionError
-from xent_metrics.scoring.score import as_tensor
+from xent_metrics.scoring.inputs import as_tensor
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums.options import readable
 from xent_metrics.sums.ratio import RatioMetric

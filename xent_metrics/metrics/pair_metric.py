@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from xent_metrics.errors import InvalidInputError, MetricOptionError
+from xent_metrics.scoring.inputs import as_tensor
 from xent_metrics.scoring.pairs import score_pair
-from xent_metrics.scoring.score import as_tensor
 from xent_metrics.scoring.scores import ExtraScore, RowKind, TokenScores
 from xent_metrics.sums.metric import TokenMetric
 

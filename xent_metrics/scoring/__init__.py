@@ -1,1 +1,1 @@
-"""From logits or hidden states to `TokenScores`: per-token nll, confidence and correctness, in one pass."""
+"""From logits or hidden states to `TokenScores`: nll, confidence, correctness and more of each token, in one pass."""

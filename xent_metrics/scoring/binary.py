@@ -1,7 +1,7 @@
-"""Binary targets as two classes, so that every metric of classes is one of them too.
+"""Binary classification as classification into two classes, so that every metric of classes applies to it.
 
-A logit z stands for the logits (0, z), a probability p for (ln(1 − p), ln p): log space, in float64, without an epsilon.
-A certain forecast that is wrong has an infinite loss, and one that is no probability a nan.
+A logit z becomes the logits (0, z), and a probability p becomes (ln(1 − p), ln p), in float64 and without an epsilon. A
+forecast that is certain and wrong has an infinite loss; one outside of [0, 1] has nan.
 """
 
 from __future__ import annotations
@@ -15,16 +15,23 @@ from xent_metrics.errors import InvalidInputError
 
 __all__ = ["Binary", "two_classes"]
 
-#: What is given of the class 1.
+#: What is given of class 1.
 Binary = Literal["logits", "probabilities"]
 
 
 def two_classes(forecast: Tensor, target: Tensor, given: Binary) -> tuple[Tensor, Tensor]:
-    """Logits ``(…, 2)`` and the targets that go with them, of a logit or a probability of the class 1 a row.
+    """Logits ``(…, 2)`` and their targets, from one logit or probability of class 1 per row.
 
     Args:
         forecast: ``(…)``, floats.
-        target: ``(…)``: 0, 1 or `ignore_index` in an integer dtype, bools, or floats in [0, 1], the chance of the class 1.
+        target: ``(…)``: 0, 1 or `ignore_index` in an integer dtype, bools, or floats in [0, 1], the probability of class 1.
+        given: "logits" or "probabilities".
+
+    Returns:
+        Float64 logits, and class ids ``(…)`` or, for float targets, distributions ``(…, 2)``.
+
+    Raises:
+        InvalidInputError: another `given`, a forecast that isn't of floats, or shapes that differ.
 
     >>> two_classes(torch.tensor([0.0, 3.0]), torch.tensor([True, False]), "logits")
     (tensor([[0., 0.], [0., 3.]], dtype=torch.float64), tensor([1, 0]))
@@ -33,8 +40,8 @@ def two_classes(forecast: Tensor, target: Tensor, given: Binary) -> tuple[Tensor
         raise InvalidInputError(f"binary is {' or '.join(map(repr, get_args(Binary)))}; got {given!r}")
     if not forecast.is_floating_point() or forecast.shape != target.shape:
         raise InvalidInputError(
-            f"binary scores take one of the {given} a target, floats of its shape {tuple(target.shape)}; got "
-            f"{tuple(forecast.shape)} of {forecast.dtype}. Logits of two classes, (…, 2), are scored without `binary`"
+            f"expected binary {given} as floats of the targets' shape {tuple(target.shape)}; got "
+            f"{tuple(forecast.shape)} of {forecast.dtype}. Score logits of two classes, (…, 2), without `binary`"
         )
     forecast = forecast.double()
     if given == "logits":

@@ -1,86 +1,166 @@
-"""Hidden states to scores over blocks of the vocabulary, so that no row of logits is ever whole.
+"""Scores of hidden states under an `lm_head`, a block of the vocabulary at a time.
 
-A matmul of few rows with a large `lm_head` waits for its weights. Here many rows meet a block of the vocabulary while
-that lies in the cache, and of each block only two numbers a row stay: its maximum m and s = Σ exp(logit − m). With M the
-largest m, S = ln Σ s · exp(m − M) joins them:
+A matmul of few rows with a large `lm_head` waits for its weights. Here many rows are multiplied with each block of the
+vocabulary while that block is in the cache, and two numbers per row are kept of it: the maximum m and
+s = Σ exp(logit − m). With M the largest m, S = ln Σ s · exp(m − M) joins the blocks:
 
     nll = (M − logit of the target) + S        confidence = exp(−S)
 
-relative to the maximum to the last line, so that a large logit costs no digits.
+Everything stays relative to the maximum, so a large logit costs no digits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from xent_metrics.errors import InvalidInputError
 from xent_metrics.scoring.backends import is_plain, score_by_backend
+from xent_metrics.scoring.inputs import LOGITS_DTYPES, ScoringPlan, as_tensor
 from xent_metrics.scoring.rows import block_maxima, first_argmax
 
-__all__ = ["BLOCK_ROWS", "score_by_vocabulary"]
+__all__ = ["BLOCK_ROWS", "LMHead", "make_head", "prefers_blocks", "score_by_vocabulary"]
 
-BLOCK_ROWS = 2048
-_BLOCK = 2**21  # logits a block: few enough for the cache, enough for threads to be worth waking
+BLOCK_ROWS = 2048  # rows that are multiplied with a block of the vocabulary
+_BLOCK = 2**21  # logits per block: few enough for the cache, enough for several threads
 
 
-def score_by_vocabulary(
-    hidden: Tensor, head: Tensor, bias: Tensor | None, adjust: Callable[[Tensor], Tensor] | None, index: Tensor
-) -> dict[str, Tensor]:
-    """nll, confidence and correct of rows ``(R, H)`` under ``adjust(hidden @ head.T + bias)``, targets in [0, V).
+@dataclass(frozen=True, eq=False)
+class LMHead:
+    """The layer that makes logits of hidden states: softcap · tanh(scale · (hidden @ weight.T + bias) / softcap).
 
-    By a plugin's backend, if one takes them, which is only asked for the plain product in the dtype of its factors.
+    The product is in the weight's dtype, scale and softcap are in float32 or wider. What is None is left out.
+    """
 
-    >>> facts = score_by_vocabulary(torch.ones(2, 3), torch.zeros(8, 3), None, None, torch.tensor([0, 5]))
-    >>> facts["nll"], facts["correct"]
+    weight: Tensor  # (V, H)
+    bias: Tensor | None = None  # (V,)
+    scale: float | None = None
+    softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
+            raise InvalidInputError(f"expected bias (V,) = ({self.vocab_size},); got {tuple(self.bias.shape)}")
+        if self.scale is not None and not -math.inf < self.scale < math.inf:
+            raise InvalidInputError(f"logit_scale is a finite number; got {self.scale!r}")
+        if self.softcap is not None and not 0 < self.softcap < math.inf:
+            raise InvalidInputError(
+                f"logit_softcap is positive and finite; got {self.softcap!r}. Pass None for no softcap"
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def plain(self) -> bool:
+        """True if the logits are the product alone, without bias, scale and softcap."""
+        return self.bias is None and self.scale is None and self.softcap is None
+
+    def classes(self, part: slice) -> LMHead:
+        """The layer of a part of the classes."""
+        return replace(self, weight=self.weight[part], bias=None if self.bias is None else self.bias[part])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The logits ``(R, V)`` of hidden states ``(R, H)``."""
+        logits = F.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+        if self.scale is not None or self.softcap is not None:
+            logits = logits.to(_wide(logits.dtype))
+        if self.scale is not None:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = (logits / self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+
+def make_head(hidden: Tensor, weight: Tensor, bias: Any, scale: float | None, softcap: float | None) -> LMHead:
+    """The layer in the common dtype of hidden states ``(…, H)`` and weight ``(V, H)``.
+
+    Raises:
+        InvalidInputError: shapes, dtypes or options that don't fit.
+    """
+    if weight.ndim != 2 or len(weight) == 0 or hidden.ndim < 1 or hidden.shape[-1] != weight.shape[1]:
+        raise InvalidInputError(
+            f"expected hidden_states (…, H) and lm_head_weight (V, H) with V ≥ 1; "
+            f"got {tuple(hidden.shape)} and {tuple(weight.shape)}"
+        )
+    for name, tensor in (("hidden_states", hidden), ("lm_head_weight", weight)):
+        if tensor.dtype not in LOGITS_DTYPES:
+            raise InvalidInputError(
+                f"expected {name} of dtype float64, float32, float16 or bfloat16; got {tensor.dtype}. Convert it first"
+            )
+    dtype = torch.promote_types(hidden.dtype, weight.dtype)
+    return LMHead(weight.to(dtype), None if bias is None else as_tensor(bias).to(dtype), scale, softcap)
+
+
+def prefers_blocks(head: LMHead, plan: ScoringPlan) -> bool:
+    """True if blocks of the vocabulary are faster than whole rows: on a CPU, in float32 or float64.
+
+    Half precision has fast matmuls of whole rows.
+    """
+    weight, wide = head.weight, head.weight.dtype in (torch.float32, torch.float64)
+    return plan.plain and wide and weight.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def score_by_vocabulary(hidden: Tensor, head: LMHead, index: Tensor) -> dict[str, Tensor]:
+    """nll, confidence and correct of hidden states ``(R, H)`` with targets ``(R,)`` in [0, V).
+
+    A plugin's backend is asked first, but only for a plain product in the dtype of its factors.
+
+    >>> scores = score_by_vocabulary(torch.ones(2, 3), LMHead(torch.zeros(8, 3)), torch.tensor([0, 5]))
+    >>> scores["nll"], scores["correct"]
     (tensor([2.0794, 2.0794]), tensor([ True, False]))
     """
-    if bias is None and adjust is None and not torch.is_autocast_enabled(hidden.device.type):
-        found = score_by_backend("linear_cross_entropy_backend", hidden_states=hidden, weight=head, target=index)
+    hidden = hidden.to(head.weight.dtype)
+    if head.plain and not torch.is_autocast_enabled(hidden.device.type):
+        found = score_by_backend("linear_cross_entropy_backend", hidden_states=hidden, weight=head.weight, target=index)
         if found is not None:
             return found
-    return _score_blocks(hidden, head, bias, adjust, index)
+    return _score_blocks(hidden, head, index)
 
 
-def _score_blocks(
-    hidden: Tensor, head: Tensor, bias: Tensor | None, adjust: Callable[[Tensor], Tensor] | None, index: Tensor
-) -> dict[str, Tensor]:
+def _score_blocks(hidden: Tensor, head: LMHead, index: Tensor) -> dict[str, Tensor]:
     width = max(512, _BLOCK // max(1, len(hidden)))
     maxima, sums = [], []
-    wanted = torch.zeros_like(index, dtype=_wide(hidden.dtype))
-    block = index // width  # the target's
-    first = torch.zeros_like(index, dtype=torch.bool)  # whether it is the first of its block's largest
-    for start in range(0, len(head), width):
-        offset = None if bias is None else bias[start : start + width]
-        logits = F.linear(hidden, head[start : start + width], offset)
-        logits = (logits if adjust is None else adjust(logits)).to(wanted.dtype)
-        of_parts = block_maxima(logits)
-        maximum = of_parts.amax(-1)
-        inside = block == start // width
+    wanted = torch.zeros_like(index, dtype=_wide(hidden.dtype))  # the target's logit
+    block_of_target = index // width
+    first = torch.zeros_like(index, dtype=torch.bool)  # whether the target is the first of its block's largest
+    for start in range(0, head.vocab_size, width):
+        logits = head.classes(slice(start, start + width)).logits(hidden).to(wanted.dtype)
+        maxima_of_parts = block_maxima(logits)
+        maximum = maxima_of_parts.amax(-1)
+        inside = block_of_target == start // width
         column = (index - start).clamp_(0, logits.shape[-1] - 1)
         logit = logits.gather(-1, column[:, None]).squeeze(-1)
         wanted = torch.where(inside, logit, wanted)
-        leads = inside & (logit == maximum)
-        if is_plain(logits):
-            (few,) = torch.where(leads)  # only there the first of equal logits is looked for
-            first[few] = first_argmax(logits[few], of_parts[few]) == column[few]
-        else:
-            first = torch.where(leads, first_argmax(logits, of_parts) == column, first)
+        first = first | _is_first(logits, maxima_of_parts, column, inside & (logit == maximum))
         # A block of −inf adds nothing; −inf − (−inf) would be nan.
         shifted = logits.sub_(torch.where(maximum == -torch.inf, 0.0, maximum)[:, None])
         sums.append(shifted.exp_().sum(-1))
         maxima.append(maximum)
-    return _join(torch.stack(maxima, -1), torch.stack(sums, -1), wanted, first, block)
+    return _join(torch.stack(maxima, -1), torch.stack(sums, -1), wanted, first, block_of_target)
 
 
-def _join(maxima: Tensor, sums: Tensor, wanted: Tensor, first: Tensor, block: Tensor) -> dict[str, Tensor]:
-    """The facts of whole rows from those of their blocks ``(R, blocks)``; of equal maxima the first counts."""
-    leading = maxima.argmax(-1, keepdim=True)
+def _is_first(logits: Tensor, maxima: Tensor, column: Tensor, candidates: Tensor) -> Tensor:
+    """Whether `column` is the first of the row's largest logits; False for rows that are no candidates."""
+    if not is_plain(logits):  # no shape may depend on values
+        return candidates & (first_argmax(logits, maxima) == column)
+    (rows,) = torch.where(candidates)
+    first = torch.zeros_like(candidates)
+    first[rows] = first_argmax(logits[rows], maxima[rows]) == column[rows]
+    return first
+
+
+def _join(maxima: Tensor, sums: Tensor, wanted: Tensor, first: Tensor, block_of_target: Tensor) -> dict[str, Tensor]:
+    """The scores of whole rows from the numbers kept of each block, ``(R, blocks)``."""
+    leading = maxima.argmax(-1, keepdim=True)  # of equal maxima the first
     largest = maxima.gather(-1, leading)
     rest = (sums * (maxima - largest).exp()).sum(-1).log()
-    correct = first & (leading.squeeze(-1) == block)
+    correct = first & (leading.squeeze(-1) == block_of_target)
     return {"nll": (largest.squeeze(-1) - wanted) + rest, "confidence": rest.neg().exp_(), "correct": correct}
 
 

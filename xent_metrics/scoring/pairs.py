@@ -1,9 +1,9 @@
-"""Two models' distributions over the same rows, scored together in one chunked pass.
+"""Scores of two models on the same rows, computed together in one chunked pass.
 
     scores = score_pair(base_logits, other_logits, target)       # P from the base, Q from the other
     for metric in metrics: metric.update(scores)
 
-Everything is taken in log space from the two log-softmaxes, in float32 or wider, with no host sync.
+Everything is computed in log space from the two log-softmaxes, in float32 or wider, without waiting for the device.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from xent_metrics.errors import InvalidInputError
-from xent_metrics.scoring.score import as_tensor, score_tokens
+from xent_metrics.scoring.inputs import as_tensor, chunk_rows
+from xent_metrics.scoring.score import score_tokens
 from xent_metrics.scoring.scores import TokenScores
 
 __all__ = ["PAIR_SCORES", "score_pair"]
 
-#: What `score_pair` gives of each row, beside the other model's own scores of the target.
+#: The extra scores that `score_pair` gives of each row.
 PAIR_SCORES = (
     "kl_divergence",
     "jensen_shannon_divergence",
@@ -30,8 +31,6 @@ PAIR_SCORES = (
     "base_nll",
     "probability_change",
 )
-_CPU_CHUNK = 2**18
-_DEVICE_CHUNK = 2**21
 
 
 @torch.no_grad()
@@ -44,26 +43,43 @@ def score_pair(
     ignore_index: int = -100,
     weight: Any = None,
 ) -> TokenScores:
-    """Score the distribution Q of `other_logits` against the P of `logits`, row by row, both ``(…, V)``.
-
-    The scores are the other model's own of `target` (without targets: of the base's top-1), nan where either model's are,
-    and in `extra_scores`
+    """Compare two models' distributions row by row: P from `logits`, Q from `other_logits`.
 
         kl_divergence = Σ_v p_v (ln p_v − ln q_v)            soft_cross_entropy = −Σ_v p_v ln q_v
         jensen_shannon_divergence = ½ KL(P‖M) + ½ KL(Q‖M), M = ½ (P + Q)      all in nats
-        same_top: whether both have one top-1;   base_nll = −ln p(target);   probability_change = q(target) − p(target)
+        same_top = [argmax p = argmax q]    base_nll = −ln p(target)    probability_change = q(target) − p(target)
 
     Args:
+        logits: the base model's, ``(…, V)``.
+        other_logits: the other model's, of the same shape and on the same device.
+        target: class ids ``(…)``; the base's top-1 classes by default.
         temperature: divides both logits.
-        ignore_index, weight: as in `score_tokens`.
+        ignore_index: the target that doesn't count.
+        weight: ``(…)``, as for `score_tokens`.
+
+    Returns:
+        The other model's scores of the targets, with the values above in `extra_scores`. nll is nan if either model's is.
 
     Raises:
-        InvalidInputError: shapes that differ, or a temperature that is not positive.
+        InvalidInputError: shapes or devices differ, targets are distributions, or the temperature isn't positive.
 
     >>> score_pair(torch.zeros(1, 4), torch.tensor([[0.0, 0.0, 0.0, -torch.inf]])).extra_scores["kl_divergence"]
     tensor([inf])
     """
     base, other = as_tensor(logits), as_tensor(other_logits)
+    _check_pair(base, other, temperature)
+    if target is None:
+        target = base.argmax(-1)
+    own = score_tokens(_tempered(other, temperature), target, ignore_index=ignore_index, weight=weight)
+    if own.target is None:
+        raise InvalidInputError("expected integer targets for two models' logits; got distributions")
+    columns = _compare(base, other, own.target, temperature)
+    extra_scores = {name: torch.where(own.counted, x, torch.zeros_like(x)) for name, x in columns.items()}
+    nll = torch.where(extra_scores["base_nll"].isnan(), torch.nan, own.nll)
+    return dataclasses.replace(own, nll=nll, extra_scores=extra_scores)
+
+
+def _check_pair(base: Tensor, other: Tensor, temperature: float) -> None:
     if base.shape != other.shape or base.ndim < 1 or base.device != other.device:
         raise InvalidInputError(
             f"expected two tensors of logits of one shape (…, V) on one device; got {tuple(base.shape)} on {base.device} "
@@ -71,39 +87,19 @@ def score_pair(
         )
     if not temperature > 0:
         raise InvalidInputError(f"temperature is positive; got {temperature!r}")
-    if target is None:
-        target = base.argmax(-1)
-    own = score_tokens(_tempered(other, temperature), target, ignore_index=ignore_index, weight=weight)
-    if own.target is None:
-        raise InvalidInputError("expected integer targets beside two tensors of logits; got distributions")
-    rows, index = base.reshape(-1, base.shape[-1]), own.target.reshape(-1)
-    others = other.reshape(-1, other.shape[-1])
-    size = _chunk_rows(len(rows), rows.shape[-1], rows.device)
-    chunks = zip(*(torch.split(tensor, size) for tensor in (rows, others, index)), strict=True)
-    parts = [_pair(_log_prob(p, temperature), _log_prob(q, temperature), ids) for p, q, ids in chunks]
-    extra_scores = {name: torch.cat([part[name] for part in parts]).reshape(own.nll.shape) for name in PAIR_SCORES}
-    extra_scores = {name: _where_counted(own, value) for name, value in extra_scores.items()}
-    nll = torch.where(extra_scores["base_nll"].isnan(), torch.nan, own.nll)
-    return dataclasses.replace(own, nll=nll, extra_scores=extra_scores)
 
 
-def _chunk_rows(rows: int, vocab_size: int, device: torch.device) -> int:
-    if torch.compiler.is_compiling():
-        return max(1, rows)
-    return max(8, (_CPU_CHUNK if device.type == "cpu" else _DEVICE_CHUNK) // vocab_size)
+def _compare(base: Tensor, other: Tensor, index: Tensor, temperature: float) -> dict[str, Tensor]:
+    """`PAIR_SCORES` of all rows, in the shape of `index`."""
+    vocab_size = base.shape[-1]
+    size = chunk_rows(index.numel(), 2 * vocab_size, base.device)  # two models' logits per row
+    flat = base.reshape(-1, vocab_size), other.reshape(-1, vocab_size), index.reshape(-1)
+    chunks = zip(*(torch.split(tensor, size) for tensor in flat), strict=True)
+    parts = [_compare_chunk(_log_prob(p, temperature), _log_prob(q, temperature), ids) for p, q, ids in chunks]
+    return {name: torch.cat([part[name] for part in parts]).reshape(index.shape) for name in PAIR_SCORES}
 
 
-def _tempered(logits: Tensor, temperature: float) -> Tensor:
-    return logits if temperature == 1 else logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-
-
-def _log_prob(logits: Tensor, temperature: float) -> Tensor:
-    tempered = _tempered(logits, temperature)
-    return torch.log_softmax(tempered, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-
-
-def _pair(log_p: Tensor, log_q: Tensor, index: Tensor) -> dict[str, Tensor]:
-    """`PAIR_SCORES` of a chunk of rows, ``(rows, V)`` twice."""
+def _compare_chunk(log_p: Tensor, log_q: Tensor, index: Tensor) -> dict[str, Tensor]:
     p, q = log_p.exp(), log_q.exp()
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
     base_nll, other_nll = (-x.gather(-1, index[:, None]).squeeze(-1) for x in (log_p, log_q))
@@ -117,10 +113,15 @@ def _pair(log_p: Tensor, log_q: Tensor, index: Tensor) -> dict[str, Tensor]:
     }
 
 
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    return logits if temperature == 1 else logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+
+
+def _log_prob(logits: Tensor, temperature: float) -> Tensor:
+    tempered = _tempered(logits, temperature)
+    return torch.log_softmax(tempered, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
 def _expected(prob: Tensor, values: Tensor) -> Tensor:
-    """Σ p · value, with 0 where p is 0 whatever the value; a nan among the probabilities stays nan."""
+    """Σ p · value, where a term is 0 if p is 0, whatever the value; nan among the probabilities stays nan."""
     return torch.where(prob == 0, 0.0, prob * values).sum(-1)
-
-
-def _where_counted(scores: TokenScores, values: Tensor) -> Tensor:
-    return torch.where(scores.counted, values, torch.zeros_like(values))

@@ -1,99 +1,92 @@
-"""What is computed of each row of logits, a chunk of rows at a time, and gathered into a `TokenScores`.
+"""Scores of rows of logits, computed a chunk of rows at a time and joined into a `TokenScores`.
 
 With m the largest logit of a row and s = Σ_v exp(x_v − m):
 
     nll = (m − x_target) + ln s        confidence = 1 / s        ln p_v = (x_v − m) − ln s
 
-Each row is scored by itself: its bits don't depend on the batch or the chunk it came in. Chunks are small enough to stay
-in the processor's cache between the passes that torch makes over them; on a CPU their memory is taken again by the next
-chunk, since new pages can cost several times the pass itself.
+Each row is scored by itself: its bits don't depend on its batch or chunk. On a CPU, chunks are small enough to stay in
+the cache between torch's passes over them, and reuse one buffer: fresh pages can cost several times the pass itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from xent_metrics.scoring.backends import is_plain, score_by_backend
-from xent_metrics.scoring.scores import ExtraScore, TokenScores
+from xent_metrics.scoring.inputs import ScoringPlan
+from xent_metrics.scoring.scores import TokenScores
 
-__all__ = ["RowScorer", "ScoringPlan", "block_maxima", "first_argmax"]
+__all__ = ["RowScorer", "block_maxima", "first_argmax"]
 
-_ARGMAX_BLOCK = 128
-_BLOCK_ROWS = 2048  # whose top-1 are found at once: a block of classes of each
+_ARGMAX_BLOCK = 128  # columns whose maximum is taken first
+_PLAIN_ROWS = 2048  # rows whose top-1 classes are found together
 
-# MKL chooses its exp and log at the first call. Where threads make that at once, one of them may be given another,
-# whose relative error is 4e-5: three in a hundred processes were seen to begin so. One call, by one thread, settles it.
+# MKL chooses its implementation of exp and log at the first call. If several threads make that call at once, one of them
+# may get a less accurate one, with a relative error of 4e-5; this was seen in 3 of 100 processes. One call by one thread
+# settles the choice.
 for _dtype in (torch.float32, torch.float64):
     torch.ones(1, dtype=_dtype, device="cpu").exp().log()
 
 
-@dataclass(frozen=True)
-class ScoringPlan:
-    """What is to be scored, checked before anything is computed. N rows, flattened."""
-
-    shape: torch.Size
-    vocab_size: int
-    index: Tensor | None  # (N,) in [0, V); None for soft targets
-    soft: Tensor | None  # (N, V)
-    counted: Tensor  # (N,)
-    invalid: Tensor  # (N,)
-    label_smoothing: float
-    class_weight: Tensor | None  # (V,)
-    weight: Tensor | None  # of the targets' shape
-    num_bytes: Tensor | None  # (N,)
-    extra_scores: Mapping[str, ExtraScore]
-    ignore_index: int
-    chunk_rows: int
-
-    @property
-    def plain(self) -> bool:
-        """Whether nll, confidence and correct under class targets are all that is asked: what a backend gives."""
-        return self.soft is None and not self.label_smoothing and self.class_weight is None and not self.extra_scores
-
-
 class RowScorer:
-    """Collects the scores of consecutive chunks of rows."""
+    """Scores the rows of a `ScoringPlan` in consecutive blocks.
+
+    >>> from xent_metrics.scoring.inputs import ScoreOptions, make_plan
+    >>> logits = torch.zeros(3, 4)
+    >>> rows = RowScorer(make_plan(logits.shape, logits.device, torch.tensor([0, 1, 2]), ScoreOptions()))
+    >>> rows.add(logits[:2])
+    >>> rows.add(logits[2:])
+    >>> rows.scores().nll
+    tensor([1.3863, 1.3863, 1.3863])
+    """
 
     def __init__(self, plan: ScoringPlan) -> None:
         self.plan = plan
-        self.start = 0
-        self.parts: list[dict[str, Tensor]] = []
-        self._taken: Tensor | None = None
+        self._parts: list[dict[str, Tensor]] = []  # scores by name, of consecutive rows
+        self._next_row = 0
+        self._buffer: Tensor | None = None
+
+    def next_targets(self, rows: int) -> Tensor:
+        """The targets of the next `rows` rows: class ids ``(rows,)`` or distributions ``(rows, V)``."""
+        targets = self.plan.index if self.plan.soft is None else self.plan.soft
+        assert targets is not None
+        start = self._next_row
+        self._next_row += rows
+        return targets[start : self._next_row]
 
     def add(self, logits: Tensor) -> None:
-        """Score the next rows, ``(rows, V)``: by a plugin's backend as far as it goes, and by torch a chunk at a time."""
-        plan = self.plan
-        targets = plan.index if plan.soft is None else plan.soft
-        assert targets is not None
-        targets = targets[self.start : self.start + len(logits)]
-        self.start += len(logits)
-        scores = None if plan.index is None else score_by_backend("score_backend", logits=logits, target=targets)
-        first = len(self.parts)
-        if scores is None or not plan.plain:
-            score, size = self._hard if plan.soft is None else self._soft, plan.chunk_rows
-            if plan.plain and _on_cpu(logits):
-                score, size = self._facts, _BLOCK_ROWS
-            chunks = zip(*(torch.split(tensor, size) for tensor in (logits, targets)), strict=True)
-            self.parts += [score(*chunk) for chunk in chunks]
-        if scores is not None:  # torch gives what else is asked, which changes no bit of these
-            self.parts[first:] = [_joined(self.parts[first:]) | scores]
+        """Score the next rows, ``(rows, V)``, by a plugin's backend if one takes them; torch computes the rest."""
+        targets = self.next_targets(len(logits))
+        scores = None
+        if self.plan.soft is None:
+            scores = score_by_backend("score_backend", logits=logits, target=targets)
+        if scores is None:
+            self._parts += self._by_torch(logits, targets)
+        elif self.plan.plain:
+            self.add_scores(scores)
+        else:
+            self.add_scores(_joined(self._by_torch(logits, targets)) | scores)
 
-    def add_facts(self, rows: int, score: Callable[[Tensor], dict[str, Tensor]]) -> None:
-        """Take the plain scores of the next `rows` rows from ``score(index)``."""
-        assert self.plan.index is not None
-        self.parts.append(score(self.plan.index[self.start : self.start + rows]))
-        self.start += rows
+    def add_scores(self, scores: dict[str, Tensor]) -> None:
+        """Take the scores of the next rows, which somebody else computed for `next_targets`."""
+        self._parts.append(scores)
 
-    def _facts(self, logits: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """nll, confidence and correct of rows with one target class each, and nothing else: the least that does."""
+    def _by_torch(self, logits: Tensor, targets: Tensor) -> list[dict[str, Tensor]]:
+        score, size = self._score_classes if self.plan.soft is None else self._score_distributions, self.plan.chunk_rows
+        if self.plan.plain and _on_cpu(logits):
+            score, size = self._score_plain, _PLAIN_ROWS
+        chunks = zip(*(torch.split(tensor, size) for tensor in (logits, targets)), strict=True)
+        return [score(*chunk) for chunk in chunks]
+
+    def _score_plain(self, logits: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """nll, confidence and correct for class ids, on a CPU, without computing every ln p."""
         maxima, largest, sums = [], [], []
         for chunk in torch.split(logits, self.plan.chunk_rows):
-            [terms] = self._memory(1, chunk)
+            [terms] = self._buffers(1, chunk)
             chunk = chunk if chunk.dtype == terms.dtype else terms.copy_(chunk)
             maxima.append(block_maxima(chunk))
             largest.append(maxima[-1].amax(-1))
@@ -104,18 +97,18 @@ class RowScorer:
         nll = (torch.cat(largest) - wanted) + rest
         return {"nll": nll, "confidence": rest.neg_().exp_(), "correct": top == index}
 
-    def _hard(self, logits: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """The same, with the loss and the extra scores: to the last bit where both are on a CPU."""
+    def _score_classes(self, logits: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """nll, confidence, correct, loss and extra scores; on a CPU the first three have `_score_plain`'s bits."""
         log_prob = self._log_prob(logits)
         top = first_argmax(logits)
-        nll, surprise = log_prob.gather(-1, torch.stack([index, top], dim=-1)).neg_().unbind(-1)
-        facts = {"nll": nll, "confidence": surprise.neg().exp_(), "correct": top == index}
+        nll, top_nll = log_prob.gather(-1, torch.stack([index, top], dim=-1)).neg_().unbind(-1)
+        scores = {"nll": nll, "confidence": top_nll.neg().exp_(), "correct": top == index}
         rows = {"log_prob": log_prob, "logits": logits.to(log_prob.dtype)} if self.plan.extra_scores else {}
-        further = {name: score.function(rows[score.of], index) for name, score in self.plan.extra_scores.items()}
-        return facts | self._loss(log_prob, nll, index) | further
+        extra_scores = {name: score.function(rows[score.of], index) for name, score in self.plan.extra_scores.items()}
+        return scores | self._loss(log_prob, nll, index) | extra_scores
 
     def _loss(self, log_prob: Tensor, nll: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """(1 − ε) w_y nll + ε/V Σ_c w_c (−ln p_c), and w_y; nothing where neither option is used."""
+        """(1 − ε) w_y nll + ε/V Σ_c w_c (−ln p_c), and w_y; empty if neither option is used."""
         smoothing, class_weight = self.plan.label_smoothing, self.plan.class_weight
         if not smoothing and class_weight is None:
             return {}
@@ -127,62 +120,53 @@ class RowScorer:
             loss = loss - smoothing / self.plan.vocab_size * (log_prob * weights).sum(-1)
         return {"loss": loss, "loss_weight": loss_weight}
 
-    def _soft(self, logits: Tensor, soft: Tensor) -> dict[str, Tensor]:
-        """The same for rows whose target is a distribution."""
+    def _score_distributions(self, logits: Tensor, soft: Tensor) -> dict[str, Tensor]:
+        """nll, confidence, correct and loss for targets that are distributions."""
         log_prob = self._log_prob(logits)
         top = first_argmax(logits)
         confidence = log_prob.gather(-1, top[:, None]).squeeze(-1).exp()
         soft = soft.to(log_prob.dtype)
         terms = torch.where(soft > 0, soft * log_prob, 0.0)  # 0 ln 0 = 0
-        facts = {"nll": -terms.sum(-1), "confidence": confidence, "correct": top == soft.argmax(-1)}
+        scores = {"nll": -terms.sum(-1), "confidence": confidence, "correct": top == soft.argmax(-1)}
         smoothing, class_weight = self.plan.label_smoothing, self.plan.class_weight
         if not smoothing and class_weight is None:
-            return facts
+            return scores
         smooth = (1 - smoothing) * terms
         if smoothing:
             smooth = smooth + smoothing / self.plan.vocab_size * log_prob
         if class_weight is not None:
             smooth = smooth * class_weight.to(log_prob.dtype)
         loss = -smooth.sum(-1)
-        return facts | {"loss": loss, "loss_weight": torch.ones_like(loss)}
+        return scores | {"loss": loss, "loss_weight": torch.ones_like(loss)}
 
     def _log_prob(self, logits: Tensor) -> Tensor:
-        """ln p of a chunk, in float32 or wider."""
+        """Ln p of a chunk, in float32 or wider."""
         if not _on_cpu(logits):
             return torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-        terms, shifted = self._memory(2, logits)
+        terms, shifted = self._buffers(2, logits)
         chunk = logits if logits.dtype == terms.dtype else terms.copy_(logits)
         torch.sub(chunk, chunk.amax(-1, keepdim=True), out=shifted)
         rest = _row_sums(torch.exp(shifted, out=terms)).log_()
         log_prob: Tensor = shifted.sub_(rest[:, None])
         return log_prob
 
-    def _memory(self, count: int, chunk: Tensor) -> Tensor:
-        """`count` times the memory of a chunk in float32 or wider, which the next chunk takes again."""
+    def _buffers(self, count: int, chunk: Tensor) -> Tensor:
+        """`count` buffers of the chunk's shape, in float32 or wider; the next chunk gets the same memory."""
         rows = min(self.plan.chunk_rows, self.plan.counted.numel())
         wide = torch.promote_types(chunk.dtype, torch.float32)
-        if self._taken is None or self.plan.extra_scores:  # an extra score may keep what it was given
-            self._taken = torch.empty(count, rows, self.plan.vocab_size, dtype=wide)
-        return self._taken[:, : len(chunk)]
+        if self._buffer is None or self.plan.extra_scores:  # an extra score may keep what it was given
+            self._buffer = torch.empty(count, rows, self.plan.vocab_size, dtype=wide)
+        return self._buffer[:, : len(chunk)]
 
     def scores(self) -> TokenScores:
-        """The scores of all rows in the shape of the targets."""
+        """The scores of all rows, in the shape of the targets."""
         plan = self.plan
-        if not self.parts:  # an empty batch: the fields are there, without rows
+        if not self._parts:  # an empty batch still has every field
             self.add(torch.zeros(0, plan.vocab_size, device=plan.counted.device))
-        columns = _joined(self.parts)
-        valid = plan.counted & ~plan.invalid
-        columns["correct"] &= valid & ~columns["nll"].isnan()  # argmax takes a nan for the largest
-        for name in ("nll", "loss"):
-            if name in columns:
-                columns[name] = torch.where(plan.invalid, torch.nan, torch.where(plan.counted, columns[name], 0.0))
-        for name, mask in {"confidence": plan.counted, "loss_weight": valid}.items():
-            if name in columns:
-                columns[name] = torch.where(mask, columns[name], 0.0)
-        columns |= {"counted": plan.counted, "invalid": plan.invalid}
-        given = {"target": plan.index, "num_bytes": plan.num_bytes}
-        columns |= {name: value for name, value in given.items() if value is not None}
+        columns = _joined(self._parts)
         extra_scores = {name: columns.pop(name) for name in plan.extra_scores}
+        given = {"target": plan.index, "num_bytes": plan.num_bytes, "counted": plan.counted, "invalid": plan.invalid}
+        columns = self._masked(columns) | {name: value for name, value in given.items() if value is not None}
         fields: dict[str, Any] = {name: value.reshape(plan.shape) for name, value in columns.items()}
         return TokenScores(
             **fields,
@@ -192,10 +176,23 @@ class RowScorer:
             extra_scores={name: value.reshape(*plan.shape, *value.shape[1:]) for name, value in extra_scores.items()},
         )
 
+    def _masked(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The scores with 0 or False in rows that don't count, and nll and loss nan in rows that are invalid."""
+        counted, invalid = self.plan.counted, self.plan.invalid
+        valid = counted & ~invalid
+        masked = {"correct": columns["correct"] & valid & ~columns["nll"].isnan()}  # argmax takes nan for the largest
+        for name in ("nll", "loss"):
+            if name in columns:
+                masked[name] = torch.where(invalid, torch.nan, torch.where(counted, columns[name], 0.0))
+        for name, mask in {"confidence": counted, "loss_weight": valid}.items():
+            if name in columns:
+                masked[name] = torch.where(mask, columns[name], 0.0)
+        return masked
+
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The columns of consecutive parts as one; none of no parts."""
-    return {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+    """The scores of consecutive parts, joined by name."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _on_cpu(logits: Tensor) -> bool:
@@ -203,14 +200,19 @@ def _on_cpu(logits: Tensor) -> bool:
 
 
 def _row_sums(terms: Tensor) -> Tensor:
-    """The sum of each row; torch would share one row alone among its threads, and so add it up in another order."""
+    """The sum of each row, in one order: torch splits a single row among its threads, so that row is given twice."""
     return terms.sum(-1) if len(terms) != 1 else torch.cat([terms, terms]).sum(-1)[:1]
 
 
 def first_argmax(rows: Tensor, maxima: Tensor | None = None) -> Tensor:
-    """`rows.argmax(-1)`, the first of equal maxima; on the CPU by blocks, several times as fast as torch's own.
+    """The index of each row's first maximum, as `rows.argmax(-1)`; on a CPU several times as fast as that.
 
-    `maxima` are the largest of each block, if they are known, in any dtype that holds them.
+    Args:
+        rows: ``(rows, V)``.
+        maxima: `block_maxima` of these rows, if known, in any dtype that holds them exactly.
+
+    >>> first_argmax(torch.tensor([[1.0, 3.0, 3.0]]))
+    tensor([1])
     """
     if rows.device.type != "cpu" or torch.compiler.is_compiling():
         return rows.argmax(-1)
@@ -218,14 +220,14 @@ def first_argmax(rows: Tensor, maxima: Tensor | None = None) -> Tensor:
         return rows.max(-1).indices
     maxima = block_maxima(rows) if maxima is None else maxima
     start = maxima.argmax(-1, keepdim=True) * _ARGMAX_BLOCK
-    # The last block may be short: repeating its last column leaves the first maximum where it is.
+    # The last block may be short. Its last column is then repeated, which doesn't move the first maximum.
     columns = (start + torch.arange(_ARGMAX_BLOCK, device=rows.device)).clamp_(max=rows.shape[-1] - 1)
     inside = rows.gather(-1, columns).max(-1, keepdim=True).indices
     return torch.squeeze(start + inside, -1)
 
 
 def block_maxima(rows: Tensor) -> Tensor:
-    """The largest of each block of columns, ``(rows, blocks)``; of few columns that of all."""
+    """The maximum of each block of columns, ``(rows, blocks)``; short rows are one block."""
     whole = rows.shape[-1] // _ARGMAX_BLOCK * _ARGMAX_BLOCK
     if rows.shape[-1] < 2 * _ARGMAX_BLOCK:
         return rows.amax(-1, keepdim=True)

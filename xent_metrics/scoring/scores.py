@@ -1,12 +1,12 @@
-"""TokenScores: the per-token facts that every metric is a function of.
-
-A row is a token, a document (a host that gives one loglikelihood a document) or a choice (the softmax over the
-loglikelihoods of a multiple-choice question's answers). Rows that don't count stay in place, with `counted` False
-and neutral values: shapes never depend on data, so nothing here waits for a device.
+"""TokenScores: the scores of each row, from which every metric is computed.
 
     from xent_metrics import score_tokens
     scores = score_tokens(logits, target)        # one pass over the logits …
     cross_entropy.update(scores); accuracy.update(scores)   # … for any number of metrics
+
+A row is a token, a document (if a host gives one loglikelihood per document), or a choice (the softmax over the
+loglikelihoods of a multiple-choice question's answers). Rows that don't count stay in place, with `counted` False and
+neutral values. So shapes don't depend on values, and nothing here waits for a device.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ __all__ = ["ExtraScore", "RowKind", "TokenScores", "from_loglikelihoods"]
 
 RowKind = Literal["token", "document", "choice"]
 
-#: lm-eval's own command knows neither model.
+#: These models aren't known to lm-eval's own command.
 _SCORING_MODELS = "`xent lm-eval run --model xent-hf …` (or `--model xent-torch …`)"
-#: What to change, in each host, so that a missing score is there.
+#: How to get a score that is missing.
 _HOW_TO_GET = {
     "confidence": f"score logits (score_tokens); in lm-eval use {_SCORING_MODELS}",
     "correct": f"score logits (score_tokens); in lm-eval use {_SCORING_MODELS}",
@@ -42,10 +42,14 @@ _HOW_TO_GET_EXTRA = "update the metric with logits, or pass `extra_scores=metric
 
 @dataclass(frozen=True)
 class ExtraScore:
-    """An extra score of each row: ``function(log_prob (rows, V), index (rows,))`` gives ``(rows, *shape)``.
+    """A score that a metric needs of each row besides those of `TokenScores`, computed in the same pass.
 
-    It is called a chunk of rows at a time, without gradients; `index` holds the targets (0 where not counted).
-    With ``of="logits"`` it gets the logits themselves, in float32 or wider.
+    Args:
+        function: called as ``function(log_prob, index)`` with the log-probabilities ``(rows, V)`` and the targets
+            ``(rows,)`` of a chunk of rows, without gradients; a target is 0 if its row doesn't count. It returns
+            ``(rows, *shape)``.
+        shape: the shape of one row's score.
+        of: with "logits", the function gets the logits in place of the log-probabilities, in float32 or wider.
 
     >>> from xent_metrics import score_tokens
     >>> entropy = ExtraScore(lambda log_prob, index: -(log_prob.exp() * log_prob).sum(-1))
@@ -60,26 +64,26 @@ class ExtraScore:
 
 @dataclass(frozen=True, eq=False)
 class TokenScores:
-    """Per-row scores; every field has the shape of the targets, ``(…)``, float32 or wider where it is a real number.
+    """Scores of each row. Every field has the shape of the targets, ``(…)``; real numbers are float32 or wider.
 
     Attributes:
-        nll: −ln p(target), in nats; for a soft target q, −Σ_v q_v ln p_v. 0 where not counted.
-        counted: whether the row enters any sum (not ignored and valid). Invalid rows stay counted, with nll nan.
+        nll: −ln p(target), in nats; for a soft target q, −Σ_v q_v ln p_v. 0 if the row doesn't count.
+        counted: False for rows that enter no sum: their target is ignored, or their weight is 0. Invalid rows count.
         confidence: the top-1 probability, max_v p_v.
-        correct: whether the top-1 class is the target (the first of equal maxima, as `argmax` decides).
-        target: the target's id, 0 where not counted; None for soft targets.
+        correct: whether the top-1 class is the target. Of equal maxima the first is the top-1 class, as in `argmax`.
+        target: the target's id, 0 if the row doesn't count; None for soft targets.
         num_bytes: UTF-8 bytes of the row's text; 0 for special tokens.
         num_words: whitespace-separated words of the row's text.
-        weight: the row's weight in every sum; None is 1.
+        weight: the row's weight in every sum; None means 1.
         loss: the training loss under label smoothing or class weights, as `torch.nn.functional.cross_entropy` defines it.
-        loss_weight: what that loss is divided by (the target's class weight).
-        invalid: rows whose target is out of range or not a distribution.
-        row_kind: what a row is.
-        vocab_size: V, where logits were scored.
-        ignore_index: the target that was left out; None where no target could be (distributions, loglikelihoods).
-        replicas: the global ranks that hold these same rows (logits sharded over the vocabulary): a metric that is summed
+        loss_weight: the divisor of that loss, the target's class weight.
+        invalid: True if the target is out of range or not a distribution, or the weight is negative or nan; nll is nan then.
+        row_kind: "token", "document" or "choice".
+        vocab_size: V; None for loglikelihoods.
+        ignore_index: the target that was ignored; None if none could be (distributions, loglikelihoods).
+        replicas: the global ranks that hold these same rows (logits sharded over the vocabulary). A metric that is summed
             over several of them counts the rows on the first.
-        extra_scores: extra scores by name, ``(…)`` or ``(…, K)``, that metrics ask for through `TokenMetric.extra_scores`.
+        extra_scores: scores that metrics ask for through `TokenMetric.extra_scores`, by name: ``(…)`` or ``(…, K)``.
 
     >>> from xent_metrics import score_tokens
     >>> scores = score_tokens(torch.zeros(1, 3, 4), torch.tensor([[0, 1, -100]]))
@@ -124,23 +128,38 @@ class TokenScores:
 
     @property
     def prob(self) -> Tensor:
-        """The probability of the target, exp(−nll); for a soft target its q-weighted geometric mean."""
+        """The probability of the target, exp(−nll); for a soft target q, the geometric mean of p weighted by q."""
         return torch.exp(-self.nll)
 
     @property
     def broken(self) -> Tensor:
-        """The rows that nothing can be said of: their nll is nan, or their target invalid."""
+        """True for rows with nll nan or an invalid target."""
         return self.nll.isnan() if self.invalid is None else self.nll.isnan() | self.invalid
 
     @property
     def device(self) -> torch.device:
         return self.nll.device
 
-    def __len__(self) -> int:
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are, over all dimensions."""
         return self.nll.numel()
 
+    def __len__(self) -> int:
+        """The size of the first dimension, as for tensors."""
+        return len(self.nll)
+
     def require(self, names: Iterable[str], *, row_kinds: Iterable[RowKind], metric: str) -> None:
-        """Raise `MissingScoreError` unless the fields `names` are present and a row is one of `row_kinds`."""
+        """Check that a metric can be computed from these scores.
+
+        Args:
+            names: the fields and extra scores that it needs.
+            row_kinds: the kinds of rows that it is defined for.
+            metric: its name, for the message.
+
+        Raises:
+            MissingScoreError: a score is missing, or the rows are of another kind.
+        """
         if self.row_kind not in row_kinds:
             raise MissingScoreError(_wrong_row_kind(self.row_kind, sorted(row_kinds), metric))
         present = self.fields().keys() | self.extra_scores.keys()
@@ -152,10 +171,13 @@ class TokenScores:
                 )
 
     def weighted(self, values: Tensor) -> Tensor:
-        """`values`, ``(…)`` or ``(…, K)``, times the row weights (exact in float64), 0 where the row doesn't count.
+        """`values` times the row weights, as the terms of a sum: 0 in rows that don't count, nan in `broken` rows.
 
-        A `broken` row adds nan to every sum, counts of rows among them, and nothing else: the sums' finite parts are those
-        of all other rows, and a sum of one name is the same in every metric.
+        A broken row makes every sum nan, also counts of rows, and adds nothing to the sum's finite part. So the finite part
+        is the sum over the other rows, and equals that of any metric which sums the same values.
+
+        Args:
+            values: ``(…)`` or ``(…, K)``. Their product with the weights is exact in float64.
         """
         rows = (*self.nll.shape, *[1] * (values.ndim - self.nll.ndim))
         if self.weight is not None:
@@ -166,7 +188,7 @@ class TokenScores:
         return torch.where(self.counted.reshape(rows), values, torch.zeros_like(values))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> TokenScores:
-        """A copy with `function(tensor)` in place of every tensor."""
+        """A copy in which every tensor is replaced by `function(tensor)`."""
         extra_scores = {name: function(value) for name, value in self.extra_scores.items()}
         fields: dict[str, Any] = {name: function(value) for name, value in self.fields().items()}
         return dataclasses.replace(self, **fields, extra_scores=extra_scores)
@@ -176,7 +198,7 @@ class TokenScores:
         return self.map(lambda tensor: tensor.to(device))
 
     def flatten(self) -> TokenScores:
-        """The same rows as one dimension, ``(N,)``."""
+        """The same rows in one dimension, ``(N,)``."""
         return self.map(lambda tensor: tensor.reshape(-1, *tensor.shape[self.nll.ndim :]))
 
     def __getitem__(self, index: Any) -> TokenScores:
@@ -191,12 +213,12 @@ class TokenScores:
         row_kind: RowKind = "token",
         extra_scores: Mapping[str, ExtraScore] | None = None,
     ) -> TokenScores:
-        """Scores without rows: what a host would give, before it gives any; what a metric makes of them is its layout.
+        """Scores without rows, for checks before any data is scored.
 
         Args:
-            fields: the names of the fields that are present besides `nll` and `counted`; all but `weight` by default.
-            row_kind: what a row would be.
-            extra_scores: the extra scores that would have been asked for.
+            fields: the names of the fields to have besides `nll` and `counted`; all but `weight` by default.
+            row_kind: "token", "document" or "choice".
+            extra_scores: the extra scores to have.
 
         >>> TokenScores.empty(["num_bytes"], row_kind="document").fields().keys()
         dict_keys(['nll', 'counted', 'num_bytes'])
@@ -216,7 +238,13 @@ class TokenScores:
 
     @staticmethod
     def cat(parts: Sequence[TokenScores]) -> TokenScores:
-        """All rows of `parts`, flattened, with the fields that every part has (a part without weights weighs 1)."""
+        """All rows of `parts`, flattened, with the fields that every part has.
+
+        A part without `weight` weighs 1; one without `invalid` has no invalid rows.
+
+        Raises:
+            InvalidInputError: row kinds, `replicas` or `ignore_index` differ.
+        """
         kinds = {(part.row_kind, part.replicas) for part in parts}
         if len(kinds) != 1:
             raise InvalidInputError(f"cat needs scores of one row kind, on the same processes; got {sorted(kinds)}")
@@ -226,34 +254,35 @@ class TokenScores:
                 f"cat needs scores of one ignore_index; got {ignored}. Pass the same one to each score_tokens"
             )
         flat = [part.flatten() for part in parts]
-        rows = [part.fields() for part in flat]
-        for row in rows:  # what absence means, spelt out where another part has the field
-            absent = {"weight": torch.ones_like(row["nll"]), "invalid": torch.zeros_like(row["counted"])}
-            row |= {name: value for name, value in absent.items() if name not in row and any(name in r for r in rows)}
-        shared = [name for name in rows[0] if all(name in row for row in rows)]
-        joined: dict[str, Any] = {name: torch.cat([row[name] for row in rows]) for name in shared}
-        extra_scores = {
-            n: torch.cat([p.extra_scores[n] for p in flat])
-            for n in flat[0].extra_scores
-            if all(n in p.extra_scores for p in flat)
-        }
-        first = parts[0]
+        fields: dict[str, Any] = _cat_shared(_with_defaults([part.fields() for part in flat]))
         return TokenScores(
-            **joined,
-            row_kind=first.row_kind,
-            vocab_size=first.vocab_size,
+            **fields,
+            row_kind=parts[0].row_kind,
+            vocab_size=parts[0].vocab_size,
             ignore_index=ignored[0] if ignored else None,
-            replicas=first.replicas,
-            extra_scores=extra_scores,
+            replicas=parts[0].replicas,
+            extra_scores=_cat_shared([part.extra_scores for part in flat]),
         )
+
+
+def _with_defaults(parts: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """The fields of each part, with the defaults of `weight` and `invalid` if another part has them."""
+    optional = {name for part in parts for name in part.keys() & {"weight", "invalid"}}
+    defaults = [{"weight": torch.ones_like(x["nll"]), "invalid": torch.zeros_like(x["counted"])} for x in parts]
+    return [{name: default[name] for name in optional} | part for default, part in zip(defaults, parts, strict=True)]
+
+
+def _cat_shared(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The columns that all parts have, concatenated."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0] if all(name in p for p in parts)}
 
 
 def _wrong_row_kind(row_kind: RowKind, row_kinds: list[RowKind], metric: str) -> str:
     text = f"{metric} is defined over {' or '.join(row_kinds)} scores; got {row_kind} scores"
     if row_kind == "document":
         text += (
-            ", one loglikelihood a document, as a stock lm-eval model gives them. For token scores use "
-            f"{_SCORING_MODELS}; without them bits_per_byte, byte_perplexity and word_perplexity work"
+            ", one loglikelihood per document, as a stock lm-eval model gives them. For token scores use "
+            f"{_SCORING_MODELS}; bits_per_byte, byte_perplexity and word_perplexity work without them"
         )
     return text
 
@@ -265,7 +294,16 @@ def from_loglikelihoods(
     num_words: Sequence[int] | Tensor | None = None,
     row_kind: RowKind = "document",
 ) -> TokenScores:
-    """Scores of loglikelihoods (≤ 0, in nats) that a host computed: nll = −loglikelihood, kept in float64.
+    """Scores from loglikelihoods that a host computed: nll = −loglikelihood, in float64.
+
+    Args:
+        loglikelihoods: ``(…)``, ≤ 0, in nats.
+        num_bytes: ``(…)``, UTF-8 bytes of each row's text.
+        num_words: ``(…)``, words of each row's text.
+        row_kind: "token", "document" or "choice".
+
+    Returns:
+        `TokenScores` with nll, counted and the lengths.
 
     >>> from_loglikelihoods([-2.5], num_bytes=[4]).nll
     tensor([2.5000], dtype=torch.float64)

@@ -1,149 +1,139 @@
-"""Score logits that are sharded over the vocabulary where they lie (tensor parallel, "loss parallel").
+"""Scores of logits that are sharded over the vocabulary (tensor parallel, "loss parallel"), without gathering them.
 
-Each process reads its own classes once. Three reductions over the mesh, a few numbers a row, do the rest: the largest
-logit (MAX), the first class that has it (MIN), and sums such as that of exp (SUM). The vocabulary is never gathered.
-Rows sharded over other mesh dimensions (batch, sequence) stay where they are: the scores are those of the local rows,
-and the metric's own sum does the rest. Rows that several processes hold are counted by one: `TokenScores.replicas`.
+Each process reads its own classes once. Three reductions over the mesh, of a few numbers per row, do the rest: the
+largest logit (MAX), the first class that has it (MIN), and sums such as that of exp (SUM). Rows that are sharded over
+other mesh dimensions (batch, sequence) stay in place: the scores are those of the local rows, and the metric's sync adds
+them up. If several processes hold the same rows, one of them counts them, see `TokenScores.replicas`.
 
-Reached through `score_tokens` and `score_hidden_states`, when an input is a DTensor. Shown with gloo; NCCL was not run.
+`score_tokens` and `score_hidden_states` call this module when an input is a DTensor. Tested with gloo, not with NCCL.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
-from torch.nn import functional as F
 
 from xent_metrics.errors import InvalidInputError
-from xent_metrics.scoring import score as scoring
 from xent_metrics.scoring.dtensors import Layout, whole
-from xent_metrics.scoring.rows import RowScorer, ScoringPlan, first_argmax
+from xent_metrics.scoring.inputs import ScoreOptions, ScoringPlan, chunk_rows, make_plan, matmul_rows, split
+from xent_metrics.scoring.linear import LMHead
+from xent_metrics.scoring.rows import RowScorer, first_argmax
 from xent_metrics.scoring.scores import TokenScores
 
 __all__ = ["score_hidden_states", "score_tokens"]
 
 
-def score_tokens(logits: Any, target: Any, *, weight: Any, **options: Any) -> TokenScores:
+def score_tokens(logits: Any, target: Any, options: ScoreOptions) -> TokenScores:
     """`xent_metrics.score_tokens` for logits ``(…, V)`` that are a DTensor.
 
-    Targets and weights are DTensors on the same mesh, or plain tensors: those of the local rows. Class weights, token
-    bytes and distributions are over the whole vocabulary.
+    Targets and weights are DTensors on the same mesh, or plain tensors of the local rows. Class weights, token bytes and
+    distributions cover the whole vocabulary.
     """
     if not isinstance(logits, DTensor):
-        raise InvalidInputError("the targets or weights are DTensors and the logits are not; pass target.to_local()")
+        raise InvalidInputError("the targets or weights are DTensors but the logits are not; pass target.to_local()")
     layout = Layout(logits, class_dim=logits.ndim - 1)
     own = _at_least_one(layout.own_classes(logits))
-    plan = _plan(layout, own.shape[:-1], own.device, target, weight, options)
-    return _score(plan, layout, scoring._split(own, max(1, own.numel())))
+    plan = _plan(layout, own, target, options)
+    return _score(plan, layout, split(own, max(1, own.numel())))
 
 
 def score_hidden_states(
     hidden_states: Any,
     lm_head_weight: Any,
     target: Any,
-    *,
+    options: ScoreOptions,
     bias: Any,
     logit_scale: float | None,
     logit_softcap: float | None,
-    weight: Any,
-    **options: Any,
 ) -> TokenScores:
     """`xent_metrics.score_hidden_states` for hidden states ``(…, H)`` and a head ``(V, H)`` that are DTensors.
 
-    Hidden states that are sharded over H, or over rows on the mesh dimension that shards the vocabulary (sequence
-    parallel), are gathered over it first, as a column-parallel linear layer does.
+    Hidden states that are sharded over H are gathered first, as a column-parallel linear layer does. So are those that
+    are sharded over rows on a mesh dimension that shards the vocabulary (sequence parallel).
     """
     if not isinstance(hidden_states, DTensor):
         raise InvalidInputError(
-            "hidden_states is a plain tensor among DTensors: is it the same on every process, or each one's own? "
-            "DTensor.from_local(hidden_states, mesh, [Replicate()]) says the former (tensor parallel). For the latter "
-            "(FSDP) score with lm_head_weight.full_tensor()"
+            "hidden_states is a plain tensor, but other inputs are DTensors. If it is the same on every process (tensor "
+            "parallel), pass DTensor.from_local(hidden_states, mesh, [Replicate()]). If each process has its own (FSDP), "
+            "score with lm_head_weight.full_tensor()"
         )
     mesh = hidden_states.device_mesh
     if not isinstance(lm_head_weight, DTensor):
         lm_head_weight = DTensor.from_local(lm_head_weight, mesh, [Replicate()] * mesh.ndim, run_check=False)
     layout = Layout(lm_head_weight, class_dim=0)
     layout.keep_rows(hidden_states)
-    hidden, head = layout.own_rows(hidden_states), layout.own_classes(lm_head_weight)
-    dtype = torch.promote_types(hidden.dtype, head.dtype)
-    offset = None if bias is None else whole(bias)[layout.classes].to(dtype)
-    plan = _plan(layout, hidden.shape[:-1], hidden.device, target, weight, options)
-
-    def logits() -> Iterator[Tensor]:
-        for block in scoring._split(hidden, max(1, scoring._MATMUL_CHUNK // max(1, len(head)))):
-            rows = _at_least_one(F.linear(block.to(dtype), head.to(dtype), offset))
-            plain = logit_scale is None and logit_softcap is None
-            yield rows if plain else scoring._adjust(rows, logit_scale, logit_softcap)
-
-    return _score(plan, layout, logits())
+    hidden, weight = layout.own_rows(hidden_states), layout.own_classes(lm_head_weight)
+    dtype = torch.promote_types(hidden.dtype, weight.dtype)
+    own_bias = None if bias is None else whole(bias)[layout.classes].to(dtype)
+    head = LMHead(weight.to(dtype), own_bias, logit_scale, logit_softcap)
+    plan = _plan(layout, hidden, target, options)
+    blocks = split(hidden, matmul_rows(head.vocab_size))
+    return _score(plan, layout, (_at_least_one(head.logits(block)) for block in blocks))
 
 
 def _at_least_one(logits: Tensor) -> Tensor:
-    """Where there are more processes than classes, a class that can't be: every row has a largest logit."""
+    """The local logits; one impossible class (−inf) for a process without classes, so that each row has a maximum."""
     return logits if logits.shape[-1] else logits.new_full((*logits.shape[:-1], 1), -torch.inf)
 
 
-def _plan(
-    layout: Layout, rows: torch.Size, device: torch.device, target: Any, weight: Any, options: dict[str, Any]
-) -> ScoringPlan:
-    if options["extra_scores"]:
+def _plan(layout: Layout, own: Tensor, target: Any, options: ScoreOptions) -> ScoringPlan:
+    """The plan for the rows of `own`, ``(…, D)``, over the whole vocabulary, in chunks for this process' classes."""
+    if options.extra_scores:
         raise InvalidInputError(
-            f"{', '.join(options['extra_scores'])} look at whole rows of logits, and these are sharded; score logits.full_tensor()"
+            f"{', '.join(options.extra_scores)} need whole rows of logits, but these are sharded over the vocabulary; "
+            "score logits.full_tensor()"
         )
-    target = layout.own_rows(target)
-    weight = None if weight is None else layout.own_rows(weight)
-    for given in (target, weight):
-        if given is not None:
-            layout.check_rows(rows, given)
-    vectors = {name: options[name] for name in ("token_bytes", "class_weight") if options[name] is not None}
-    plan = scoring._plan(
-        torch.Size((*rows, layout.vocab_size)),
-        device,
-        target,
-        weight=weight,
-        **{**options, **{name: whole(vector) for name, vector in vectors.items()}},
-    )
-    own = layout.classes.stop - layout.classes.start
-    return dataclasses.replace(plan, chunk_rows=scoring._chunk_rows(plan.counted.numel(), max(1, own), device))
+    rows, target = own.shape[:-1], layout.own_rows(target)
+    layout.check_rows(rows, target)
+    given: dict[str, Any] = {}
+    if options.weight is not None:
+        given["weight"] = layout.own_rows(options.weight)
+        layout.check_rows(rows, given["weight"])
+    for name in ("token_bytes", "class_weight"):
+        if getattr(options, name) is not None:
+            given[name] = whole(getattr(options, name))
+    plan = make_plan(torch.Size((*rows, layout.vocab_size)), own.device, target, replace(options, **given))
+    own_classes = max(1, layout.classes.stop - layout.classes.start)
+    return replace(plan, chunk_rows=chunk_rows(plan.counted.numel(), own_classes, own.device))
 
 
 def _score(plan: ScoringPlan, layout: Layout, blocks: Iterable[Tensor]) -> TokenScores:
     rows = RowScorer(plan)
-    if not layout.class_mesh_dims:
+    if not layout.class_mesh_dims:  # the vocabulary isn't sharded
         for block in blocks:
             rows.add(block)
     elif plan.counted.numel():
-        shard, start, parts = _Shard(plan, layout.classes), 0, []
+        shard, start, parts = _Shard(plan, layout), 0, []
         for chunk in (chunk for block in blocks for chunk in torch.split(block, plan.chunk_rows)):
-            parts.append(shard.facts(chunk, slice(start, start + len(chunk))))
+            parts.append(shard.own_sums(chunk, slice(start, start + len(chunk))))
             start += len(chunk)
-        facts = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        rows.parts = [shard.scores(facts, layout)]
-    return dataclasses.replace(rows.scores(), replicas=layout.replicas())
+        rows.add_scores(shard.scores({name: torch.cat([part[name] for part in parts]) for name in parts[0]}))
+    return replace(rows.scores(), replicas=layout.replicas())
 
 
 class _Shard:
-    """Facts of one process' classes, and what all processes' facts make of a row.
+    """The numbers that each process takes of its own classes, and the scores that all processes' numbers give.
 
-    With m the row's largest logit and S = Σ_v exp(x_v − m), ln p_v = x_v − m − ln S, as torch's log_softmax has it.
+    With m the row's largest logit and S = Σ_v exp(x_v − m), ln p_v = x_v − m − ln S, as in torch's log_softmax.
     """
 
-    def __init__(self, plan: ScoringPlan, classes: slice) -> None:
+    def __init__(self, plan: ScoringPlan, layout: Layout) -> None:
         self.plan = plan
-        self.classes = classes
+        self.layout = layout
+        self.classes = layout.classes
 
-    def facts(self, logits: Tensor, rows: slice) -> dict[str, Tensor]:
-        """Of the local logits ``(rows, own classes)``: the largest, and sums relative to it."""
+    def own_sums(self, logits: Tensor, rows: slice) -> dict[str, Tensor]:
+        """The largest of the local logits ``(rows, own classes)``, its class, and sums relative to it, each ``(rows,)``."""
         top = first_argmax(logits)
         largest = logits.gather(-1, top[:, None]).squeeze(-1).to(torch.promote_types(logits.dtype, torch.float32))
         reference = torch.where(largest.isfinite(), largest, 0.0)
         below = logits - reference[:, None]  # in the wider dtype
-        facts = {
+        sums = {
             "largest": largest,
             "reference": reference,
             "top": top + self.classes.start,
@@ -151,15 +141,15 @@ class _Shard:
         }
         if self.plan.index is not None:
             place = (self.plan.index[rows] - self.classes.start).clamp(0, logits.shape[-1] - 1)
-            facts["target"] = logits.gather(-1, place[:, None]).squeeze(-1).to(largest.dtype)
+            sums["target"] = logits.gather(-1, place[:, None]).squeeze(-1).to(largest.dtype)
         for name, weight in self._weights(rows).items():
             weight = weight.to(below.dtype)
-            facts[name] = torch.where(weight != 0, weight * below, 0.0).sum(-1)
-            facts[f"{name} weight"] = weight.sum(-1).expand_as(top)
-        return facts
+            sums[name] = torch.where(weight != 0, weight * below, 0.0).sum(-1)
+            sums[f"{name} weight"] = weight.sum(-1).expand_as(top)
+        return sums
 
     def _weights(self, rows: slice) -> dict[str, Tensor]:
-        """The q, by name, for which Σ_v q_v ln p_v is needed: over this process' classes, of all rows or of each."""
+        """Each q for which Σ_v q_v ln p_v is needed, by name: ``(own classes,)`` or ``(rows, own classes)``."""
         soft, class_weight = self.plan.soft, self.plan.class_weight
         scale = torch.ones_like(self.plan.counted[:1], dtype=torch.float32) if class_weight is None else class_weight
         weights = {}
@@ -170,12 +160,12 @@ class _Shard:
             weights["smooth"] = scale.expand(self.plan.vocab_size)[self.classes]
         return weights
 
-    def scores(self, facts: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-        """The rows' scores over all classes, as `RowScorer` gathers them."""
-        largest = layout.reduce(facts["largest"], "max")
-        nowhere = torch.full_like(facts["top"], layout.vocab_size)
-        top = layout.reduce(torch.where(facts["largest"] == largest, facts["top"], nowhere), "min")
-        total = self._total(facts, largest, layout)
+    def scores(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The rows' scores over all classes, as `RowScorer` takes them, from `own_sums` of all rows."""
+        largest = self.layout.reduce(own["largest"], "max")
+        not_here = torch.full_like(own["top"], self.layout.vocab_size)
+        top = self.layout.reduce(torch.where(own["largest"] == largest, own["top"], not_here), "min")
+        total = self._total(own, largest)
         log_sum = total["exp"].log()
         # Σ_v q_v ln p_v by the name of q
         linear = {name: total[name] - log_sum * total[f"{name} weight"] for name in self._weights(slice(0, 0))}
@@ -186,19 +176,19 @@ class _Shard:
             nll, correct = -linear["soft"], top == self.plan.soft.argmax(-1)
         return {"nll": nll, "confidence": log_sum.neg().exp(), "correct": correct} | self._loss(nll, linear)
 
-    def _total(self, facts: dict[str, Tensor], largest: Tensor, layout: Layout) -> dict[str, Tensor]:
-        """The sums over all classes, relative to the largest logit of all."""
-        own = {"exp": facts["exp"] * (facts["largest"] - largest).exp()}
+    def _total(self, own: dict[str, Tensor], largest: Tensor) -> dict[str, Tensor]:
+        """The sums over all classes, relative to the largest logit of the whole row."""
+        sums = {"exp": own["exp"] * (own["largest"] - largest).exp()}
         if self.plan.index is not None:
             here = (self.plan.index >= self.classes.start) & (self.plan.index < self.classes.stop)
-            own["target"] = torch.where(here, facts["target"] - largest, 0.0)
+            sums["target"] = torch.where(here, own["target"] - largest, 0.0)
         for name in self._weights(slice(0, 0)):
-            weight = facts[f"{name} weight"]
-            own |= {name: facts[name] + (facts["reference"] - largest) * weight, f"{name} weight": weight}
-        return dict(zip(own, layout.reduce(torch.stack(list(own.values())), "sum"), strict=True))
+            weight = own[f"{name} weight"]
+            sums |= {name: own[name] + (own["reference"] - largest) * weight, f"{name} weight": weight}
+        return dict(zip(sums, self.layout.reduce(torch.stack(list(sums.values())), "sum"), strict=True))
 
     def _loss(self, nll: Tensor, linear: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The training loss and what it is divided by, as `RowScorer` has them without shards."""
+        """The training loss and its divisor, as `RowScorer` computes them without shards."""
         smoothing, class_weight = self.plan.label_smoothing, self.plan.class_weight
         if not smoothing and class_weight is None:
             return {}

@@ -1,10 +1,10 @@
-"""How many UTF-8 bytes each token id stands for, so that a loss in nats per token can be told in bits per byte.
+"""The number of UTF-8 bytes of each token id, to convert a loss in nats per token to bits per byte.
 
-A tokenizer says itself how its tokens become text: a fast Hugging Face tokenizer in the JSON of its decoder, a slow
-one in its `sp_model` or `byte_decoder`, a tiktoken encoding in the bytes of each id. That makes one rule per
-tokenizer, applied to every token. Nothing is decoded id by id: decoded alone, half a character becomes U+FFFD and the
-space before a word is gone. A tokenizer that declares no rule known here is an error, never a guess; a callable
-``id -> bytes`` is always the way out. No tokenizer library is imported: the tokenizer brings its own.
+A tokenizer declares how its tokens become text: a fast Hugging Face tokenizer in the JSON of its decoder, a slow one in
+its `sp_model` or in how it joins tokens, a tiktoken encoding in the bytes of each id. This gives one rule per tokenizer,
+which is applied to every token. Ids are not decoded one by one: half a character would become U+FFFD, and the space
+before a word would be lost. A tokenizer without a known rule is an error, never a guess, and a callable ``id -> bytes``
+works for any tokenizer. No tokenizer library is imported here.
 """
 
 from __future__ import annotations
@@ -21,35 +21,41 @@ from xent_metrics.errors import TokenBytesError
 
 __all__ = ["token_bytes"]
 
-Rule = Callable[[str], int]  # a token as it stands in the vocabulary -> UTF-8 bytes
-Edit = Callable[[str], str]  # what one decoder step does to a token
-Rules = tuple[Rule, Rule]  # for the model's own tokens, for tokens added later
+Rule = Callable[[str], int]  # a token as written in the vocabulary -> its number of UTF-8 bytes
+Edit = Callable[[str], str]  # one decoder step, applied to a token
+Rules = tuple[Rule, Rule]  # for the model's own tokens, and for added tokens
 
 BYTE_TOKENS = frozenset(f"<0x{byte:{digits}}>" for byte in range(256) for digits in ("02X", "02x"))
-# Byte-level BPE writes printable bytes as themselves and the other 68 as U+0100…U+0143: one character is one byte.
+# Byte-level BPE writes printable bytes as themselves and the other 68 as U+0100…U+0143, one character per byte.
 BYTE_ALPHABET = frozenset(map(chr, (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 256 + 68))))
-# The WordPiece decoder's cleanup takes the space before these.
+# The WordPiece decoder's cleanup removes the space before these.
 UNSPACED_WORDS = (".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re")
 
 
 def token_bytes(tokenizer: Any, *, vocab_size: int | None = None) -> torch.Tensor:
-    r"""UTF-8 bytes that each token id adds to decoded text: int64 ``(V,)``, V = `vocab_size` or the largest id + 1.
+    r"""The number of UTF-8 bytes that each token id adds to decoded text, as int64 ``(V,)``.
 
-    0 is "not counted": special and unknown tokens, ids without a token, padding up to `vocab_size` (the logits' V).
-    `tokenizer` is a Hugging Face tokenizer (fast or slow), a `tokenizers.Tokenizer`, a `tiktoken.Encoding`, anything with
-    a length and a method ``id_to_bytes(id) -> bytes | None``, or, with `vocab_size`, a callable
-    ``id -> bytes | str | None``. Return bytes: the str "\ufffd" for half a character counts 3.
+    Special and unknown tokens, ids without a token and the padding up to `vocab_size` have 0 bytes, which means that they
+    don't count.
 
-    For a lossless tokenizer ``token_bytes(t)[ids].sum() == len(text.encode())``, to the byte. Otherwise the bytes are
-    those of the decoded tokens, and whoever has the raw text should count from it:
+    Args:
+        tokenizer: a Hugging Face tokenizer (fast or slow), a `tokenizers.Tokenizer`, a `tiktoken.Encoding`, an object with
+            a length and a method ``id_to_bytes(id) -> bytes | None``, or a callable ``id -> bytes | str | None``. A
+            callable should return bytes for half a character: the str "\ufffd" counts 3.
+        vocab_size: V, the size of the model's logits; by default the largest id + 1. Required for a callable.
 
-    - a space put before the text (Llama-2's ``▁``, `add_prefix_space`) counts: the sum is one byte more than the text
-      (where the tokenizer puts one behind each added token too, one more for each);
-    - WordPiece: a word counts the space before it, also the first (one more than the decoded text), ``##ing`` does not;
-    - what is changed or dropped before tokenizing (case, NFKC, whitespace beside an `lstrip` token, a literal ``▁``)
-      counts as it decodes, and special tokens spelled out in the text count 0.
+    For a lossless tokenizer ``token_bytes(t)[ids].sum() == len(text.encode())`` holds exactly. Otherwise the bytes are
+    those of the decoded tokens. If you have the raw text, count its bytes instead:
 
-    Raises `TokenBytesError` for a tokenizer that declares no known rule, a `vocab_size` below its ids, a bad callable.
+    - A space that the tokenizer puts before the text (Llama-2's ``▁``, `add_prefix_space`) counts, so the sum is one byte
+      more than the text. Some tokenizers put one after each added token too.
+    - WordPiece: a word counts the space before it, ``##ing`` doesn't. The first word counts one too, so the sum is one byte
+      more than the decoded text.
+    - Text that is changed or dropped before tokenizing (case, NFKC, whitespace beside an `lstrip` token, a literal ``▁``)
+      counts as it is decoded. Special tokens that are spelled out in the text count 0.
+
+    Raises:
+        TokenBytesError: the tokenizer declares no known rule, `vocab_size` is smaller than its ids, or a callable fails.
 
     >>> token_bytes(["a", "é", b"\xe2\x96", None].__getitem__, vocab_size=4)
     tensor([1, 2, 2, 0])
@@ -67,7 +73,7 @@ def token_bytes(tokenizer: Any, *, vocab_size: int | None = None) -> torch.Tenso
 
 
 def _num_bytes(tokenizer: Any, vocab_size: int | None) -> dict[int, int]:
-    """Bytes by id, with every id of the tokenizer as a key, also where the count is 0."""
+    """The bytes of every id of the tokenizer, also of those with 0."""
     if hasattr(tokenizer, "id_to_bytes"):
         return _from_callable(tokenizer.id_to_bytes, len(tokenizer))
     if hasattr(tokenizer, "decode_single_token_bytes"):
@@ -78,7 +84,7 @@ def _num_bytes(tokenizer: Any, vocab_size: int | None) -> dict[int, int]:
         return _from_json(tokenizer, tokenizer.to_str(), ())
     if hasattr(tokenizer, "get_vocab"):
         return _from_slow(tokenizer)
-    if callable(tokenizer) and not hasattr(tokenizer, "decode"):  # tokenizers can be called too, with text
+    if callable(tokenizer) and not hasattr(tokenizer, "decode"):  # tokenizers are callable too, with text
         return _from_callable(tokenizer, vocab_size)
     raise _uncountable(tokenizer, "neither a Hugging Face tokenizer, a tiktoken encoding nor a callable")
 
@@ -87,7 +93,7 @@ def _from_tiktoken(encoding: Any) -> dict[int, int]:
     num_bytes = dict.fromkeys(range(encoding.n_vocab), 0)
     special_ids = {encoding.encode_single_token(token) for token in encoding.special_tokens_set}
     for token_id in num_bytes.keys() - special_ids:
-        with suppress(KeyError):  # a hole between the ranks and the special tokens
+        with suppress(KeyError):  # a gap between the ranks and the special tokens
             num_bytes[token_id] = len(encoding.decode_single_token_bytes(token_id))
     return num_bytes
 
@@ -129,7 +135,7 @@ def _from_json(tokenizer: Any, text: str, special_ids: Iterable[int | None]) -> 
     vocab = {token: token_id for token_id, (token, _) in enumerate(model["vocab"])} if is_unigram else model["vocab"]
     unknown_id = model["unk_id"] if is_unigram else vocab.get(model.get("unk_token"))
     silent = {unknown_id, *special_ids, *(token["id"] for token in added if token["special"])}
-    # An added token that the model has as well ("ĠĠ") is one that the model writes: the model's rule holds.
+    # An added token that the model has too ("ĠĠ") is written by the model, so the model's rule applies.
     added_vocab = {token["content"]: token["id"] for token in added if token["content"] not in vocab}
     return _count(vocab, added_vocab, _rules_from_json(tokenizer, state), silent)
 
@@ -162,10 +168,10 @@ def _rules_from_json(tokenizer: Any, state: Mapping[str, Any]) -> Rules:
     steps = _decoder_steps(tokenizer, state)
     kinds = [step["type"] for step in steps]
     _check_markers(tokenizer, state["model"], kinds)
-    # Behind the first of these the text is one piece: a Strip there takes from its ends, not from every token.
+    # The first of these joins the tokens into one text. A Strip after it strips that text, not every token.
     joined = min((kinds.index(kind) for kind in ("Fuse", "ByteLevel") if kind in kinds), default=len(kinds))
     if not {"Fuse", "Strip"}.issuperset(kinds[joined + 1 :]):
-        raise _uncountable(tokenizer, f"the decoder steps {kinds}, which edit text behind {kinds[joined]}")
+        raise _uncountable(tokenizer, f"the decoder steps {kinds}, which edit text after {kinds[joined]}")
     edits = [_edit(tokenizer, step) for step in steps[:joined] if step["type"] != "ByteFallback"]
     if "ByteLevel" in kinds:
         return _rule(edits, _byte_level_size), _utf8_size  # added tokens are plain text
@@ -175,7 +181,7 @@ def _rules_from_json(tokenizer: Any, state: Mapping[str, Any]) -> Rules:
 
 
 def _decoder_steps(tokenizer: Any, state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The decoder's steps in order; without a decoder, the parts that encode and so say how to undo it."""
+    """The decoder's steps in order; without a decoder, the encoding steps that imply how to decode."""
     encoding = _flat(state["pre_tokenizer"]) + _flat(state["normalizer"])
     implied = [step for step in encoding if step["type"] in ("ByteLevel", "Metaspace")]
     if not state["decoder"] and not implied:
@@ -191,7 +197,7 @@ def _flat(part: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
 
 
 def _check_markers(tokenizer: Any, model: Mapping[str, Any], kinds: list[str]) -> None:
-    """The marks that BPE and WordPiece write into their tokens are no text: a decoder step has to take them out."""
+    """Raise if BPE or WordPiece writes marks into its tokens and no decoder step removes them."""
     for mark, remover in (("end_of_word_suffix", "BPEDecoder"), ("continuing_subword_prefix", "WordPiece")):
         if model.get(mark) and remover not in kinds:
             raise _uncountable(tokenizer, f"{model['type']} tokens with {mark}={model[mark]!r} and the decoder {kinds}")
@@ -215,17 +221,17 @@ def _word(token: str, prefix: str, unspaced: tuple[str, ...]) -> str:
 
 
 def _rules_from_python(tokenizer: Any) -> Rules:
-    """A slow tokenizer decodes in Python: its `sp_model` says how, or else what it makes of a few tokens."""
+    """The rules of a slow tokenizer, which decodes in Python: from its `sp_model`, or from how it joins a few tokens."""
     if hasattr(tokenizer, "sp_model"):
         return _sentencepiece_rules(tokenizer.sp_model)
     word_rule = _rule([lambda token: _word(token, "##", ())])
     probes: tuple[tuple[list[str], str, Rules], ...] = (
         (["Ġ", "Ã", "©"], " é", (_byte_level_size, _utf8_size)),
         (["a", "b", "##c"], "a bc", (word_rule, word_rule)),
-        (["Ã", "©"], "é", (len, _utf8_size)),  # ByT5 and its kin: chr(byte)
+        (["Ã", "©"], "é", (len, _utf8_size)),  # ByT5 and similar: chr(byte)
     )
     for tokens, text, rules in probes:
-        with suppress(Exception):  # the tokens need not be in its vocabulary, and it may say so in any way
+        with suppress(Exception):  # its vocabulary may lack these tokens, and it may raise anything then
             if tokenizer.convert_tokens_to_string(tokens) == text:
                 return rules
     raise _uncountable(tokenizer, "a slow tokenizer with no sp_model, byte-level alphabet, '##' pieces or byte tokens")
@@ -254,6 +260,6 @@ def _name(tokenizer: Any) -> str:
 def _uncountable(tokenizer: Any, found: str) -> TokenBytesError:
     return TokenBytesError(
         f"token_bytes can't count the bytes of {_name(tokenizer)}: found {found}; expected a decoder made of "
-        "ByteLevel, Metaspace, Replace (of a string), ByteFallback, Fuse, Strip (behind Fuse), WordPiece, BPEDecoder, "
+        "ByteLevel, Metaspace, Replace (of a string), ByteFallback, Fuse, Strip (after Fuse), WordPiece, BPEDecoder, "
         "or the like. Pass a callable that knows each token's bytes: token_bytes(lambda id: ..., vocab_size=V)."
     )

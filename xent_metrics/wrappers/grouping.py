@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from xent_metrics.errors import InvalidInputError, MetricOptionError
-from xent_metrics.scoring.score import as_tensor
+from xent_metrics.scoring.inputs import as_tensor
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums.options import readable
 
