@@ -31,6 +31,7 @@ class Tokens:
 
     @property
     def text(self) -> str:
+        """The document's text: the texts of its tokens, joined."""
         return "".join(self.texts)
 
     @property

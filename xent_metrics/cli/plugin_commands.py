@@ -27,6 +27,7 @@ class XentGroup(TyperGroup):
     """`xent` itself: loads the plugins and asks them for a command that isn't built in."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of this name, built in or a plugin's."""
         if cmd_name not in self.commands:
             try:
                 self._add_plugin_commands(cmd_name, quiet=ctx.resilient_parsing)

@@ -54,6 +54,7 @@ class LMHead:
 
     @property
     def vocab_size(self) -> int:
+        """V, the number of classes."""
         return self.weight.shape[0]
 
     @property

@@ -138,6 +138,7 @@ class TokenScores:
 
     @property
     def device(self) -> torch.device:
+        """The device that the scores are on."""
         return self.nll.device
 
     @property

@@ -119,6 +119,7 @@ class MetricDefinition(ABC):
         return f"{self.name}({', '.join(f'{k}={v}' for k, v in sorted(shown.items()))})"
 
     def extra_repr(self) -> str:
+        """The options, for `repr`."""
         return ", ".join(f"{k}={v}" for k, v in self._readable_options.items())
 
     def _take_options(self, given: Mapping[str, Any]) -> None:

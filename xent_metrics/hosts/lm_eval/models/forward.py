@@ -63,6 +63,7 @@ class Forward:
 
     @property
     def name(self) -> str:
+        """The name of the model's class, for messages."""
         return type(self.model).__name__
 
     @property

@@ -83,6 +83,7 @@ class HFForward(Forward):
 
     @property
     def name(self) -> str:
+        """The name of the model's class, without PEFT's wrapper."""
         return type(self._causal).__name__
 
     @property

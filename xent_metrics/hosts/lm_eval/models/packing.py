@@ -93,10 +93,12 @@ class PrefixGroup:
 
     @property
     def num_tokens(self) -> int:
+        """The ids that are run, the prefix's among them."""
         return len(self.prefix) + sum(map(len, self.rows))
 
     @property
     def longest(self) -> int:
+        """The ids of the longest row, the prefix's among them."""
         return len(self.prefix) + max(map(len, self.rows))
 
 

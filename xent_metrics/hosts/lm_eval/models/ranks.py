@@ -18,10 +18,12 @@ class Ranks:
 
     @property
     def rank(self) -> int:
+        """This process' rank; 0 without a process group."""
         return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
     @property
     def world_size(self) -> int:
+        """The number of processes; 1 without a process group."""
         return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
     def all_gather(self, tensor: Tensor) -> Tensor:

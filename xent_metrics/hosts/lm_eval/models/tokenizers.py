@@ -36,6 +36,7 @@ class ByteTokenizer:
     name_or_path = "bytes"
 
     def encode(self, text: str) -> list[int]:
+        """The UTF-8 bytes of the text."""
         return list(text.encode())
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -167,14 +167,17 @@ class TorchLM(Ranks, ScoringLM):
 
     @property
     def device(self) -> torch.device:
+        """The device that the module is on."""
         return self.forward.device
 
     @property
     def eot_token_id(self) -> int:
+        """The id that begins a text: lm-eval's name for it where there is no BOS token."""
         return self._begins
 
     @property
     def prefix_token_id(self) -> int:
+        """The id that begins a text."""
         return self._begins
 
     @property
