@@ -19,7 +19,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor  # torch.func has no
 from xent_metrics.errors import PluginError
 from xent_metrics.hookspecs import hooks
 
-__all__ = ["is_plain", "score_by_backend"]
+__all__ = ["first_result", "is_plain", "score_by_backend"]
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -43,24 +43,28 @@ def score_by_backend(hook: str, **given: Tensor) -> dict[str, Tensor] | None:
     rows = next(iter(given.values()))
     if not (all(map(is_plain, given.values())) and len(rows)):
         return None
-    caller: HookCaller = getattr(hooks(), hook)
-    result = _first_result(caller, given)
+    result = first_result(hook, **given)
     if result is None:
         return None
     if problem := _problem(result, rows):
-        raise PluginError(f"{_plugin_that_returned(caller, given, rows)}: {hook} returned {problem}")
+        raise PluginError(f"{_plugin_that_returned(hook, given, rows)}: {hook} returned {problem}")
     return dict(zip(("nll", "confidence", "correct"), result, strict=True))
 
 
-def _first_result(caller: HookCaller, given: Mapping[str, Tensor]) -> Any:
-    """The hook's first result that isn't None, as pluggy returns it."""
+def first_result(hook: str, **given: Any) -> Any:
+    """Call a hook of which the first result wins; None if no plugin returns any.
+
+    Raises:
+        PluginError: a plugin raised.
+    """
+    caller: HookCaller = getattr(hooks(), hook)
     if not caller.get_hookimpls():
         return None
     try:
         return caller(**given)
     except Exception as error:
         raise PluginError(
-            f"{_plugin_that_raised(caller, error)}: {caller.name} raised {type(error).__name__}: {error}. "
+            f"{_plugin_that_raised(caller, error)}: {hook} raised {type(error).__name__}: {error}. "
             "XENT_METRICS_PLUGINS=a,b loads only the plugins named"
         ) from error
 
@@ -75,9 +79,9 @@ def _plugin_that_raised(caller: HookCaller, error: Exception) -> str:
     return _names(implementations)
 
 
-def _plugin_that_returned(caller: HookCaller, given: Mapping[str, Tensor], rows: Tensor) -> str:
+def _plugin_that_returned(hook: str, given: Mapping[str, Tensor], rows: Tensor) -> str:
     """The plugin that returned something wrong, found by asking again: the first backend, or else a wrapper around it."""
-    implementations = caller.get_hookimpls()
+    implementations: list[HookImpl] = getattr(hooks(), hook).get_hookimpls()
     wrappers = [each for each in implementations if each.wrapper or each.hookwrapper]
     for each in reversed(implementations):  # the order in which pluggy calls them
         result = None if each in wrappers else each.function(*map(given.get, each.argnames))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from support import native as native_build
 
-import xent_metrics.plugins
-from xent_metrics.plugins import Plugin, Plugins
+from xent_metrics.plugins import Plugin, Plugins, use_plugins
 
 
 @pytest.fixture
-def loaded(monkeypatch) -> Plugins:
-    """The built-ins and this plugin, whatever else is installed."""
+def loaded() -> Iterator[Plugins]:
+    """Use the built-ins and this plugin, whatever else is installed."""
     found = Plugins()
     found.add(Plugin("native", "xent-metrics-native", "0.1.0"), native_build.build())
-    monkeypatch.setattr(xent_metrics.plugins, "plugins", lambda: found)
-    return found
+    with use_plugins(found):
+        yield found
