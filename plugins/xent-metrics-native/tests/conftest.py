@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from support import native as native_build
+from support.native_parts import PARTS, Calls, right
 
 from xent_metrics.plugins import Plugin, Plugins, use_plugins
 
@@ -17,3 +18,14 @@ def loaded() -> Iterator[Plugins]:
     found.add(Plugin("native", "xent-metrics-native", "0.1.0"), native_build.build())
     with use_plugins(found):
         yield found
+
+
+@pytest.fixture
+def instead(monkeypatch):
+    """Replace C functions by others, by default all by `right`, and count their calls."""
+
+    def instead(**others) -> Calls:
+        functions = {name: lambda *given, name=name: right(name, *given) for name in PARTS}
+        return Calls(monkeypatch, functions | others)
+
+    return instead
