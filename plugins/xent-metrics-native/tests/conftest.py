@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 from support import native as native_build
-from support.native_parts import PARTS, Calls, right
 
 from xent_metrics.plugins import Plugin, Plugins, use_plugins
 
@@ -23,8 +22,9 @@ def loaded() -> Iterator[Plugins]:
 @pytest.fixture
 def instead(monkeypatch):
     """Replace C functions by others, by default all by `right`, and count their calls."""
+    from support.native_parts import PARTS, Calls, right  # compiles: only when a test needs it
 
-    def instead(**others) -> Calls:
+    def instead(**others):
         functions = {name: lambda *given, name=name: right(name, *given) for name in PARTS}
         return Calls(monkeypatch, functions | others)
 
