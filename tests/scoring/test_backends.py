@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint
+import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-import xent_metrics.plugins
 from xent_metrics import TokenScores, hookimpl, score_hidden_states, score_tokens
 from xent_metrics.errors import PluginError
 from xent_metrics.scoring import compiled
@@ -367,23 +369,28 @@ def test_a_plugin_that_is_set_aside_for_another_reason_gives_no_scores(install, 
     assert backend.asked == []
 
 
-def test_the_environment_chooses_among_backends(monkeypatch, batch, tmp_path):
+PROGRAM = """
+import torch
+from xent_metrics import score_tokens
+print(score_tokens(torch.zeros(2, 3), torch.tensor([0, 1])).nll.max().item())
+"""
+
+
+@pytest.mark.parametrize(("chosen", "largest"), [("marks", 7.5), ("", math.log(3))])
+def test_the_environment_chooses_among_backends(chosen, largest, tmp_path):
+    """Of a plugin that is installed, in a process of its own."""
     (tmp_path / "marks_rows.py").write_text(
         "import torch\nfrom xent_metrics import hookimpl\n\n@hookimpl\ndef score_backend(target):\n"
         "    return torch.full(target.shape, 7.5), torch.ones(target.shape), target == 0\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
-    point = EntryPoint("marks", "marks_rows", "xent_metrics")
-    monkeypatch.setattr(xent_metrics.plugins, "entry_points", lambda group: [point])
-    largest = {}
-    for chosen in ("marks", ""):
-        monkeypatch.setenv("XENT_METRICS_PLUGINS", chosen)
-        loaded = xent_metrics.plugins.plugins.__wrapped__()
-        with monkeypatch.context() as patch:
-            patch.setattr(xent_metrics.plugins, "plugins", lambda loaded=loaded: loaded)
-            largest[chosen] = float(score_tokens(*batch).nll.max())
-    reference = F.cross_entropy(batch[0].flatten(0, 1), batch[1].flatten(), reduction="none").max()
-    assert largest == {"marks": 7.5, "": pytest.approx(float(reference), rel=1e-6)}
+    metadata = tmp_path / "marks-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: marks\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[xent_metrics]\nmarks = marks_rows\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"XENT_METRICS_PLUGINS": chosen, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
+    assert float(done.stdout) == pytest.approx(largest, rel=1e-6)
 
 
 # The compiled backend for CUDA. There is no GPU here: its graph is traced on fake CUDA tensors and run on the CPU.
