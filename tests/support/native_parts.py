@@ -62,6 +62,20 @@ def right(name, *given):
     return result.float()
 
 
+def context(model):
+    found = native.forward_context(model)
+    assert found is not None
+    return found
+
+
+def logits(model, ids):
+    return model(ids, use_cache=False).logits
+
+
+def assert_close(found, expected) -> None:
+    assert float((found - expected).norm() / expected.norm()) < 2e-5
+
+
 #: What is replaced in each architecture, without padding.
 ALL = {*PARTS}
 FOUND = {
