@@ -176,8 +176,12 @@ def test_attention_that_is_not_plainly_causal_is_left_to_torch(instead):
         F.scaled_dot_product_attention(query, query[:, :, :5], query[:, :, :5], is_causal=True)
         F.scaled_dot_product_attention(query[0], query[0], query[0], is_causal=True)
         F.scaled_dot_product_attention(query, query, query, attn_mask=mask, is_causal=True)
+        with pytest.raises(RuntimeError, match="must match"):
+            F.scaled_dot_product_attention(query.repeat(1, 2, 1, 1), query, query, is_causal=True)
         assert not calls.asked
         F.scaled_dot_product_attention(query, query, query, None, 0.0, True)
+        F.scaled_dot_product_attention(query.repeat(1, 2, 1, 1), query, query, is_causal=True, enable_gqa=True)
+    assert calls.asked == ["attention"] * 2
     assert calls.used == {"attention"}
 
 
