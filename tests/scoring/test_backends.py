@@ -378,7 +378,7 @@ print(score_tokens(torch.zeros(2, 3), torch.tensor([0, 1])).nll.max().item())
 
 @pytest.mark.parametrize(("chosen", "largest"), [("marks", 7.5), ("", math.log(3))])
 def test_the_environment_chooses_among_backends(chosen, largest, tmp_path):
-    """Of a plugin that is installed, in a process of its own."""
+    """The plugin is installed, and each choice runs in its own process."""
     (tmp_path / "marks_rows.py").write_text(
         "import torch\nfrom xent_metrics import hookimpl\n\n@hookimpl\ndef score_backend(target):\n"
         "    return torch.full(target.shape, 7.5), torch.ones(target.shape), target == 0\n"
