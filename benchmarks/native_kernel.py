@@ -1,18 +1,17 @@
-"""The scoring pass with xent-metrics-native beside torchmetrics' Perplexity, the pure torch pass and merely reading the logits.
+"""Scoring with xent-metrics-native beside torchmetrics' Perplexity, pure torch and merely reading the logits.
 
     pip install ./plugins/xent-metrics-native && python benchmarks/native_kernel.py [--quick]
 
-Prints ratios (medians of alternated runs), errors against float64, and whether bits stay the same in other batches and
-with other numbers of threads. Claims, on two cores: nll + confidence + correct at least 5x (fp32) and 3.5x (bf16) as fast as
-Perplexity; nll within 1e-6 below 32 nats and within 1e-7 of itself above; score_hidden_states in fp32 at most the time of the
-bare matmul, whose logits it doesn't write.
+Prints ratios (medians of alternated runs), errors against float64, and whether bits are the same in other batches and on
+other numbers of threads. Claims, on two cores: nll, confidence and correct at least 5x (fp32) and 3.5x (bf16) as fast as
+Perplexity; nll within 1e-6 below 32 nats and within a relative 1e-7 above; score_hidden_states in fp32 takes at most the
+time of the bare matmul, because it doesn't write the logits.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from claims import Claims
@@ -22,24 +21,14 @@ from torch.nn import functional as F
 from torchmetrics.text import Perplexity
 
 from xent_metrics import TokenScores, score_hidden_states, score_tokens
-from xent_metrics.plugins import plugins
+from xent_metrics.plugins import Plugins, plugins, use_plugins
 
 PLUGIN = "native of xent-metrics-native"
-
-
-@contextmanager
-def pure_torch() -> Iterator[None]:
-    """Without the plugin."""
-    manager = plugins().manager
-    module = manager.unregister(name=PLUGIN)
-    try:
-        yield
-    finally:
-        manager.register(module, PLUGIN)
+BUILT_IN = Plugins()  # without the plugin
 
 
 def in_torch(score: Callable[..., TokenScores], *arguments: Tensor) -> TokenScores:
-    with pure_torch():
+    with use_plugins(BUILT_IN):
         return score(*arguments)
 
 
@@ -87,7 +76,7 @@ def hidden_states_case(claims: Claims, rows: int, repeats: int) -> None:
 
 
 def accuracy_case(claims: Claims, vocab_size: int, dtype: torch.dtype) -> None:
-    """Rows whose logits spread from 0.1 to 1,000: nll from ln V to thousands of nats."""
+    """Rows of logits with spreads from 0.1 to 1,000, so that nll ranges from ln V to thousands of nats."""
     logits, target = make(256, vocab_size, torch.float32)
     logits = (logits * torch.logspace(-1, 2.5, 256)[:, None]).to(dtype)
     scores = score_tokens(logits, target)

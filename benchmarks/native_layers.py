@@ -1,11 +1,10 @@
-"""xent-metrics-native's parts of a layer beside torch's attention and what Hugging Face's Llama computes.
+"""The layers of xent-metrics-native beside torch's attention and Hugging Face's Llama.
 
     pip install ./plugins/xent-metrics-native && python benchmarks/native_layers.py [--quick]
 
-Sizes of a Llama of 135M parameters, 2 rows of 1,000 ids, float32; each layer's weights are its own, as in a model. Prints
-ratios (medians of alternated runs) and how far each answer is from float64, beside torch's. Claims, on two cores with
-AVX-512: attention at least 1.3x as fast, the whole base model at least 1.08x; nothing more than twice as far from float64 as
-torch's own.
+A Llama of 135M parameters with random weights, 2 rows of 1,000 ids, float32. Prints ratios (medians of alternated runs) and
+the distance of each result from float64, as a multiple of torch's. Claims, on two cores with AVX-512: attention is at least
+1.3x and the whole base model at least 1.08x as fast; no result is more than twice as far from float64 as torch's.
 """
 
 from __future__ import annotations
@@ -15,16 +14,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import xent_metrics_native as native
 from claims import Claims
 from lm_eval_hf import llama
 from scoring import seconds
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+from xent_metrics_native import forward_context
+from xent_metrics_native.attention import causal_attention
+from xent_metrics_native.products import gated_products
+from xent_metrics_native.rms_norm import rms_norm
+from xent_metrics_native.rotary import rotate
 
 from xent_metrics.hosts.lm_eval.models.freed_memory import keep_freed_memory
-from xent_metrics.hosts.lm_eval.models.layers import Layers, may_replace
 
 Part = tuple[Callable[..., Tensor | None], Callable[..., Tensor], tuple[Any, ...]]
 
@@ -48,11 +50,11 @@ def parts(rows: int, length: int) -> dict[str, Part]:
         return F.rms_norm(states, weight.shape, weight, eps)
 
     return {
-        "attention": (lambda *given: native.attention_backend(*given, 64**-0.5), attention, (query, key, value)),
-        "rotary positions": (native.rotary_backend, rotated, (query, angles.cos(), angles.sin())),
-        "RMSNorm": (native.norm_backend, normed, (states, norm.weight.detach(), 1e-6)),
+        "attention": (lambda *given: causal_attention(*given, 64**-0.5), attention, (query, key, value)),
+        "rotary positions": (rotate, rotated, (query, angles.cos(), angles.sin())),
+        "RMSNorm": (rms_norm, normed, (states, norm.weight.detach(), 1e-6)),
         "silu(x Gᵀ) · (x Uᵀ)": (
-            native.gated_backend,
+            gated_products,
             lambda states, gate, up: F.silu(F.linear(states, gate)) * F.linear(states, up),
             (states, gate, up),
         ),
@@ -77,20 +79,20 @@ def part_case(claims: Claims, name: str, part: Part, repeats: int) -> None:
 
 def model_case(claims: Claims, rows: int, length: int, repeats: int, layers: int) -> None:
     model = llama(layers).base_model
-    assert may_replace(model), "xent-metrics-native is not among the plugins; XENT_METRICS_PLUGINS leaves it out?"
-    parts, ids = Layers(model), torch.randint(1000, (rows, length))
+    context, ids = forward_context(model), torch.randint(1000, (rows, length))
+    assert context is not None
 
     def forward() -> Tensor:
         found: Tensor = model(ids, use_cache=False)[0]
         return found
 
-    def forward_by_parts() -> Tensor:
-        with parts.used():
+    def forward_in_c() -> Tensor:
+        with context:
             return forward()
 
     with keep_freed_memory():
-        ours, theirs = seconds(forward_by_parts, forward, repeats=repeats)
-        error = (forward_by_parts() - forward()).norm() / forward().norm()
+        ours, theirs = seconds(forward_in_c, forward, repeats=repeats)
+        error = (forward_in_c() - forward()).norm() / forward().norm()
     claims.ratio(
         f"base model of {layers} layers: torch / ours",
         theirs / ours,

@@ -1,7 +1,7 @@
 """The hooks that a plugin may implement; `hookimpl` marks its functions, `hooks` calls them.
 
-A plugin is a module named in the entry point group `xent_metrics`. The hooks that register get a callable to register
-with rather than return values, so that an error points at the line that registered.
+A plugin is a module named in the entry point group `xent_metrics`. The `register_…` hooks are given something to register
+with, rather than return values, so that the traceback of an error shows the line that registered.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "PROJECT", "attention_backend", "forward_context", "gated_backend", "hookimpl", "hooks", "hookspec", "linear_cross_entropy_backend",
-    "norm_backend", "register_commands", "register_metrics", "register_task_configs", "rotary_backend", "score_backend", "set_hooks",
+    "PROJECT", "forward_context", "hookimpl", "hooks", "hookspec", "linear_cross_entropy_backend", "register_commands",
+    "register_metrics", "register_task_configs", "score_backend", "set_hooks",
 ]  # fmt: skip
 
 PROJECT = "xent_metrics"
@@ -28,20 +28,20 @@ _source: Callable[[], pluggy.HookRelay] | None = None
 
 
 def set_hooks(source: Callable[[], pluggy.HookRelay]) -> None:
-    """Say where the hooks of the loaded plugins are found; `xent_metrics` itself does, when it is imported."""
+    """Set the function that returns the hooks of the loaded plugins; importing `xent_metrics` does it."""
     global _source
     _source = source
 
 
 def hooks() -> pluggy.HookRelay:
-    """The hooks of the loaded plugins, to be called by name: ``hooks().score_backend(logits=…, target=…)``."""
+    """Return the hooks of the loaded plugins, which are called by name: ``hooks().score_backend(logits=…, target=…)``."""
     assert _source is not None  # importing any module of the package imports the package
     return _source()
 
 
 @hookspec
 def register_metrics(register: Callable[[type[Any]], None]) -> None:
-    """Register metrics: call ``register(MetricClass)`` for each; its class attribute `name` is the name users write."""
+    """Register metrics: call ``register(MetricClass)`` for each. Users write the name in its class attribute `name`."""
 
 
 @hookspec
@@ -53,28 +53,30 @@ def register_task_configs(register: Callable[[str | PathLike[str]], None]) -> No
 def register_commands(app: Any) -> None:
     """Register commands of `xent`: add them to `app`, a `typer.Typer`, as in ``@app.command()``.
 
-    It is called when a command is asked for that isn't built in, and when `xent plugins` lists what each plugin brings.
+    It is called when a command isn't built in, and when `xent plugins` lists the commands of each plugin.
     """
 
 
 @hookspec(firstresult=True)
 def score_backend(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Score rows of logits in torch's place, or return None for what this backend can't take; the first result wins.
+    """Score rows of logits instead of torch, or return None to leave these rows to others; the first result wins.
 
     Args:
-        logits: ``(N, V)`` with N ≥ 1, a plain tensor of any float dtype, device and strides, without gradients; a block of
-            whole rows, as large as is worth splitting among threads.
+        logits: ``(N, V)`` with N ≥ 1, a plain tensor of any float dtype, device and strides, without gradients. It is a
+            block of whole rows, large enough to be worth splitting among threads.
         target: ``(N,)`` int64 on the same device, contiguous, every value in ``[0, V)``.
 
     Returns:
-        ``(nll, confidence, correct)``, each ``(N,)`` on the same device: −ln softmax(logits)[target] in nats, float32 or
-        wider; the largest probability, of the same dtype; whether the first of the largest logits is the target's, bool.
-        As `torch.log_softmax` has it, nan and +inf among the logits make a row nan. A row's bits must depend on nothing
-        but the row, and the caller's promise of no host sync is the backend's, too.
+        ``(nll, confidence, correct)``, each ``(N,)`` on the same device.
+        `nll` is −ln softmax(logits)[target] in nats, float32 or wider.
+        `confidence` is the largest probability, of the same dtype.
+        `correct` is bool: the target is the first of the classes with the largest logit.
+        A row with nan or +inf among its logits gets nan, as from `torch.log_softmax`. The bits of a row must depend on
+        that row alone. On a GPU the backend must not synchronise with the host.
 
-    It is not asked under `torch.compile`, for tensor subclasses (fake tensors among them) or soft targets; the losses of label
-    smoothing and class weights, and extra scores, are always torch's. A backend that raises, or returns anything else, is
-    a `PluginError` that names it.
+    The hook isn't called under `torch.compile`, for tensor subclasses (fake tensors included) or for soft targets. Extra
+    scores and the losses with label smoothing or class weights always come from torch. A backend that raises or returns
+    something else causes a `PluginError` that names the plugin.
     """
 
 
@@ -82,7 +84,7 @@ def score_backend(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tenso
 def linear_cross_entropy_backend(
     hidden_states: Tensor, weight: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Score rows of hidden states, whose logits are ``hidden_states @ weight.T``, or return None; the first result wins.
+    """Score rows of hidden states by their logits ``hidden_states @ weight.T``, or return None; the first result wins.
 
     Args:
         hidden_states: ``(N, H)`` with N ≥ 1, plain tensors without gradients, as for `score_backend`.
@@ -90,84 +92,24 @@ def linear_cross_entropy_backend(
         target: ``(N,)`` int64 on the same device, contiguous, every value in ``[0, V)``.
 
     Returns:
-        ``(nll, confidence, correct)``, to the letter as `score_backend` gives them.
+        ``(nll, confidence, correct)``, as from `score_backend`.
 
-    It is asked where torch would go by blocks of the vocabulary: in full precision on a CPU, without a bias, a scale or a
-    cap on the logits, and where no more is wanted than these three.
+    The hook is called on a CPU in float32 or float64 when the logits have no bias, scale or softcap and only these three
+    scores are wanted.
     """
 
 
 @hookspec(firstresult=True)
 def forward_context(model: Any) -> AbstractContextManager[Any] | None:
-    """Return a context manager within which `model` computes the same, faster; None if this plugin can't; the first wins.
+    """Return a context manager within which `model` computes the same faster, or None; the first result wins.
 
     Args:
         model: the causal language model that `xent-hf` has loaded, in evaluation mode.
 
     Returns:
-        A reusable context manager: it is entered around every forward, without gradients, by one thread at a time.
-        Outside of it the model must be as it was.
+        A reusable context manager, entered around every forward, without gradients and by one thread at a time. Outside
+        of it the model must be unchanged.
 
-    `xent-hf` asks once, when the model is loaded, and compares the hidden states inside with the model's own: a context
-    that raises or disagrees isn't used, and one line in the log says so.
-    """
-
-
-# Parts of a model's layers, for `xent-hf`. The tensors are plain ones without gradients; None leaves a part to the model, and
-# so does a backend that doesn't agree with it at load. What a backend returns has the dtype and the device of its first
-# argument; one that raises, or returns anything else, is a `PluginError` that names it.
-
-
-@hookspec(firstresult=True)
-def attention_backend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor | None:
-    """softmax(scale · q kᵀ + causal mask) v, as `torch.nn.functional.scaled_dot_product_attention` computes it.
-
-    Args:
-        query: ``(B, H, S, D)``, any strides.
-        key: ``(B, K, S, D)``, where each of the K heads serves H / K neighbouring heads of the queries.
-        value: ``(B, K, S, E)``.
-        scale: what the products of queries and keys are multiplied by.
-
-    Returns:
-        ``(B, H, S, E)``, best with memory as of ``(B, S, H, E)``.
-    """
-
-
-@hookspec(firstresult=True)
-def rotary_backend(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor | None:
-    """Rotary positions (Su et al., 2021): x · cos + (−x₂, x₁) · sin, where x₁ and x₂ are the halves of a head.
-
-    Args:
-        states: queries or keys ``(B, H, S, D)``, any strides.
-        cos, sin: ``(B, S, D)`` or ``(1, S, D)``.
-
-    Returns:
-        of the shape of `states`.
-    """
-
-
-@hookspec(firstresult=True)
-def norm_backend(states: Tensor, weight: Tensor, eps: float) -> Tensor | None:
-    """RMSNorm (Zhang and Sennrich, 2019): weight · x / √(mean x² + eps).
-
-    Args:
-        states: ``(..., H)``.
-        weight: ``(H,)``.
-        eps: is added to the mean of squares.
-
-    Returns:
-        of the shape of `states`.
-    """
-
-
-@hookspec(firstresult=True)
-def gated_backend(states: Tensor, gate: Tensor, up: Tensor) -> Tensor | None:
-    """silu(x Gᵀ) · (x Uᵀ), of a gated MLP (Shazeer, 2020).
-
-    Args:
-        states: ``(..., H)``.
-        gate, up: the weights G and U ``(I, H)``.
-
-    Returns:
-        ``(..., I)``.
+    `xent-hf` calls the hook once, when the model is loaded, and compares the hidden states inside the context with the
+    model's own. A context that raises or disagrees isn't used, and one line in the log says so.
     """

@@ -1,4 +1,4 @@
-/* layers.c for one instruction set: TARGET, LEVEL, LANES to a vector, ROWS to a tile of 2 vectors, all in registers. */
+/* Attention for one instruction set: TARGET, LEVEL, LANES per vector, and ROWS of 2 vectors per tile, all in registers. */
 #define NAME(name) JOIN(name, LEVEL)
 #define vector NAME(vector)
 #define WIDE (2 * LANES)       /* columns of a tile */
@@ -6,12 +6,12 @@
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-/* c (ROWS x WIDE) = a (ROWS x depth) b (depth x WIDE), added to what is there if `add`. */
+/* c (ROWS x WIDE) = a (ROWS x depth) b (depth x WIDE), plus c if `add`. */
 INLINE void NAME(tile)(
     int add, int64_t depth, const float *a, int64_t a_row, const float *b, float *c, int64_t c_row
 ) {
     vector sum[ROWS][2];
-    const float *of[ROWS / 3]; /* every third row: that many addresses stay in registers */
+    const float *of[ROWS / 3]; /* of every third row, so that all addresses stay in registers */
 #pragma GCC unroll 4
     for (int i = 0; i < ROWS / 3; i++) of[i] = a + 3 * i * a_row;
 #pragma GCC unroll 12
@@ -35,9 +35,9 @@ INLINE void NAME(tile)(
     }
 }
 
-/* LANES x LANES. */
+/* Transposes LANES x LANES numbers. */
 INLINE void NAME(transpose)(const float *from, int64_t row, float *to) {
-#ifdef SHUFFLE /* log2(LANES) times, as a pack of cards: its halves one into the other */
+#ifdef SHUFFLE /* log2(LANES) perfect shuffles, as of a pack of cards, transpose a square */
     vector x[LANES], y[LANES];
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; i++) x[i] = *(const vector *)(from + i * row);
@@ -59,7 +59,7 @@ INLINE void NAME(transpose)(const float *from, int64_t row, float *to) {
 #endif
 }
 
-/* A vector's columns side by side, each of `depth`, from `row` apart to WIDE apart, with zeros behind the last. */
+/* Packs LANES columns of `depth` numbers side by side: `row` apart in `from`, WIDE apart in `to`, padded with zeros. */
 INLINE void NAME(pack_columns)(const float *from, int64_t row, int64_t count, int64_t depth, float *to) {
     int64_t k = 0;
     if (count == LANES)
@@ -68,8 +68,8 @@ INLINE void NAME(pack_columns)(const float *from, int64_t row, int64_t count, in
         for (int64_t j = 0; j < LANES; j++) to[k * WIDE + j] = j < count ? from[j * row + k] : 0.0f;
 }
 
-/* WIDE keys and values of one head: keys as [dim][WIDE], values as [value_dim / WIDE][length][WIDE], with zeros behind the
- * last. What stands behind the last key only makes scores that nobody reads. */
+/* Packs WIDE keys and values of one head: keys as [dim][WIDE], values as [value_dim / WIDE][length][WIDE], padded with zeros.
+ * Padding after the last key only causes scores that nobody reads. */
 TARGET static void NAME(pack)(const Attention *job, int64_t head, int64_t start) {
     const int64_t length = padded(job->length, WIDE), batch = head / job->key_heads, of_batch = head % job->key_heads;
     const float *key = job->key + batch * job->of_key.batch + of_batch * job->of_key.head;
@@ -89,7 +89,7 @@ TARGET static void NAME(pack)(const Attention *job, int64_t head, int64_t start)
     }
 }
 
-/* Of `size` numbers, a multiple of LANES, and one more; nan doesn't count. */
+/* The largest of `other` and `size` numbers, where `size` is a multiple of LANES; nan doesn't count. */
 INLINE float NAME(largest)(const float *x, int64_t size, float other) {
     float high = other, tops[LANES];
     for (int lane = 0; lane < LANES; lane++) tops[lane] = other;
@@ -100,8 +100,8 @@ INLINE float NAME(largest)(const float *x, int64_t size, float other) {
     return high;
 }
 
-/* exp(scores - their maximum so far) of one row, in place; `seen` of them count, the rest up to `size` become 0. What was
- * added up before is scaled to the new maximum. */
+/* Turns the scores of one row into exp(score - maximum so far), in place. Those after the first `seen` become 0. The earlier
+ * sums are rescaled to the new maximum. */
 INLINE void NAME(soften)(float *scores, int64_t seen, int64_t size, float *top, float *total, float *out, int64_t dim) {
     const int64_t end = padded(seen, LANES);
     float sum = 0.0f;
@@ -122,7 +122,7 @@ INLINE void NAME(soften)(float *scores, int64_t seen, int64_t size, float *top, 
     *top = high, *total = sum;
 }
 
-/* The block of queries of one head from `first`. */
+/* Attention of one head for the block of queries that starts at `first`. */
 TARGET static void NAME(attend)(const Attention *job, int64_t head, int64_t first) {
     const int64_t length = padded(job->length, WIDE), dim = job->dim, value_dim = padded(job->value_dim, WIDE);
     const int64_t batch = head / job->heads, of_batch = head % job->heads;
@@ -130,7 +130,7 @@ TARGET static void NAME(attend)(const Attention *job, int64_t head, int64_t firs
     const float *keys = job->keys + key_head * length * dim, *values = job->values + key_head * length * value_dim;
     const float *query = job->query + batch * job->of_query.batch + of_batch * job->of_query.head;
     float *result = job->out + batch * job->of_out.batch + of_batch * job->of_out.head;
-    /* Rows are a few cache lines longer than a power of 2, whose multiples would share lines of the cache. */
+    /* Rows are a few cache lines longer than a power of 2, so that they don't compete for the same lines of the cache. */
     const int64_t wide = padded(dim > value_dim ? dim : value_dim, WIDE) + 16;
     float queries[QUERIES * (MAX_DIM + WIDE + 16)], out[QUERIES * (MAX_DIM + WIDE + 16)];
     float scores[QUERIES][BLOCK + 16], top[QUERIES], total[QUERIES];
@@ -145,7 +145,7 @@ TARGET static void NAME(attend)(const Attention *job, int64_t head, int64_t firs
         const int64_t size = least(BLOCK, padded(first + count - start, WIDE));
         for (int64_t j = 0; j < size; j += WIDE)
             for (int64_t i = 0; i < QUERIES; i += ROWS)
-                if (start + j < first + i + ROWS) /* some row of the tile sees some key */
+                if (start + j < first + i + ROWS) /* a row of the tile sees a key */
                     NAME(tile)(0, dim, queries + i * wide, wide, keys + (start + j) * dim, scores[i] + j, BLOCK + 16);
         for (int64_t i = 0; i < QUERIES; i++) {
             const int64_t seen = i < count ? least(size, first + i + 1 - start) : 0;
@@ -175,7 +175,7 @@ static void NAME(attention)(const Attention *job, int32_t threads) {
     {
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < key_heads * packs; i++) NAME(pack)(job, i / packs, i % packs * WIDE);
-#pragma omp for schedule(dynamic, 1) /* the longest blocks, the last ones, first */
+#pragma omp for schedule(dynamic, 1) /* the last blocks first, because they take longest */
         for (int64_t i = 0; i < heads * blocks; i++) NAME(attend)(job, i % heads, (blocks - 1 - i / heads) * QUERIES);
     }
 }

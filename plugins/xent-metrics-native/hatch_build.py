@@ -1,4 +1,4 @@
-"""Compiles the C sources when the package is built; without a compiler the package is built without them, and says so."""
+"""Compiles the C sources when the package is built. Without a compiler it is built without them, with a warning."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PACKAGE = "xent_metrics_native"
-# A library for each source, and what fused multiply-adds it may be compiled to: in kernel.c each is written as one.
+# Library: (source, contraction of multiply-adds). kernel.c writes out every fused multiply-add, so nothing else may be fused.
 LIBRARIES = {"_kernel.so": ("kernel.c", "-ffp-contract=off"), "_layers.so": ("layers.c", "-ffp-contract=fast")}
-# No fast-math: nan and infinities are scored as torch does, and bits depend on nothing but the row.
+# No fast-math: nan and infinities are scored as by torch, and bits depend on nothing but the row.
 FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
-THREADS = (["-fopenmp"], ["-fopenmp-simd"], [])  # the first that this compiler has
+THREADS = (["-fopenmp"], ["-fopenmp-simd"], [])  # the first that the compiler accepts
 
 
 class KernelBuildHook(BuildHookInterface):
@@ -39,7 +39,7 @@ class KernelBuildHook(BuildHookInterface):
                 build_data["force_include"][str(folder / name)] = f"{PACKAGE}/{name}"
             build_data["pure_python"] = False
             platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-            build_data["tag"] = f"py3-none-{platform}"  # no Python in it: one wheel for every version
+            build_data["tag"] = f"py3-none-{platform}"  # the libraries don't use Python: one wheel for every version
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         if self.folder:
@@ -47,7 +47,7 @@ class KernelBuildHook(BuildHookInterface):
 
 
 def compile_all(sources: Path, libraries: Path) -> set[str]:
-    """Compile every library into the folder `libraries`; the names of those that could be."""
+    """Compile every library into the folder `libraries`; return the names of those that compiled."""
     return {
         name
         for name, (source, contraction) in LIBRARIES.items()
@@ -56,7 +56,7 @@ def compile_all(sources: Path, libraries: Path) -> set[str]:
 
 
 def _compile(source: Path, library: Path, contraction: str) -> bool:
-    """Compile `source` with $CC, cc, gcc or clang."""
+    """Compile `source` with $CC or the first of cc, gcc and clang that can; return whether one could."""
     chosen = os.environ.get("CC")
     compilers = [shlex.split(chosen)] if chosen else [[name] for name in ("cc", "gcc", "clang")]
     for compiler in compilers:

@@ -1,16 +1,15 @@
 /* One pass over each row of logits: nll, the top-1 probability, and whether the top-1 class is the target.
  *
- * A row is read in blocks of 2,048, the next of which is fetched meanwhile, and converted to float where it isn't. For
- * each logit x the maximum is kept and exp(x) is added: exp(x) = 2^k e^f with |f| <= ln(2)/2. e^f - 1 is a polynomial in
- * float, the rest is double, whose exponent is wide enough that nothing is rescaled while the maximum lies in
- * [LOWEST, HIGHEST]; the few rows beyond are read again, less their maximum. In the end the maximum's own term is
- * replaced by the true one:
+ * A row is read in blocks of 2,048 logits, and half precision is converted to float. The next block is prefetched. For each
+ * logit x the pass updates the maximum and adds exp(x) = 2^k e^f, where |f| <= ln(2)/2. e^f - 1 is a polynomial in float; the
+ * rest is double, whose exponent is wide enough that nothing needs rescaling while the maximum lies in [LOWEST, HIGHEST].
+ * The few other rows are read again with their maximum subtracted. At the end the term of the maximum is left out:
  *
  *     rest = sum of the other terms / exp(top),   nll = log1p(rest) + (top - logit),   confidence = 1 / (1 + rest).
  *
- * Errors: a term is off by at most 4.4e-8 of itself (tried for every float), and so is nll, before it is rounded.
- * Bits: 16 lanes are added up in a fixed order, every fused multiply-add is written as one and no other is contracted,
- * so a row's bits depend on nothing but the row: not on its neighbours, the threads, or the instruction set.
+ * Errors: the relative error of a term is at most 4.4e-8 (tried for every float), and so is that of nll before rounding.
+ * Bits: 16 lanes are added up in a fixed order, and every fused multiply-add is written out, since no other is contracted.
+ * So the bits of a row depend on nothing but the row: not on its neighbours, the threads or the instruction set.
  */
 #include <math.h>
 #include <stdint.h>
@@ -18,12 +17,12 @@
 
 #define LANES 16
 #define BLOCK 2048
-#define LOWEST (-640.0f)     /* 68 nats above FLOOR: what is raised to that doesn't count */
-#define HIGHEST 680.0f       /* 10^12 terms of exp(680) are a double */
+#define LOWEST (-640.0f)     /* 68 nats above FLOOR, so terms raised to FLOOR don't count */
+#define HIGHEST 680.0f       /* the sum of 10^12 terms exp(680) is still finite */
 #define ROUND 0x1.8007fep23f /* 1.5 * 2^23 + 1023: leaves the nearest integer, and a double's bias, in the low bits */
 #define INLINE static inline __attribute__((always_inline))
 
-/* exp(FLOOR) is a normal double. Volatile: of a number that it can't see the compiler makes one `max` instruction. */
+/* exp(FLOOR) is a normal double. Volatile, because a value that the compiler can't see becomes one `max` instruction. */
 static const volatile float FLOOR = -708.0f;
 
 enum dtype { FLOAT32, BFLOAT16, FLOAT16 };
@@ -32,7 +31,7 @@ typedef struct {
     const char *logits; /* rows of `vocab_size` adjacent values, `row_bytes` apart */
     int64_t rows, vocab_size, row_bytes;
     int32_t dtype;
-    const int64_t *target; /* one a row */
+    const int64_t *target; /* one per row */
     float *nll, *confidence;
     uint8_t *correct;
 } Job;
@@ -48,12 +47,12 @@ INLINE uint32_t bits_of(float x) { uint32_t bits; memcpy(&bits, &x, sizeof bits)
 
 INLINE float from_half(uint16_t half) {
     uint32_t bits = (uint32_t)(half & 0x7fff) << 13;
-    uint32_t value = bits_of(float_of(bits) * 0x1p112f); /* the exponent's new bias; right for subnormals, too */
+    uint32_t value = bits_of(float_of(bits) * 0x1p112f); /* rebias the exponent; right for subnormals, too */
     value = (half & 0x7c00) == 0x7c00 ? bits | 0x7f800000 : value; /* infinite or nan */
     return float_of(value | (uint32_t)(half & 0x8000) << 16);
 }
 
-/* sum + exp(x), for x up to HIGHEST; less than `floor` is taken for it, and nan stays nan. */
+/* sum + exp(x) for x <= HIGHEST. A smaller x than `floor` is raised to it; nan stays nan. */
 INLINE double add_exp(double sum, float x, float floor) {
     x = floor > x ? floor : x;
     float shifted = __builtin_fmaf(x, 0x1.715476p0f, ROUND);
@@ -70,7 +69,7 @@ INLINE double add_exp(double sum, float x, float floor) {
     return __builtin_fma((double)__builtin_fmaf(f * f, q, f), scale, sum + scale);
 }
 
-/* `count` logits from `start`, less `shift`, as floats, with -inf up to the next multiple of LANES. */
+/* `count` logits from `start` as floats minus `shift`, padded with -inf to a multiple of LANES. */
 INLINE const float *load(const char *row, int32_t dtype, int64_t start, int64_t count, float shift, float *block) {
     const float *floats = (const float *)row + start;
     const uint16_t *halves = (const uint16_t *)row + start;
@@ -95,7 +94,7 @@ INLINE Totals pass(const Job *job, const char *row, float shift) {
         float top[LANES];
         for (int lane = 0; lane < LANES; lane++) top[lane] = -INFINITY;
         for (int64_t j = 0; j < count; j += LANES) {
-            /* The next block, or the next row. A prefetch of what isn't there does nothing. */
+            /* The next block, or the next row. Prefetching beyond the end does nothing. */
             __builtin_prefetch(row + (start + BLOCK + j) * size);
 #pragma omp simd
             for (int lane = 0; lane < LANES; lane++) {
@@ -129,19 +128,19 @@ INLINE void score_row(const Job *job, int64_t i) {
         shift = totals.top;
         totals = pass(job, row, shift);
     }
-    job->nll[i] = job->confidence[i] = NAN; /* for a nan or +inf in the row, or nothing but -inf, as log_softmax has it */
+    job->nll[i] = job->confidence[i] = NAN; /* rows with nan or +inf, or of nothing but -inf, as in log_softmax */
     job->correct[i] = 0;
     if (isnan(totals.sum) || isinf(totals.top) || target < 0 || target >= job->vocab_size) return;
     top = shift + totals.top; /* exact: one of them is 0 */
     logit = load(row, job->dtype, target, 1, 0.0f, padded)[0];
-    /* Never below 0: no addition leaves less than one of its terms. */
+    /* Never negative: a sum of positive terms is never smaller than one of them. */
     double rest = (totals.sum - add_exp(0.0, totals.top, FLOOR)) / exp(totals.top);
     job->nll[i] = log1p(rest) + ((double)top - logit);
     job->confidence[i] = 1.0 / (1.0 + rest);
     job->correct[i] = logit == top && first_top(job, row, shift, totals) == target;
 }
 
-/* The same function for several instruction sets, by level: 0 is what the compiler takes for granted. */
+/* The same function for each instruction set, by level; 0 is the compiler's default. */
 static void score_row_0(const Job *job, int64_t i) { score_row(job, i); }
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -153,13 +152,13 @@ static void score_row_0(const Job *job, int64_t i) { score_row(job, i); }
 __attribute__((target("avx2,fma"))) static void score_row_1(const Job *job, int64_t i) { score_row(job, i); }
 __attribute__((target(AVX512))) static void score_row_2(const Job *job, int64_t i) { score_row(job, i); }
 
-/* The fastest level of this processor; 0 has no fused multiply-add, and is slower than torch. */
+/* The fastest level of this processor. Level 0 has no fused multiply-add and is slower than torch. */
 int32_t xent_level(void) {
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") ? 2 : 1;
 }
-#else /* NEON is taken for granted on AArch64, fused multiply-add with it */
+#else /* AArch64 always has NEON, with fused multiply-add */
 #define score_row_1 score_row_0
 #define score_row_2 score_row_0
 int32_t xent_level(void) {

@@ -1,14 +1,17 @@
-/* What a decoder layer does, in float32: causal attention, rotary positions, RMSNorm, silu(x gate') * (x up'); and what
- * becomes of its last states, the scores of x head'.
+/* Parts of a decoder layer in float32: causal attention, rotary positions, RMSNorm and silu(x gate') * (x up'). Also the
+ * scores of the last states under the logits x head'.
  *
- * Attention: softmax(scale q k' + causal mask) v, a block of queries at a time over blocks of keys, none of whose scores
- * leaves the caches (Milakov and Gimelshein, 2018; Dao et al., 2022). Both products are made of tiles of ROWS x 2 vectors that
- * stay in registers; keys are packed before, so that a vector holds one dimension of neighbouring keys. attention.h is that
- * for one instruction set, and products.h the products with weights, made of the same tiles. Logits never leave the caches
- * (Wijmans et al., 2025): of each row and block of the vocabulary stay the largest and a sum.
+ * Attention (attention.h) is softmax(scale q k' + causal mask) v. A block of queries goes over blocks of keys, and the scores
+ * never leave the caches (Milakov and Gimelshein, 2018; Dao et al., 2022). Both products are computed in tiles of ROWS x 2
+ * vectors that stay in registers. Keys are packed first, so that a vector holds one dimension of neighbouring keys.
  *
- * Bits: a row is added up in the same order whatever stands beside it, so it depends on itself (its own query, the keys and
- * values it sees), the weights, the compiler and the instruction set, not on the batch or the threads.
+ * Products with weights (products.h) use the same tiles. Logits never leave the caches, either (Wijmans et al., 2025): only the
+ * largest logit and a sum are kept for each row and block of the vocabulary.
+ *
+ * Both headers are compiled once per instruction set.
+ *
+ * Bits: a row is added up in the same order in any batch. It depends on its own query, the keys and values it sees, the
+ * weights, the compiler and the instruction set, but not on the rest of the batch or the threads.
  */
 #include <math.h>
 #include <stdint.h>
@@ -22,10 +25,10 @@
 #define INLINE static inline __attribute__((always_inline))
 #define JOIN_(name, level) name##_##level
 #define JOIN(name, level) JOIN_(name, level)
-#define BLOCK 256     /* keys whose scores are kept at a time */
-#define TILES 4       /* of queries, that go over them together */
+#define BLOCK 256     /* keys scored at a time */
+#define TILES 4       /* of queries in a block */
 #define MAX_DIM 256
-#define DEPTH 576     /* products of a row that are added up before they meet the sums of others */
+#define DEPTH 576     /* products of a row that are added up before they join other sums */
 #define MAX_WIDTH 512 /* columns of a block of products */
 
 typedef struct {
@@ -38,12 +41,12 @@ typedef struct {
     int64_t batch, heads, key_heads, length, dim, value_dim;
     Strides of_query, of_key, of_value, of_out;
     float scale;
-    float *keys, *values; /* room for what is packed: batch * key_heads * padded length * dim, each padded */
+    float *keys, *values; /* room for packed keys and values: batch * key_heads * padded length * dim (padded value_dim) */
 } Attention;
 
 INLINE int64_t padded(int64_t size, int64_t to) { return (size + to - 1) / to * to; }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-/* An equal share of what is left of a depth, DEPTH at most. */
+/* The next part of a depth, of which `rest` is left: at most DEPTH, in parts of about equal size. */
 INLINE int64_t share(int64_t rest) { return (rest - 1) / ((rest + DEPTH - 1) / DEPTH) + 1; }
 
 typedef struct {
@@ -53,14 +56,14 @@ typedef struct {
     Strides of_states, of_cos, of_sin, of_out; /* cos and sin have no heads */
 } Rotary;
 
-/* silu(states weight') * (states up'), or, without `up`, the scores of such rows of logits. */
+/* silu(states weight') * (states up'); without `up`, the scores of the logits states weight'. */
 typedef struct {
-    const float *states, *weight, *up; /* [rows][depth]; [columns][depth]; the same or none */
+    const float *states, *weight, *up; /* [rows][depth]; [columns][depth]; [columns][depth] or NULL */
     int64_t rows, depth, columns; /* rows: at least ROWS */
-    int64_t blocks; /* of columns, each with at most MAX_WIDTH of both matrices together */
-    float *room;    /* [threads][of_thread], for a packed block each */
+    int64_t blocks; /* of columns, each with at most MAX_WIDTH columns, both matrices counted */
+    float *room;    /* [threads][of_thread]: one packed block per thread */
     int64_t of_thread;
-    float *out;            /* [rows][columns]; or none of it, and what follows */
+    float *out;            /* [rows][columns] with `up`; otherwise NULL, and all that follows is used */
     const int64_t *target; /* [rows] */
     float *nll, *confidence;
     uint8_t *correct;
@@ -68,7 +71,7 @@ typedef struct {
     uint8_t *leads;            /* room: [rows] */
 } Products;
 
-/* exp(x) for x <= 0; below -87 it is taken for that, 1.6e-38. */
+/* exp(x) for x <= 0, where x < -87 counts as -87: 1.6e-38. */
 INLINE float exp_of(float x) {
     x = -87.0f > x ? -87.0f : x;                  /* nan stays */
     float shifted = x * 0x1.715476p0f + 0x1.8p23f; /* leaves the nearest integer to x / ln 2 in the low bits */
@@ -119,7 +122,7 @@ INLINE void rotate(const float *x, const float *cos, const float *sin, int64_t h
 #define TARGET __attribute__((target("avx2,fma")))
 #define LEVEL 1
 #define LANES 8
-#define LOW 0, 8, 1, 9, 2, 10, 3, 11 /* one lane of each in turn, of their lower halves */
+#define LOW 0, 8, 1, 9, 2, 10, 3, 11 /* interleaves the lower halves of two vectors */
 #define HIGH 4, 12, 5, 13, 6, 14, 7, 15
 #define ROWS 6
 #include "attention.h"
@@ -134,7 +137,7 @@ INLINE void rotate(const float *x, const float *cos, const float *sin, int64_t h
 #define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #define ROWS 12
 #include "attention.h"
-#else /* NEON, or whatever vectors the compiler makes */
+#else /* NEON, or the compiler's own choice */
 #define TARGET
 #define LEVEL 1
 #define LANES 4

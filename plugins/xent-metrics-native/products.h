@@ -1,14 +1,14 @@
-/* Rows of states times weights, a block of columns at a time: it is packed into the cache once and meets all rows there, ROWS
- * at a time. Of their products is made what is wanted while they, too, lie in the cache. */
+/* Multiplies rows of states by weights, one block of columns at a time. A block is packed into the cache once and multiplied
+ * with all rows, ROWS at a time. The products are turned into results while they are still in the cache. */
 
-/* Of a block. Blocks are made of whole tiles; a tile of a gated product has LANES columns of its gate and the same of `up`. */
+/* Blocks consist of whole tiles. A tile of gated products has LANES columns of the gate and the same columns of `up`. */
 INLINE int64_t NAME(first_column)(const Products *job, int64_t block) {
     const int64_t columns = job->up ? LANES : WIDE;
     return block * (padded(job->columns, columns) / columns) / job->blocks * columns;
 }
 
-/* The columns of a block as [share of the depth][tile][depth of the share][WIDE], in the order in which they are multiplied,
- * with zeros behind the last column. */
+/* Packs the columns of a block as [part of the depth][tile][depth of the part][WIDE], in the order in which they are
+ * multiplied, padded with zeros. */
 TARGET static void NAME(pack_block)(const Products *job, int64_t block, float *to) {
     const int64_t first = NAME(first_column)(job, block), end = NAME(first_column)(job, block + 1);
     for (int64_t start = 0, size; start < job->depth; start += size) {
@@ -22,11 +22,11 @@ TARGET static void NAME(pack_block)(const Products *job, int64_t block, float *t
     }
 }
 
-/* `count` logits of a row, of a block: the largest, and the sum of exp(logit - largest) of the others. */
+/* Reduces `count` logits of a row in a block to the largest and the sum of exp(logit - largest) over the others. */
 INLINE void NAME(score_block)(const Products *job, int64_t row, int64_t block, int64_t first, int64_t count, float *x) {
     const int64_t end = padded(count, LANES), at = row * job->blocks + block, target = job->target[row] - first;
     float sum = 0.0f;
-    int32_t index = INT32_MAX; /* the first of the largest */
+    int32_t index = INT32_MAX; /* of the first of the largest */
     for (int64_t j = count; j < end; j++) x[j] = -INFINITY;
     const float high = NAME(largest)(x, end, -INFINITY);
 #pragma omp simd reduction(min : index)
@@ -42,9 +42,9 @@ INLINE void NAME(score_block)(const Products *job, int64_t row, int64_t block, i
     job->top[at] = high, job->rest[at] = high == INFINITY ? NAN : sum;
 }
 
-/* ROWS rows from `row` with the columns of a block. */
+/* Multiplies ROWS rows from `row` with the columns of a block. */
 TARGET static void NAME(multiply)(const Products *job, int64_t row, int64_t block, const float *packed) {
-    float products[ROWS][MAX_WIDTH + 16]; /* rows not a power of 2 apart, whose multiples share lines of the cache */
+    float products[ROWS][MAX_WIDTH + 16]; /* not a power of 2, as in attention.h */
     const int64_t first = NAME(first_column)(job, block), end = NAME(first_column)(job, block + 1);
     const int64_t count = least(end, job->columns) - first, width = (end - first) * (job->up ? 2 : 1);
     for (int64_t start = 0, size; start < job->depth; start += size) {
@@ -65,13 +65,13 @@ TARGET static void NAME(multiply)(const Products *job, int64_t row, int64_t bloc
     }
 }
 
-/* A block with all rows; the last tile of them begins earlier rather than end behind the last. */
+/* Multiplies a block with all rows. The last tile overlaps the one before, so that it doesn't exceed the rows. */
 static void NAME(multiply_block)(const Products *job, int64_t block, float *packed) {
     NAME(pack_block)(job, block, packed);
     for (int64_t row = 0; row < job->rows; row += ROWS) NAME(multiply)(job, least(row, job->rows - ROWS), block, packed);
 }
 
-/* A row of logits, of what its blocks gave. */
+/* Joins the blocks of a row of logits. */
 TARGET static void NAME(join)(const Products *job, int64_t row) {
     const float *tops = job->top + row * job->blocks, *rests = job->rest + row * job->blocks;
     const int64_t target = job->target[row];
@@ -82,7 +82,7 @@ TARGET static void NAME(join)(const Products *job, int64_t row) {
     double rest = rests[lead];
 #pragma omp simd reduction(+ : rest)
     for (int64_t j = 0; j < job->blocks; j++) rest += j == lead ? 0.0f : (1.0f + rests[j]) * exp_of(tops[j] - high);
-    if (high == -INFINITY) rest = NAN; /* as log_softmax has it */
+    if (high == -INFINITY) rest = NAN; /* as in log_softmax */
     job->nll[row] = (float)(log1p(rest) + ((double)high - job->logit[row]));
     job->confidence[row] = (float)(1.0 / (1.0 + rest));
     const int leads = job->leads[row] && target >= NAME(first_column)(job, lead) && target < NAME(first_column)(job, lead + 1);

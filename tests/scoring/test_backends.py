@@ -1,15 +1,17 @@
-"""The hook `score_backend`: when plugins are asked for scores, in which order, and what happens when they break its contract."""
+"""The hook `score_backend`: when it is called, in which order, by pluggy's own rules, and errors that name the plugin."""
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint
+import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-import xent_metrics.plugins
 from xent_metrics import TokenScores, hookimpl, score_hidden_states, score_tokens
 from xent_metrics.errors import PluginError
 from xent_metrics.scoring import compiled
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("error:xent-metrics plugin")
 
 
 class Backend:
-    """A plugin module whose backend returns `result` and remembers what it was asked."""
+    """A plugin module whose backend returns `result` and remembers its arguments."""
 
     def __init__(self, result):
         self.asked = []
@@ -35,7 +37,7 @@ class Backend:
 
 
 def marked(nll: float) -> Backend:
-    """Scores that are told apart from torch's by their nll."""
+    """A backend whose scores can be recognised by their nll."""
     return Backend(
         lambda logits, target: (
             torch.full(target.shape, nll),
@@ -127,11 +129,121 @@ def test_the_first_result_wins_and_the_last_loaded_is_asked_first(install, batch
     assert [len(backend.asked) for backend in (first, second, declines)] == [0, 1, 1]
 
 
-def test_tryfirst_is_heeded(install, batch):
-    first, second = marked(1.0), marked(2.0)
-    first.score_backend = hookimpl(tryfirst=True)(first.score_backend)
-    install(first, second)
-    assert score_tokens(*batch).nll.max() == 1.0
+@pytest.mark.parametrize(
+    ("options", "largest"),
+    [
+        (({}, {}, {}), 3.0),
+        (({"tryfirst": True}, {}, {}), 1.0),
+        (({}, {}, {"trylast": True}), 2.0),
+        (({"trylast": True}, {}, {"trylast": True}), 2.0),
+        (({"tryfirst": True}, {"tryfirst": True}, {}), 2.0),
+    ],
+)
+def test_tryfirst_and_trylast_are_heeded(options, largest, install, batch):
+    backends = [marked(float(place)) for place in (1, 2, 3)]
+    for backend, chosen in zip(backends, options, strict=True):
+        backend.score_backend = hookimpl(**chosen)(backend.score_backend)
+    install(*backends)
+    assert score_tokens(*batch).nll.max() == largest
+    assert sum(len(backend.asked) for backend in backends) == 1
+
+
+class Wrapper:
+    """A plugin module that wraps the backends of others."""
+
+    def __init__(self, change):
+        self.seen = []
+
+        @hookimpl(wrapper=True)
+        def score_backend(logits):
+            result = yield
+            self.seen.append(result)
+            return change(result)
+
+        self.score_backend = score_backend
+
+
+class OldWrapper:
+    """The same in pluggy's old style."""
+
+    def __init__(self, change):
+        self.seen = []
+
+        @hookimpl(hookwrapper=True)
+        def score_backend(logits):
+            outcome = yield
+            self.seen.append(outcome.get_result())
+            outcome.force_result(change(outcome.get_result()))
+
+        self.score_backend = score_backend
+
+
+def doubled(result):
+    return result and (result[0] * 2, *result[1:])
+
+
+@pytest.mark.parametrize("kind", [Wrapper, OldWrapper])
+def test_a_wrapper_changes_the_scores_of_the_backend_that_it_wraps(kind, install, batch):
+    wrapper = kind(doubled)
+    install(wrapper, marked(1.5))
+    assert score_tokens(*batch).nll.max() == 3.0
+    assert len(wrapper.seen) == 1
+
+
+@pytest.mark.parametrize("kind", [Wrapper, OldWrapper])
+def test_a_wrapper_around_no_result_leaves_the_rows_to_torch(kind, install, batch):
+    install()
+    expected = score_tokens(*batch)
+    for others in ([], [Backend(None)]):
+        wrapper = kind(doubled)
+        install(wrapper, *others)
+        assert_same(score_tokens(*batch), expected)
+        assert wrapper.seen == [None]
+
+
+def test_a_backend_that_raises_within_a_wrapper_is_named_alone(install, batch):
+    install(Wrapper(doubled), Backend(broken), Wrapper(doubled))
+    with pytest.raises(PluginError, match=r"^backend2 of a-third-party: score_backend raised ZeroDivisionError"):
+        score_tokens(*batch)
+
+
+def test_a_wrapper_that_raises_is_named_alone(install, batch):
+    install(OldWrapper(doubled), marked(1.0), Wrapper(lambda result: 1 / 0))
+    with pytest.raises(PluginError, match=r"^backend3 of a-third-party: score_backend raised ZeroDivisionError"):
+        score_tokens(*batch)
+
+
+def test_a_wrapper_that_spoils_a_result_is_named_and_a_bad_result_is_the_backends(install, batch):
+    install(marked(1.0), Wrapper(lambda result: result[:2]))
+    with pytest.raises(
+        PluginError,
+        match=r"^backend2 of a-third-party: score_backend returned \[\(24,\) of float32 on cpu, .*\]; expected three",
+    ):
+        score_tokens(*batch)
+    install(Backend("scores"), Wrapper(lambda result: result))
+    with pytest.raises(PluginError, match=r"^backend1 of a-third-party: score_backend returned 'scores'"):
+        score_tokens(*batch)
+    install(Wrapper(lambda result: "scores"), Backend(None))
+    with pytest.raises(PluginError, match=r"^backend1 of a-third-party: score_backend returned 'scores'"):
+        score_tokens(*batch)
+
+
+class Raises:
+    """A plugin whose function no other plugin has."""
+
+    @staticmethod
+    @hookimpl
+    def score_backend(logits):
+        raise ZeroDivisionError("no rows today")
+
+
+def test_among_several_the_one_that_breaks_the_contract_is_named(install, batch):
+    install(Backend(broken), marked(1.0), Backend("scores"), Backend(None))
+    with pytest.raises(PluginError, match=r"^backend3 of a-third-party: score_backend returned 'scores'"):
+        score_tokens(*batch)
+    install(Backend(broken), marked(1.0), Raises, Backend(None))
+    with pytest.raises(PluginError, match=r"^backend3 of a-third-party: score_backend raised ZeroDivisionError"):
+        score_tokens(*batch)
 
 
 def test_a_backend_may_ask_for_the_logits_alone(install):
@@ -209,7 +321,7 @@ real, truth = torch.zeros(24), torch.zeros(24, dtype=torch.bool)
         ("scores", "returned 'scores'; expected three tensors"),
         ((real, real), "expected three tensors"),
         ((real, real, truth.tolist()), "expected three tensors"),
-        ((real[1:], real, truth), r"returned \(23,\) of float32 on cpu, \(24,\) .* each of shape \(24,\) on cpu"),
+        ((real[1:], real, truth), r"returned \[\(23,\) of float32 on cpu, \(24,\) .* each of shape \(24,\) on cpu"),
         ((real, real[:, None], truth), r"\(24, 1\) of float32"),
         ((real.half(), real.half(), truth), r"\(24,\) of float16 .* float32 or wider"),
         ((real.double(), real, truth), r"\(24,\) of float64"),
@@ -257,23 +369,28 @@ def test_a_plugin_that_is_set_aside_for_another_reason_gives_no_scores(install, 
     assert backend.asked == []
 
 
-def test_the_environment_chooses_among_backends(monkeypatch, batch, tmp_path):
+PROGRAM = """
+import torch
+from xent_metrics import score_tokens
+print(score_tokens(torch.zeros(2, 3), torch.tensor([0, 1])).nll.max().item())
+"""
+
+
+@pytest.mark.parametrize(("chosen", "largest"), [("marks", 7.5), ("", math.log(3))])
+def test_the_environment_chooses_among_backends(chosen, largest, tmp_path):
+    """The plugin is installed, and each choice runs in its own process."""
     (tmp_path / "marks_rows.py").write_text(
         "import torch\nfrom xent_metrics import hookimpl\n\n@hookimpl\ndef score_backend(target):\n"
         "    return torch.full(target.shape, 7.5), torch.ones(target.shape), target == 0\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
-    point = EntryPoint("marks", "marks_rows", "xent_metrics")
-    monkeypatch.setattr(xent_metrics.plugins, "entry_points", lambda group: [point])
-    largest = {}
-    for chosen in ("marks", ""):
-        monkeypatch.setenv("XENT_METRICS_PLUGINS", chosen)
-        loaded = xent_metrics.plugins.plugins.__wrapped__()
-        with monkeypatch.context() as patch:
-            patch.setattr(xent_metrics.plugins, "plugins", lambda loaded=loaded: loaded)
-            largest[chosen] = float(score_tokens(*batch).nll.max())
-    reference = F.cross_entropy(batch[0].flatten(0, 1), batch[1].flatten(), reduction="none").max()
-    assert largest == {"marks": 7.5, "": pytest.approx(float(reference), rel=1e-6)}
+    metadata = tmp_path / "marks-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: marks\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[xent_metrics]\nmarks = marks_rows\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"XENT_METRICS_PLUGINS": chosen, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
+    assert float(done.stdout) == pytest.approx(largest, rel=1e-6)
 
 
 # The compiled backend for CUDA. There is no GPU here: its graph is traced on fake CUDA tensors and run on the CPU.

@@ -1,4 +1,4 @@
-"""The hook `linear_cross_entropy_backend`: when plugins are asked for scores of hidden states, and what happens when they break its contract."""
+"""The hook `linear_cross_entropy_backend`: when it is called, for which rows, and errors that name the plugin."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("error:xent-metrics plugin")
 
 
 class Backend:
-    """A plugin module whose backend returns `result`, by default scores told apart by an nll of 7.5, and counts its calls."""
+    """A plugin module whose backend returns `result`, by default an nll of 7.5, and remembers its arguments."""
 
     def __init__(self, result=lambda rows: (torch.full((rows,), 7.5), torch.full((rows,), 0.25), torch.ones(rows) > 0)):
         self.asked = []
@@ -70,6 +70,18 @@ def test_none_leaves_the_rows_to_torch_and_the_last_loaded_is_asked_first(instal
     assert [len(backend.asked) for backend in (declines, answers)] == [2, 1]
 
 
+def test_a_wrapper_changes_the_scores_of_the_backend_that_it_wraps(install):
+    class Wrapper:
+        @staticmethod
+        @hookimpl(wrapper=True)
+        def linear_cross_entropy_backend(weight):
+            nll, *others = yield
+            return nll + len(weight), *others
+
+    install(Backend(), Wrapper)
+    assert score_hidden_states(HIDDEN, HEAD, TARGET).nll.max() == 14.5
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -115,11 +127,11 @@ def test_mixed_precision_is_left_to_torch(install):
     ("result", "says"),
     [
         (lambda rows: 1 / 0, "linear_cross_entropy_backend raised ZeroDivisionError"),
-        (torch.zeros(24), "linear_cross_entropy_backend returned tensor"),
+        (torch.zeros(24), r"linear_cross_entropy_backend returned \(24,\) of float32 on cpu; expected three"),
         (lambda rows: (torch.zeros(rows), torch.zeros(rows)), "expected three tensors"),
         (
             lambda rows: (torch.zeros(rows - 1), torch.zeros(rows), torch.zeros(rows) > 0),
-            r"returned \(23,\) of float32",
+            r"returned \[\(23,\) of float32",
         ),
         (lambda rows: (torch.zeros(rows).half(), torch.zeros(rows), torch.zeros(rows) > 0), "float16"),
         (lambda rows: (torch.zeros(rows), torch.zeros(rows), torch.zeros(rows)), "correct as bool"),

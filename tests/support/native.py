@@ -1,11 +1,14 @@
-"""xent-metrics-native as it stands in the tree, compiled and loaded, whether or not some version of it is installed."""
+"""xent-metrics-native as it is in the tree, compiled and loaded, whether or not some version of it is installed."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -16,7 +19,6 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "plugins" / "xent-metrics-native"
 POINT = EntryPoint("native", "xent_metrics_native", "xent_metrics")
-
 
 _FOLDER = tempfile.TemporaryDirectory()
 SITE = Path(_FOLDER.name)  # where it is installed
@@ -31,7 +33,10 @@ def hatch_build() -> ModuleType:
     absent = {name: module for name, module in stand_ins.items() if name not in sys.modules}
     sys.modules.update(absent)
     try:
-        return load("hatch_build", PACKAGE / "hatch_build.py")
+        spec = importlib.util.spec_from_file_location("hatch_build", PACKAGE / "hatch_build.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
     finally:
         for name in absent:
             del sys.modules[name]
@@ -48,28 +53,45 @@ def copy_package(folder: Path) -> Path:
     return package
 
 
+@contextmanager
+def importable_from(folder: Path) -> Iterator[None]:
+    """Within it the package is imported from `folder`; afterwards `sys.path` and `sys.modules` are as before."""
+
+    def take_out() -> dict[str, ModuleType]:
+        return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == POINT.value}
+
+    before = take_out()
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        take_out()
+        sys.modules.update(before)
+
+
 @cache
 def build() -> ModuleType:
-    """Install into `SITE` and load from there, without a trace in `sys.path` and `sys.modules`."""
+    """Install into `SITE` and load from there."""
     package = copy_package(SITE)
     build = hatch_build()
     assert build.compile_all(PACKAGE, package) == build.LIBRARIES.keys(), "these tests need a C compiler"
-    return load("xent_metrics_native", package / "__init__.py")
+    return load(SITE)
+
+
+def load(folder: Path) -> ModuleType:
+    """The package as installed in `folder`."""
+    with importable_from(folder):
+        return importlib.import_module(POINT.value)
 
 
 def every_level(native: ModuleType) -> Any:
-    """A fixture by which every test of a module runs by every instruction set of this processor."""
+    """A fixture that runs every test of a module with every instruction set of this processor."""
 
-    @pytest.fixture(params=range(1, native._level + 1), ids="level{}".format, autouse=True)
+    @pytest.fixture(params=range(1, native.libraries.level + 1), ids="level{}".format, autouse=True)
     def level(request, monkeypatch) -> int:
-        monkeypatch.setattr(native, "_level", request.param)
+        monkeypatch.setattr(native.libraries, "level", request.param)
         return request.param
 
     return level
-
-
-def load(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -1,7 +1,7 @@
-"""Asks plugins for a faster pass over plain rows, and checks what they return.
+"""Asks plugins for faster scores of plain rows, and checks what they return.
 
 `score_backend` scores rows of logits, `linear_cross_entropy_backend` rows of hidden states. Without such a plugin torch
-does the work, and asking costs a few microseconds per block of rows. With one, the fields are the same, and an error
+scores them, and asking costs a few microseconds per block of rows. The scores have the same names either way. An error
 names the plugin that breaks the hook's contract.
 """
 
@@ -12,28 +12,30 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pluggy import HookCaller
+from pluggy import HookCaller, HookImpl
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor  # torch.func has no public name for it
 
 from xent_metrics.errors import PluginError
 from xent_metrics.hookspecs import hooks
 
-__all__ = ["has_backend", "is_plain", "part_by_backend", "score_by_backend"]
+__all__ = ["first_result", "is_plain", "score_by_backend"]
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """True for a tensor with memory of its own: not traced, not transformed by torch.func, not fake."""
+    """True for a tensor with memory of its own: not traced, not transformed by torch.func, not fake, not a subclass."""
     return type(tensor) is Tensor and not torch.compiler.is_compiling() and not is_functorch_wrapped_tensor(tensor)
 
 
-def has_backend(hook: str) -> bool:
-    """True if a loaded plugin implements `hook`."""
-    return bool(getattr(hooks(), hook).get_hookimpls())
-
-
 def score_by_backend(hook: str, **given: Tensor) -> dict[str, Tensor] | None:
-    """Scores by name from the first backend that accepts these rows; None if there is none.
+    """Scores from the first backend that accepts these rows; None if there is none.
+
+    Args:
+        hook: the name of the hook.
+        given: its arguments; the rows come first.
+
+    Returns:
+        `nll`, `confidence` and `correct`, each ``(N,)``.
 
     Raises:
         PluginError: a backend raised, or returned something else than the hook's contract says.
@@ -41,36 +43,20 @@ def score_by_backend(hook: str, **given: Tensor) -> dict[str, Tensor] | None:
     rows = next(iter(given.values()))
     if not (all(map(is_plain, given.values())) and len(rows)):
         return None
-    result = _call(hook, given)
+    result = first_result(hook, **given)
     if result is None:
         return None
-    problem = _problem(result, rows)
-    if problem:
-        raise PluginError(f"{_plugin_that_gave(hook, given)}: {hook} returned {problem}")
+    if problem := _problem(result, rows):
+        raise PluginError(f"{_plugin_that_returned(hook, given, rows)}: {hook} returned {problem}")
     return dict(zip(("nll", "confidence", "correct"), result, strict=True))
 
 
-def part_by_backend(hook: str, shape: torch.Size, **given: Any) -> Tensor | None:
-    """The first backend's result of `shape` and like the first given tensor, or None where no backend takes them.
+def first_result(hook: str, **given: Any) -> Any:
+    """Call a hook of which the first result wins; None if no plugin returns any.
 
-    Backends have no gradients, so none is asked where those may be wanted.
+    Raises:
+        PluginError: a plugin raised.
     """
-    tensors = [value for value in given.values() if isinstance(value, Tensor)]
-    if torch.is_grad_enabled() or not all(map(is_plain, tensors)):
-        return None
-    result = _call(hook, given)
-    first = tensors[0]
-    if result is None:
-        return None
-    if type(result) is not Tensor or (result.shape, result.dtype, result.device) != (shape, first.dtype, first.device):
-        got = _described(result) if isinstance(result, Tensor) else f"{result!r:.200}"
-        expected = f"{tuple(shape)} of {str(first.dtype).removeprefix('torch.')} on {first.device}"
-        raise PluginError(f"{_plugin_that_gave(hook, given)}: {hook} returned {got}; expected a tensor {expected}")
-    return result
-
-
-def _call(hook: str, given: Mapping[str, Any]) -> Any:
-    """The hook's first result that isn't None, as pluggy gives it."""
     caller: HookCaller = getattr(hooks(), hook)
     if not caller.get_hookimpls():
         return None
@@ -84,35 +70,47 @@ def _call(hook: str, given: Mapping[str, Any]) -> Any:
 
 
 def _plugin_that_raised(caller: HookCaller, error: Exception) -> str:
-    """The plugin whose function is in the traceback; all that implement the hook if none is."""
-    running = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
+    """The plugin of the innermost hook function in the traceback: a wrapper is further out than what it wraps."""
     implementations = caller.get_hookimpls()
-    found = [each.plugin_name for each in implementations if getattr(each.function, "__code__", None) in running]
-    return ", ".join(found or [each.plugin_name for each in implementations])
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        raised = [each for each in implementations if getattr(each.function, "__code__", None) is frame.f_code]
+        if raised:
+            return _names(raised)
+    return _names(implementations)
 
 
-def _plugin_that_gave(hook: str, given: Mapping[str, Any]) -> str:
-    """The plugin that answers first, found by asking each one again: for an error message."""
-    implementations = getattr(hooks(), hook).get_hookimpls()
-    for each in reversed(implementations):  # pluggy's order
-        if not (each.hookwrapper or each.wrapper) and each.function(*map(given.get, each.argnames)) is not None:
-            return str(each.plugin_name)
+def _plugin_that_returned(hook: str, given: Mapping[str, Tensor], rows: Tensor) -> str:
+    """The plugin that returned something wrong, found by asking again: the first backend, or else a wrapper around it."""
+    implementations: list[HookImpl] = getattr(hooks(), hook).get_hookimpls()
+    wrappers = [each for each in implementations if each.wrapper or each.hookwrapper]
+    for each in reversed(implementations):  # the order in which pluggy calls them
+        result = None if each in wrappers else each.function(*map(given.get, each.argnames))
+        if result is not None:
+            return each.plugin_name if _problem(result, rows) else _names(wrappers)
+    return _names(wrappers or implementations)
+
+
+def _names(implementations: list[HookImpl]) -> str:
     return ", ".join(each.plugin_name for each in implementations)
 
 
 def _problem(result: Any, rows: Tensor) -> str:
     """What is wrong with a backend's result; empty if nothing is."""
     if not isinstance(result, tuple | list) or [type(column) for column in result] != [Tensor] * 3:
-        return f"{result!r:.200}; expected three tensors: nll, confidence, correct"
+        return f"{_described(result)}; expected three tensors: nll, confidence, correct"
     wide = torch.float64 if result[0].dtype == torch.float64 else torch.float32
     for column, dtype in zip(result, (wide, wide, torch.bool), strict=True):
         if column.shape != rows.shape[:1] or column.dtype != dtype or column.device != rows.device:
             return (
-                f"{', '.join(map(_described, result))}; expected nll and confidence in float32 or wider and "
+                f"{_described(result)}; expected nll and confidence in float32 or wider and "
                 f"correct as bool, each of shape ({len(rows)},) on {rows.device}"
             )
     return ""
 
 
-def _described(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
+def _described(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_described, value))}]"
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')} on {value.device}"
+    return f"{value!r:.200}"

@@ -1,228 +1,270 @@
-"""xent-metrics-native's parts of a layer against float64 and torch's own, and bits that depend on the row alone."""
+"""`forward_context`: what it replaces in a model's layers, what it leaves alone, and that the model is its own afterwards."""
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from support import native as native_build
+from support.hf_model import CONFIGS, tiny_model
+from support.native_parts import ALL, FOUND, PARTS, Calls, assert_close, context, logits, right
 from torch.nn import functional as F
-from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 native = native_build.build()
-level = native_build.every_level(native)
 
 
-def attention(query, key, value, scale=None):
-    """The plugin's own answer, which must not be None."""
-    result = native.attention_backend(query, key, value, query.shape[-1] ** -0.5 if scale is None else scale)
-    assert result is not None
-    return result
+@torch.no_grad()
+@pytest.mark.parametrize("name", CONFIGS)
+def test_each_architecture_computes_the_same(name, instead):
+    calls, model, ids = instead(), tiny_model(name), torch.randint(384, (2, 40))
+    expected, faster = logits(model, ids), context(model)
+    calls.forget()
+    with faster:
+        assert_close(logits(model, ids), expected)
+    assert calls.used == FOUND[name]
+    assert torch.equal(logits(model, ids), expected)
 
 
-def assert_as_exact_as_torch(query, key, value, scale=None) -> None:
-    """Not much further from float64 than torch's own float32 is, on the whole and at the worst."""
-    options = {"is_causal": True, "enable_gqa": True, "scale": scale}
-    truth = F.scaled_dot_product_attention(*(given.double() for given in (query, key, value)), **options)
-    theirs = F.scaled_dot_product_attention(query, key, value, **options) - truth
-    ours = attention(query, key, value, scale) - truth
-    assert ours.shape == truth.shape
-    for error, times in ((torch.norm, 2), (lambda off: off.abs().max(), 3)):  # 1.6 and 2.2 were seen in 400 draws
-        assert float(error(ours)) <= times * float(error(theirs)) + 1e-7 * float(error(truth))
+@torch.no_grad()
+@pytest.mark.parametrize("name", CONFIGS)
+def test_each_architecture_computes_the_same_in_c(name, monkeypatch):
+    """Of 2 · 70 ids, which are enough for every C function."""
+    calls, model, ids = Calls(monkeypatch, {}), tiny_model(name), torch.randint(384, (2, 70))
+    expected, faster = logits(model, ids), context(model)
+    calls.forget()
+    with faster:
+        assert_close(logits(model, ids), expected)
+    assert calls.used == FOUND[name]
 
 
-def heads_of(batch, length, heads, dim, spread=1.0):
-    """(B, H, S, D), with memory as of (B, S, H, D), as models have it."""
-    return (torch.randn(batch, length, heads, dim) * spread).transpose(1, 2)
+@torch.no_grad()
+def test_padded_rows_compute_the_same(monkeypatch):
+    calls, model, ids = Calls(monkeypatch, {}), tiny_model("llama_untied"), torch.randint(384, (2, 70))
+    mask = torch.ones(2, 70, dtype=torch.long)
+    mask[1, 50:] = 0
+    expected, faster = model(ids, attention_mask=mask).logits, context(model)
+    calls.forget()
+    with faster:
+        found = model(ids, attention_mask=mask).logits
+    assert_close(found[mask.bool()], expected[mask.bool()])
+    assert calls.used == ALL - {"attention"}
 
 
-def random_heads(batch, length, heads, key_heads, dim, value_dim):
-    return (
-        heads_of(batch, length, heads, dim, 3.0),
-        heads_of(batch, length, key_heads, dim),
-        heads_of(batch, length, key_heads, value_dim),
-    )
+def test_the_hook_is_this_plugins(loaded):
+    assert type(loaded.manager.hook.forward_context(model=tiny_model("llama_tied"))) is native.layers.FasterLayers
+    assert loaded.manager.hook.forward_context(model=tiny_model("llama_tied").double()) is None
 
 
-@pytest.mark.parametrize("length", [64, 65, 95, 96, 97, 255, 256, 257, 511, 513, 1000])
-def test_attention_is_within_the_bound_at_every_edge_of_a_block(length):
-    assert_as_exact_as_torch(*random_heads(2, length, 3, 1, 64, 64))
+@torch.no_grad()
+def test_the_model_is_its_own_again_afterwards_and_after_an_error(instead):
+    import transformers.models.llama.modeling_llama as source
+
+    instead()
+    model, own = tiny_model("llama_tied"), source.apply_rotary_pos_emb
+    ids = torch.arange(20)[None]
+    expected, faster = model(ids).logits, context(model)
+    for _ in range(2):
+        with faster:
+            assert source.apply_rotary_pos_emb is not own
+            assert "forward" in vars(model.model.norm)
+            inside = model(ids).logits
+        with pytest.raises(IndexError), faster:
+            model(torch.tensor([[9999]]))
+        assert source.apply_rotary_pos_emb is own
+        assert not any("forward" in vars(module) for module in model.modules())
+        assert torch.equal(model(ids).logits, expected)
+        assert not torch.equal(inside, expected)  # float64 within
+        assert_close(inside, expected)
 
 
-@pytest.mark.parametrize(
-    ("heads", "key_heads", "dim", "value_dim"),
-    [(1, 1, 1, 1), (2, 2, 8, 33), (9, 3, 64, 64), (4, 1, 80, 96), (2, 1, 100, 7), (2, 2, 128, 256), (1, 1, 256, 128)],
-)
-def test_attention_takes_heads_of_any_number_and_size(heads, key_heads, dim, value_dim):
-    assert_as_exact_as_torch(*random_heads(3, 130, heads, key_heads, dim, value_dim))
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["rotary", "norm", "gated"])
+def test_a_part_that_is_wrong_runs_as_it_is(name, instead):
+    calls, model, ids = instead(**{name: lambda *given: right(name, *given) * 1.01}), *model_and_ids()
+    expected, faster = logits(model, ids), context(model)
+    calls.forget()
+    with faster:
+        assert_close(logits(model, ids), expected)
+    assert calls.used == ALL - {name}
 
 
-@given(length=st.integers(64, 700), seed=st.integers(0, 2**31), dim=st.integers(1, 140), spread=st.floats(0, 40))
-def test_attention_is_within_the_bound_for_any_length(length, seed, dim, spread):
-    torch.manual_seed(seed)
-    query, key, value = (heads_of(1, length, 2, dim) for _ in range(3))
-    query *= spread
-    assert_as_exact_as_torch(query, key, value)
+@torch.no_grad()
+def test_what_c_does_not_take_is_the_models_own(instead):
+    """Parts that agree on the trial's 160 rows, and then take nothing."""
+    accepting = [True]
+    kept = {name: lambda *given, name=name: right(name, *given) if accepting else None for name in PARTS}
+    calls, model, ids = instead(**kept), *model_and_ids()
+    expected, faster = logits(model, ids), context(model)
+    accepting.clear()
+    calls.forget()
+    with faster:
+        assert torch.equal(logits(model, ids), expected)
+    assert set(calls.asked) == ALL
+    assert not calls.used
 
 
-def test_attention_has_the_scale_that_it_is_given():
-    assert_as_exact_as_torch(*random_heads(1, 70, 2, 2, 16, 16), scale=0.7)
+def model_and_ids():
+    return tiny_model("llama_tied"), torch.arange(20)[None]
 
 
-def test_scores_of_any_size_leave_no_infinity():
-    """The maximum grows from block to block, and falls, by far more than a float's exponent holds."""
-    query, key = torch.zeros(2, 1, 1, 600, 4)
-    query[..., 0] = 1.0
-    for ramp in (torch.linspace(-1e4, 1e4, 600), torch.linspace(1e4, -1e4, 600), torch.full((600,), 1e30)):
-        key[..., 0] = ramp
-        assert_as_exact_as_torch(query, key, torch.randn(1, 1, 600, 5), scale=1.0)
+def test_only_plain_float32_models_on_the_cpu_have_a_context():
+    model = tiny_model("llama_tied")
+    assert native.forward_context(model) is not None
+    assert native.forward_context(tiny_model("llama_tied").bfloat16()) is None
+    assert native.forward_context(tiny_model("llama_tied").to("meta")) is None
+    assert native.forward_context(torch.compile(tiny_model("llama_tied"))) is None
+    model.model.layers[0].compile()
+    assert native.forward_context(model) is None
 
 
-def test_blocks_of_scores_of_minus_infinity_weigh_nothing():
-    query, key, value = random_heads(1, 600, 1, 1, 4, 5)
-    query[..., 0], key[..., 0] = 1e30, 0.0
-    key[:, :, :300, 0] = -1e30
-    expected = attention(query[:, :, 300:], key[:, :, 300:], value[:, :, 300:])
-    found = attention(query, key, value)
-    assert bool(found.isfinite().all())
-    torch.testing.assert_close(found[:, :, 300:], expected, rtol=1e-4, atol=1e-5)
+def test_a_model_that_is_float32_but_for_one_weight_has_no_context():
+    model = tiny_model("llama_tied")
+    model.model.norm.bfloat16()
+    assert native.forward_context(model) is None
 
 
-@pytest.mark.parametrize("place", ["query", "key", "value"])
-def test_a_nan_is_in_every_row_that_sees_it_and_in_no_other(place):
-    given = dict(zip(("query", "key", "value"), random_heads(1, 300, 2, 2, 8, 8), strict=True))
-    given[place][0, 1, 270, 3] = torch.nan
-    rows = attention(**given).isnan().any(-1)
-    expected = torch.zeros(1, 2, 300, dtype=torch.bool)
-    expected[0, 1, 270 : 271 if place == "query" else None] = True
-    if place == "value":  # 0 · nan is nan: rows of the same tile, whose weight for it is 0, may have it, as torch's do
-        assert bool(rows[expected].all())
-        assert not rows[:, :, :250].any()
-    else:
-        assert torch.equal(rows, expected)
+@torch.no_grad()
+def test_mixed_precision_is_the_models_own(instead):
+    calls, (model, ids) = instead(), model_and_ids()
+    faster = context(model)
+    calls.forget()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = logits(model, ids)
+        with faster:
+            assert torch.equal(logits(model, ids), expected)
+    assert not calls.asked
 
 
-def test_a_rows_bits_depend_on_what_it_sees_alone():
-    query, key, value = random_heads(3, 400, 4, 2, 64, 48)
-    whole = attention(query, key, value)
-    for batch in range(3):
-        assert torch.equal(
-            attention(*(part[batch : batch + 1] for part in (query, key, value))), whole[batch : batch + 1]
-        )
-    for length in (64, 100, 257, 399):
-        assert torch.equal(attention(*(part[:, :, :length] for part in (query, key, value))), whole[:, :, :length])
-    assert torch.equal(attention(*(part.contiguous() for part in (query, key, value))), whole)
-    threads = torch.get_num_threads()
-    try:
-        for number in (1, 2, 5):
-            torch.set_num_threads(number)
-            assert torch.equal(attention(query, key, value), whole)
-    finally:
-        torch.set_num_threads(threads)
+def test_gradients_are_the_models_own(instead):
+    calls, (model, ids) = instead(), model_and_ids()
+    faster = context(model)
+    calls.forget()
+    with faster:
+        logits(model, ids).sum().backward()
+    assert not calls.asked
+    assert all(float(parameter.grad.norm()) > 0 for parameter in model.parameters())
 
 
-def test_the_result_has_the_memory_that_a_model_wants_next():
-    assert attention(*random_heads(2, 64, 4, 2, 8, 8)).transpose(1, 2).is_contiguous()
+@torch.no_grad()
+def test_a_forward_that_somebody_else_put_there_stays(instead):
+    instead()
+    model, calls = tiny_model("llama_tied"), []
+    norm = model.model.norm
+
+    def hooked(states, own=norm.forward):
+        calls.append(states)
+        return own(states)
+
+    norm.forward = hooked
+    with context(model):
+        model(torch.arange(20)[None])
+    assert len(calls) == 1
+    assert norm.forward is hooked
 
 
-QUERY, KEY, VALUE = random_heads(1, 64, 2, 2, 8, 8)
+@torch.no_grad()
+def test_attention_that_is_not_plainly_causal_is_left_to_torch(instead):
+    calls = instead()
+    query = torch.randn(1, 2, 6, 4)
+    mask = torch.ones(6, 6).tril().bool()
+    with context(torch.nn.Linear(1, 1)):
+        F.scaled_dot_product_attention(query, query, query)
+        F.scaled_dot_product_attention(query, query, query, attn_mask=mask)
+        F.scaled_dot_product_attention(query, query, query, is_causal=True, dropout_p=0.5)
+        F.scaled_dot_product_attention(query, query[:, :, :5], query[:, :, :5], is_causal=True)
+        F.scaled_dot_product_attention(query[0], query[0], query[0], is_causal=True)
+        F.scaled_dot_product_attention(query, query, query, attn_mask=mask, is_causal=True)
+        with pytest.raises(RuntimeError, match="must match"):
+            F.scaled_dot_product_attention(query.repeat(1, 2, 1, 1), query, query, is_causal=True)
+        assert not calls.asked
+        F.scaled_dot_product_attention(query, query, query, None, 0.0, True)
+        F.scaled_dot_product_attention(query.repeat(1, 2, 1, 1), query, query, is_causal=True, enable_gqa=True)
+    assert calls.asked == ["attention"] * 2
+    assert calls.used == {"attention"}
 
 
-@pytest.mark.parametrize(
-    ("query", "key", "value"),
-    [
-        tuple(tensor[:, :, :63] for tensor in (QUERY, KEY, VALUE)),
-        tuple(tensor.double() for tensor in (QUERY, KEY, VALUE)),
-        tuple(tensor.bfloat16() for tensor in (QUERY, KEY, VALUE)),
-        tuple(tensor[0] for tensor in (QUERY, KEY, VALUE)),
-        tuple(tensor.to("meta") for tensor in (QUERY, KEY, VALUE)),
-        tuple(torch.zeros(1, 2, 64, 257) for _ in range(3)),
-        tuple(torch.zeros(1, 2, 64, 0) for _ in range(3)),
-        tuple(torch.zeros(0, 2, 64, 8) for _ in range(3)),
-        (QUERY.transpose(2, 3).contiguous().transpose(2, 3), KEY, VALUE),
-        (torch._efficientzerotensor((1, 2, 64, 8)), KEY, VALUE),
-    ],
-)
-def test_other_attention_is_left_to_torch(query, key, value):
-    assert native.attention_backend(query, key, value, 1.0) is None
+class Limited(torch.nn.Module):
+    """A gated MLP that differs from others in large numbers only."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = (torch.nn.Linear(width, width, bias=False) for _ in range(3))
+        self.act_fn = torch.nn.SiLU()
+
+    def forward(self, states):
+        return self.down_proj(self.act_fn(self.gate_proj(states).clamp(max=10)) * self.up_proj(states))
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (2, 3, 64), (2, 4, 5, 48), (300, 576), (3, 4099)])
-@pytest.mark.parametrize("size", [1e-18, 1e-3, 1.0, 1e15])
-def test_rms_norm(shape, size):
-    states, weight = torch.randn(shape) * size, torch.randn(shape[-1])
-    expected = F.rms_norm(states.double(), shape[-1:], weight.double(), 1e-6)
-    found = native.norm_backend(states, weight, 1e-6).double()
-    assert found.shape == expected.shape
-    assert float(((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max()) <= 5e-7
+class Gelu(Limited):
+    """… that gives nothing but zeros at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.act_fn = torch.nn.GELU()
+        torch.nn.init.zeros_(self.down_proj.weight)
+
+    def forward(self, states):
+        return self.down_proj(self.act_fn(self.gate_proj(states)) * self.up_proj(states))
 
 
-def test_rms_norm_is_what_models_compute():
-    norm, states = LlamaRMSNorm(64), torch.randn(2, 9, 64)
-    torch.nn.init.normal_(norm.weight)
+class EpsilonOutsideRMSNorm(torch.nn.Module):
+    """A norm that differs from others in small numbers only."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.eps = torch.nn.Parameter(torch.ones(8)), 1e-6
+
+    def forward(self, states):
+        return self.weight * states / (states.pow(2).mean(-1, keepdim=True).sqrt() + self.eps)
+
+
+class TwoArgumentsRMSNorm(EpsilonOutsideRMSNorm):
+    def forward(self, states, gate=None):
+        return F.rms_norm(states, (8,), self.weight, self.eps)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [Limited, Gelu, EpsilonOutsideRMSNorm, TwoArgumentsRMSNorm])
+def test_what_only_looks_like_a_part_runs_as_it_is(kind, instead):
+    instead()
+    module = kind()
+    with context(module):
+        assert "forward" not in vars(module)
+
+
+def test_another_thread_may_train_meanwhile(instead):
+    instead(**{name: lambda *given, name=name: without_gradients(name, *given) for name in PARTS})
+    model, other = tiny_model("llama_untied"), tiny_model("llama_tied")
+    faster = context(model)
+    with torch.no_grad(), faster, faster, ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: other(torch.arange(20)[None]).logits.sum().backward()).result()
+    for parameter in other.parameters():
+        assert float(parameter.grad.norm()) > 0
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def without_gradients(name, *given):
     with torch.no_grad():
-        torch.testing.assert_close(native.norm_backend(states, norm.weight.detach(), 1e-6), norm(states))
-        apart = states.transpose(0, 1)
-        torch.testing.assert_close(native.norm_backend(apart, norm.weight.detach(), 1e-6), norm(apart))
+        return right(name, *given)
 
 
-def test_a_rows_norm_has_the_same_bits_in_any_batch():
-    states, weight = torch.randn(2, 500, 100), torch.randn(100)
-    whole = native.norm_backend(states, weight, 1e-5)
-    assert torch.equal(native.norm_backend(states[1, 7:9], weight, 1e-5), whole[1, 7:9])
+def test_another_threads_context_waits():
+    one, other = context(tiny_model("llama_tied")), context(tiny_model("llama_untied"))
+    order, started = [], threading.Event()
 
+    def enter() -> None:
+        started.set()
+        with other:
+            order.append("other")
 
-@pytest.mark.parametrize("positions", [1, 3])
-@pytest.mark.parametrize("dim", [2, 6, 64, 128])
-def test_rotary_positions(positions, dim):
-    query, key, _ = random_heads(3, 50, 4, 2, dim, dim)
-    angles = torch.randn(positions, 50, dim)
-    cos, sin = angles.cos(), angles.sin()
-    for states, expected in zip((query, key), apply_rotary_pos_emb(query, key, cos, sin), strict=True):
-        torch.testing.assert_close(native.rotary_backend(states, cos, sin), expected)
-        torch.testing.assert_close(native.rotary_backend(states.contiguous(), cos, sin), expected)
-
-
-def test_a_row_with_a_nan_has_a_nan_norm_and_the_others_have_their_own():
-    states = torch.tensor([[1.0, torch.nan, 2.0], [1.0, torch.inf, 2.0], [1.0, 2.0, 3.0]])
-    found = native.norm_backend(states, torch.ones(3), 1e-6)
-    torch.testing.assert_close(found, LlamaRMSNorm(3)(states).detach(), equal_nan=True)
-
-
-STATES, WEIGHT, ANGLES = torch.randn(2, 3, 4, 8), torch.randn(8), torch.randn(2, 4, 8)
-
-
-@pytest.mark.parametrize(
-    ("hook", "given"),
-    [
-        ("norm_backend", (STATES.double(), WEIGHT, 1e-6)),
-        ("norm_backend", (STATES, WEIGHT[:4], 1e-6)),
-        ("norm_backend", (STATES, WEIGHT.half(), 1e-6)),
-        ("norm_backend", (STATES[:0], WEIGHT, 1e-6)),
-        ("rotary_backend", (STATES.bfloat16(), ANGLES, ANGLES)),
-        ("rotary_backend", (STATES[0], ANGLES, ANGLES)),
-        ("rotary_backend", (STATES, ANGLES[..., :4], ANGLES[..., :4])),
-        ("rotary_backend", (STATES, ANGLES, ANGLES[:1])),
-        ("rotary_backend", (STATES[..., :7], ANGLES[..., :7], ANGLES[..., :7])),
-        ("rotary_backend", (STATES, ANGLES.transpose(1, 2), ANGLES.transpose(1, 2))),
-    ],
-)
-def test_other_tensors_are_left_to_torch(hook, given):
-    assert getattr(native, hook)(*given) is None
-
-
-def test_the_scores_work_where_the_layers_could_not_be_compiled(monkeypatch, tmp_path):
-    compiler = tmp_path / "some-cc"
-    compiler.write_text('#!/bin/sh\ncase "$*" in *layers.c*) exit 1;; esac\nexec cc "$@"\n')
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CC", str(compiler))
-    package = native_build.copy_package(tmp_path)
-    assert native_build.hatch_build().compile_all(native_build.PACKAGE, package) == {"_kernel.so"}
-    half = native_build.load("xent_metrics_native", package / "__init__.py")
-    assert half.score_backend(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)) is not None
-    assert half.attention_backend(QUERY, KEY, VALUE, 1.0) is None
-    assert half.norm_backend(STATES, WEIGHT, 1e-6) is None
-    weight = torch.randn(5, 8)
-    assert half.gated_backend(torch.randn(64, 8), weight, weight) is None
-    assert half.linear_cross_entropy_backend(torch.randn(64, 8), weight, torch.zeros(64, dtype=torch.long)) is None
+    with ThreadPoolExecutor(1) as pool:
+        with one:
+            pending = pool.submit(enter)
+            started.wait()
+            with pytest.raises(TimeoutError):
+                pending.result(timeout=0.2)
+            order.append("one")
+        pending.result()
+    assert order == ["one", "other"]

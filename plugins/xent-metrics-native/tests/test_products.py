@@ -1,4 +1,4 @@
-"""xent-metrics-native's products with weights against float64 and torch's own, and bits that depend on the row alone."""
+"""Products with weights against float64 and torch's own; bits that depend on nothing but the row."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def threads():
 
 def gated(states, gate, up):
     """The plugin's own answer, which must not be None."""
-    result = native.gated_backend(states, gate, up)
+    result = native.products.gated_products(states, gate, up)
     assert result is not None
     return result
 
@@ -202,16 +202,16 @@ STATES, WEIGHT, TARGET = torch.randn(128, 8), torch.randn(20, 8), torch.zeros(12
 
 
 @pytest.mark.parametrize(
-    ("hook", "given"),
+    ("function", "given"),
     [
-        ("gated_backend", (STATES[:127], WEIGHT, WEIGHT)),
-        ("gated_backend", (STATES.half(), WEIGHT.half(), WEIGHT.half())),
-        ("gated_backend", (STATES, WEIGHT, WEIGHT[:19])),
-        ("gated_backend", (STATES, WEIGHT, WEIGHT.double())),
-        ("gated_backend", (STATES, WEIGHT[:, :7], WEIGHT[:, :7])),
-        ("gated_backend", (STATES, WEIGHT[:0], WEIGHT[:0])),
-        ("gated_backend", (STATES, WEIGHT, WEIGHT.T.contiguous().T)),
-        ("gated_backend", (STATES.to("meta"), WEIGHT, WEIGHT)),
+        ("gated_products", (STATES[:127], WEIGHT, WEIGHT)),
+        ("gated_products", (STATES.half(), WEIGHT.half(), WEIGHT.half())),
+        ("gated_products", (STATES, WEIGHT, WEIGHT[:19])),
+        ("gated_products", (STATES, WEIGHT, WEIGHT.double())),
+        ("gated_products", (STATES, WEIGHT[:, :7], WEIGHT[:, :7])),
+        ("gated_products", (STATES, WEIGHT[:0], WEIGHT[:0])),
+        ("gated_products", (STATES, WEIGHT, WEIGHT.T.contiguous().T)),
+        ("gated_products", (STATES.to("meta"), WEIGHT, WEIGHT)),
         ("linear_cross_entropy_backend", (STATES.double(), WEIGHT.double(), TARGET)),
         ("linear_cross_entropy_backend", (STATES.bfloat16(), WEIGHT.bfloat16(), TARGET)),
         ("linear_cross_entropy_backend", (STATES, WEIGHT.double(), TARGET)),
@@ -224,5 +224,5 @@ STATES, WEIGHT, TARGET = torch.randn(128, 8), torch.randn(20, 8), torch.zeros(12
         ("linear_cross_entropy_backend", (STATES, torch._efficientzerotensor((20, 8)), TARGET)),
     ],
 )
-def test_other_products_are_left_to_torch(hook, given):
-    assert getattr(native, hook)(*given) is None
+def test_other_products_are_left_to_torch(function, given):
+    assert getattr(native.products, function)(*given) is None

@@ -1,11 +1,7 @@
-"""xent-metrics-native: its scores against float64, torch's own rules at the extremes, and bits that depend on the row alone."""
+"""Scores of logits against float64, torch's rules at the extremes, and bits that depend on nothing but the row."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,22 +11,15 @@ from hypothesis import strategies as st
 from support import native as native_build
 from torch.nn import functional as F
 
-import xent_metrics.plugins
 from xent_metrics import score_hidden_states, score_tokens
-from xent_metrics.plugins import Plugin, Plugins
 
-native, SITE = native_build.build(), native_build.SITE
+native = native_build.build()
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-LEVELS = range(native._level + 1)  # the instruction sets of this processor
+LEVELS = range(native.libraries.level + 1)  # the instruction sets of this processor
 
 
-@pytest.fixture(autouse=True)
-def plugins(monkeypatch) -> Plugins:
-    """The built-ins and this plugin, whatever else is installed."""
-    loaded = Plugins()
-    loaded.add(Plugin("native", "xent-metrics-native", "0.1.0"), native)
-    monkeypatch.setattr(xent_metrics.plugins, "plugins", lambda: loaded)
-    return loaded
+# Nothing below would be shown by torch's own scores.
+pytestmark = pytest.mark.usefixtures("loaded")
 
 
 def kernel(logits, target):
@@ -192,7 +181,7 @@ def test_bits_depend_on_nothing_but_the_row(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_bits_depend_on_neither_threads_nor_instructions(dtype):
+def test_bits_depend_on_neither_threads_nor_instructions(dtype, monkeypatch):
     logits, target = random_batch(1500, 5003, dtype, spread=300.0)  # long enough for every thread to take part
     expected = kernel(logits, target)
     try:
@@ -202,7 +191,8 @@ def test_bits_depend_on_neither_threads_nor_instructions(dtype):
     finally:
         torch.set_num_threads(1)
     for level in LEVELS:
-        assert same(native._score(logits, target, level=level), expected)
+        monkeypatch.setattr(native.libraries, "level", level)
+        assert same(kernel(logits, target), expected)
 
 
 def test_several_python_threads_score_at_once():
@@ -227,7 +217,7 @@ def test_views_are_scored_where_they_lie(monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_classes_that_are_not_adjacent_give_the_same_bits(dtype, monkeypatch):
-    monkeypatch.setattr(native, "_LOGITS_A_COPY", 4000)
+    monkeypatch.setattr(native.logits, "_LOGITS_PER_COPY", 4000)
     logits, target = random_batch(30, 301, dtype)
     expected = kernel(logits, target)
     by_class = logits.T.contiguous().T
@@ -317,85 +307,14 @@ def test_the_hidden_state_route_takes_the_kernel_up_by_itself_in_half_precision(
 
 def record(monkeypatch) -> list[torch.Tensor]:
     """The logits of every call of the kernel."""
-    seen, score = [], native._score
+    seen, score = [], native.logits.score_rows
 
-    def recording(logits, target, *, level):
+    def recording(logits, target):
         seen.append(logits)
-        return score(logits, target, level=level)
+        return score(logits, target)
 
-    monkeypatch.setattr(native, "_score", recording)
+    monkeypatch.setattr(native.logits, "score_rows", recording)
     return seen
-
-
-PROGRAM = """
-import json, os, torch
-from xent_metrics import TokenMetricCollection, score_tokens
-from xent_metrics.plugins import plugins
-torch.set_num_threads(2)
-torch.manual_seed(0)
-logits, target = torch.randn(8, 40, 5000) * 4, torch.randint(5000, (8, 40))
-target[0, :9] = -100
-names = ["cross_entropy", "perplexity", "token_accuracy", "expected_calibration_error", "calibration_weighted_cross_entropy"]
-metrics = TokenMetricCollection(names)
-(torch.randn(512, 512) @ torch.randn(512, 512)).sum()
-before = len(os.listdir("/proc/self/task"))
-scores = score_tokens(logits, target)
-metrics.update(scores)
-print(json.dumps({
-    "values": {name: value.item() for name, value in metrics.compute().items()},
-    "nll": scores.nll.flatten().tolist(),
-    "loaded": [plugin.name for plugin in plugins().plugins],
-    "new threads": len(os.listdir("/proc/self/task")) - before,
-}))
-"""
-
-
-def test_installed_it_scores_by_itself_agrees_with_pure_torch_and_makes_no_second_thread_pool():
-    """The same program in two processes, with the plugin and with XENT_METRICS_PLUGINS empty."""
-    ours, pure = run(), run(XENT_METRICS_PLUGINS="")
-    assert "native" in ours["loaded"]
-    assert pure["loaded"] == ["built-in"]
-    assert ours["nll"] != pure["nll"]
-    assert ours["nll"] == pytest.approx(pure["nll"], rel=1e-6, abs=4e-6)  # torch's own error is the larger one
-    assert ours["values"] == pytest.approx(pure["values"], rel=1e-6)
-    assert ours["values"]["token_accuracy"] == pure["values"]["token_accuracy"]
-    assert ours["new threads"] == 0
-
-
-def run(**chosen: str) -> dict:
-    environment = {k: v for k, v in os.environ.items() if k != "XENT_METRICS_PLUGINS"}
-    environment |= {"PYTHONPATH": str(SITE), **chosen}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
-
-
-# The build.
-
-
-def test_without_a_compiler_there_is_no_kernel_and_the_plugin_says_so(monkeypatch, tmp_path):
-    monkeypatch.setenv("CC", "/no/such/compiler")
-    package = native_build.copy_package(tmp_path)
-    assert native_build.hatch_build().compile_all(native_build.PACKAGE, package) == set()
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "xent_metrics_native", raising=False)
-    with pytest.warns(UserWarning, match="is set aside: ImportError: .* installed without a C compiler"):
-        loaded = Plugins([native_build.POINT])
-    assert "pip install --force-reinstall" in str(loaded.plugins[-1].error)
-    assert not loaded.manager.hook.score_backend.get_hookimpls()
-
-
-def test_a_compiler_without_openmp_makes_a_kernel_with_one_thread_and_the_same_bits(monkeypatch, tmp_path):
-    compiler = tmp_path / "plain-cc"
-    compiler.write_text('#!/bin/sh\ncase "$*" in *-fopenmp\\ *) exit 1;; esac\nexec cc "$@"\n')
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CC", str(compiler))
-    assert native_build.hatch_build().compile_all(native_build.PACKAGE, tmp_path)
-    library = tmp_path / "_kernel.so"
-    assert b"GOMP_parallel" not in library.read_bytes()
-    logits, target = random_batch(9, 5003)
-    expected = kernel(logits, target)
-    monkeypatch.setattr(native, "_kernel", native._load_kernel(library))
-    assert same(kernel(logits, target), expected)
 
 
 @pytest.mark.parametrize(
@@ -420,7 +339,7 @@ def test_zeros_without_memory_are_scored():
     torch.testing.assert_close(scores.nll, torch.full((3,), 5.0).log())
 
 
-def test_transformed_functions_are_scored_by_torch(plugins):
+def test_transformed_functions_are_scored_by_torch():
     """torch.func's tensors have no data of their own."""
     logits, target = torch.randn(2, 4, 7), torch.randint(7, (2, 4))
     expected = torch.stack([truth(rows, ids) for rows, ids in zip(logits, target, strict=True)]).float()
