@@ -72,4 +72,4 @@ def test_the_public_names_are_there_and_no_others():
         list_metrics hookimpl
     """
     assert set(promised.split()) <= set(xent_metrics.__all__)
-    assert xent_metrics.__all__ == sorted(xent_metrics.__all__)
+    assert len(xent_metrics.__all__) == len(set(xent_metrics.__all__)) <= 40

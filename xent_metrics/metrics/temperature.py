@@ -102,7 +102,7 @@ class OptimalTemperature(_TemperatureGrid):
         kwargs: as for `TokenMetric`.
 
     It is what temperature scaling would fit on these data. Costs about 17 passes over the logits with the default range.
-    nan if a target has the probability 0. Reference: Guo et al. (2017), On Calibration of Modern Neural Networks, arXiv:1706.04599.
+    nan if a target has the probability 0. Reference: Guo et al. (2017), arXiv:1706.04599.
 
     Raises:
         MetricOptionError: not 0 < lowest < highest < ∞.

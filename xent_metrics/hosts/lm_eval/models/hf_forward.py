@@ -13,7 +13,6 @@ With none of them this is ``model(ids).logits``, as stock `hf` runs it, of which
 from __future__ import annotations
 
 import copy
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -22,13 +21,13 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from xent_metrics.errors import InvalidInputError, PluginError
-from xent_metrics.hookspecs import hooks
+from xent_metrics.errors import InvalidInputError
 from xent_metrics.hosts.lm_eval.models.forward import Forward
 from xent_metrics.hosts.lm_eval.models.head import Head
 from xent_metrics.hosts.lm_eval.models.packing import Row
 from xent_metrics.hosts.lm_eval.models.rope_switch import RopeSwitch
 from xent_metrics.hosts.lm_eval.models.upstream import attention_implementation
+from xent_metrics.scoring.backends import first_result
 from xent_metrics.scoring.score import score_hidden_states
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
 
@@ -118,15 +117,7 @@ class HFForward(Forward):
         Raises:
             PluginError: the hook raised; names the plugin.
         """
-        hook = hooks().forward_context
-        try:
-            self._plugin_context = None if self.autocast else hook(model=self.model)
-        except Exception as error:
-            running = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
-            given = hook.get_hookimpls()
-            raised = [each.plugin_name for each in given if getattr(each.function, "__code__", None) in running]
-            plugins = ", ".join(raised or [each.plugin_name for each in given])
-            raise PluginError(f"{plugins}: forward_context raised {type(error).__name__}: {error}") from error
+        self._plugin_context = None if self.autocast else first_result("forward_context", model=self.model)
         return self._plugin_context is not None
 
     @property
