@@ -4,20 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.metric_kinds import IDS, KINDS
 
-from xent_metrics import (
-    CrossEntropy,
-    RatioMetric,
-    TokenMetric,
-    get_metric,
-)
+from xent_metrics import CrossEntropy, RatioMetric, get_metric
 from xent_metrics.errors import MetricOptionError
-
-
-@pytest.fixture(params=KINDS, ids=IDS)
-def metric(request) -> TokenMetric:
-    return request.param()
 
 
 def test_counts_stand_beside_the_value(batch):

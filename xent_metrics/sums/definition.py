@@ -76,9 +76,22 @@ class MetricDefinition(ABC):
         """Extra scores that the metric needs of each row; their names carry every option that changes them."""
         return {}
 
+    def shared_by_name(self) -> dict[str, SharedSum]:
+        """The shared sums by name.
+
+        Raises:
+            MetricOptionError: two of them have one name.
+        """
+        found: dict[str, SharedSum] = {}
+        for each in self.shared_sums():
+            if each.name in found and found[each.name] != each:
+                raise MetricOptionError(f"{self.name}: {found[each.name]} and {each} have one name, {each.name!r}")
+            found[each.name] = each
+        return found
+
     def terms(self, scores: TokenScores) -> dict[str, Terms]:
         """The terms of all the metric's sums, shared and its own, by name."""
-        shared = {each.name: each.terms(scores) for each in self.shared_sums()}
+        shared = {name: each.terms(scores) for name, each in self.shared_by_name().items()}
         own = dict(self.sums(scores))
         if twice := sorted(shared.keys() & own.keys()):
             raise MetricOptionError(f"{self.name}: the sum name {twice[0]!r} is that of a shared sum; choose another")
@@ -122,13 +135,11 @@ class MetricDefinition(ABC):
         """The options, for `repr`."""
         return ", ".join(f"{k}={v}" for k, v in self._readable_options.items())
 
-    def _take_options(self, given: Mapping[str, Any]) -> None:
+    def _take_options(self, given: Mapping[str, Any], base: type) -> None:
         """Keep the options for `described`; called once, after `__init__`."""
         # Same-named attributes override constructor arguments: a subclass may fix a base's option, or make a table of it.
-        self._options = {
-            k: v if hasattr(MetricDefinition, k) or hasattr(Metric, k) else getattr(self, k, v)
-            for k, v in given.items()
-        }
+        # An attribute that every metric has, such as `counts`, is no option.
+        self._options = {k: v if hasattr(base, k) else getattr(self, k, v) for k, v in given.items()}
         # Read here, once: a tensor's content is read on the host, which an update must never do.
         self._readable_options = {k: readable(v) for k, v in self._options.items()}
         self.scoring_key = ", ".join(f"{k}={readable(v)}" for k, v in self.scoring_options().items())

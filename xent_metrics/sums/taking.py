@@ -15,18 +15,24 @@ from torch import Tensor
 
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums import exact_sum
-from xent_metrics.sums.terms import Binned, SharedSum, Terms
+from xent_metrics.sums.terms import Binned, SharedSum, Terms, check_shared_sum
 
 __all__ = ["own_keys", "remember", "shared_key", "take_sums"]
 
 
-_shared_keys: dict[SharedSum, str] = {}
+_shared_keys: dict[tuple[SharedSum, str], str] = {}
 _numbers = itertools.count()
 
 
 def shared_key(shared: SharedSum) -> str:
-    """The key of a shared sum, the same for equal ones."""
-    return _shared_keys.setdefault(shared, f"{shared.name} #{next(_numbers)}")
+    """The key of a shared sum, the same for equal ones.
+
+    Raises:
+        MetricOptionError: its fields can't tell it from others.
+    """
+    check_shared_sum(shared)
+    told_apart = shared, repr(shared)  # 1 == True, and 0.0 == −0.0
+    return _shared_keys.setdefault(told_apart, f"{shared.name} #{next(_numbers)}")
 
 
 def own_keys(names: Iterable[str]) -> dict[str, str]:
