@@ -109,7 +109,7 @@ class TokenScores:
     ignore_index: int | None = None
     replicas: tuple[int, ...] = ()
     extra_scores: Mapping[str, Tensor] = field(default_factory=dict)
-    #: What metrics have derived from these scores, kept for each other: exact sums above all. Never copied.
+    #: What metrics derive from these scores and share, mostly exact sums; left out of copies.
     memo: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -123,7 +123,7 @@ class TokenScores:
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without `memo`: its keys hold in this process only, where another would read them as those of other sums."""
+        """Leave out `memo`: in another process its keys may be those of other sums."""
         return {**self.__dict__, "memo": {}}
 
     def fields(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""MetricDefinition: all that a metric's class says of itself, without any state.
+"""MetricDefinition: what a metric's class defines, without any state.
 
     class MeanNll(TokenMetric):
         name = "mean_nll"
@@ -37,7 +37,7 @@ class MetricDefinition(ABC):
         requires: the fields of `TokenScores` that the metric reads.
         row_kinds: the kinds of row that it is defined over.
         interval_scale: the scale on which its sampling error is symmetric: "log" for perplexities and their like.
-        has_standard_error: False if the value has no slope in the sums, as a quantile's.
+        has_standard_error: False if the value has no slope in the sums, as for a quantile.
     """
 
     name: ClassVar[str]
@@ -69,7 +69,7 @@ class MetricDefinition(ABC):
         """The metric, a 0-d float64, from its sums by name: each 0-d float64, or ``(num_bins,)`` for a `Binned` one."""
 
     def scoring_options(self) -> dict[str, Any]:
-        """What this metric adds to the options of `score_tokens`, besides `ignore_index`."""
+        """The options that this metric passes to `score_tokens`, besides `ignore_index`."""
         return {}
 
     def extra_scores(self) -> Mapping[str, ExtraScore]:
@@ -98,7 +98,7 @@ class MetricDefinition(ABC):
         return shared | own
 
     def empty_scores(self) -> TokenScores:
-        """Scores without rows that have all that the metric needs: what it sums of them shows its layout."""
+        """Scores without rows, with every score that the metric needs: their terms show its layout."""
         known = TokenScores.empty().fields().keys() | {"prob"}
         others = dict.fromkeys(self.requires - known, ExtraScore(lambda log_prob, index: log_prob[:, 0]))
         return TokenScores.empty(extra_scores={**others, **self.extra_scores()})

@@ -1,7 +1,7 @@
 """When two extra scores are the same, so that metrics may share one under one name.
 
 A metric may bind a method or make a closure each time it is asked, so functions are compared by their code and by what
-they hold: a metric counts by its class and options, plain values by value, everything else by identity.
+they hold: a metric counts by its class and options, plain values and arrays by value, everything else by identity.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ def _function_key(function: Any) -> Hashable:
 
 def _value_key(value: Any) -> Hashable:
     if isinstance(value, MetricDefinition):
+        # `described` has the content of arrays; of other objects it may have less.
         options = (each for each in value.given_options().values() if not isinstance(each, Tensor | np.ndarray))
-        return type(value), value.described(), *map(_value_key, options)  # which has the content of tensors and arrays
+        return type(value), value.described(), *map(_value_key, options)
     if isinstance(value, tuple | list):
         return type(value), *map(_value_key, value)
     return (type(value), value) if isinstance(value, _PLAIN) else _Identity(value)

@@ -1,4 +1,4 @@
-"""RatioMetric: the common case, one sum over another, which takes one short method."""
+"""RatioMetric: the common case, a ratio of two sums, defined by one short method."""
 
 from __future__ import annotations
 
