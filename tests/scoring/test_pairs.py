@@ -190,5 +190,5 @@ def test_bad_input_says_why():
         get_metric("kl_divergence", temperature=-1.0)
     with pytest.raises(InvalidInputError, match=r"kl_divergence takes update\(logits, other_logits\)"):
         get_metric("kl_divergence").update(base, torch.zeros(2, dtype=torch.long))
-    with pytest.raises(MetricOptionError, match=r"quantile lies in \[0, 1\]; got 2"):
+    with pytest.raises(MetricOptionError, match=r"quantile is a number in \[0, 1\]; got 2"):
         get_metric("kl_divergence_quantile", quantile=2)
