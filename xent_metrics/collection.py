@@ -116,7 +116,7 @@ class TokenMetricCollection(MetricCollection):
         """
         members = self.members()
         self._shared_sync.forget()
-        with synced([metric for metric in self._distinct() if metric.will_sync()]):
+        with synced([metric for metric in self._distinct() if metric.may_sync_together()]):
             values = _values(list(members.values()), nan_policy)
         return self._named(dict(zip(members, values, strict=True)))
 
@@ -131,7 +131,7 @@ class TokenMetricCollection(MetricCollection):
 
     @contextmanager
     def sync_context(self) -> Iterator[None]:
-        """Let every member hold the sums over all processes inside, by one all_reduce; above all for `state_dict`.
+        """Let every member hold the sums over all processes inside, by one all_reduce; mainly for `state_dict`.
 
         >>> metrics = TokenMetricCollection(["cross_entropy", "token_accuracy"])
         >>> metrics.persistent(True)

@@ -83,3 +83,15 @@ class TestTemperature:
     def test_the_range_is_one(self, range_):
         with pytest.raises(MetricOptionError, match="optimal_temperature: temperatures have 0 < lowest < highest; got"):
             OptimalTemperature(*range_)
+
+    def test_both_metrics_read_one_grid(self, batch):
+        best, least = OptimalTemperature(), CrossEntropyAtOptimalTemperature()
+        scores = best.score(*batch)
+        least.update(scores)
+        before = len(scores.memo)
+        best.update(scores)
+        assert len(scores.memo) == before
+        alone = value(OptimalTemperature(), *batch)
+        best.reset()
+        best.merge_state(least)
+        assert torch.equal(best.compute(), alone)

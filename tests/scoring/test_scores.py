@@ -9,7 +9,15 @@ import pickle
 import pytest
 import torch
 
-from xent_metrics import CrossEntropy, TokenScores, from_loglikelihoods, get_metric, score_tokens
+from xent_metrics import (
+    CrossEntropy,
+    ExtraScore,
+    RatioMetric,
+    TokenScores,
+    from_loglikelihoods,
+    get_metric,
+    score_tokens,
+)
 from xent_metrics.errors import InvalidInputError, MissingScoreError
 
 
@@ -103,6 +111,38 @@ def test_loglikelihoods_keep_their_float64():
     assert scores.nll.tolist() == [0.1, 700.0]
     assert scores.nll.dtype == torch.float64
     assert (scores.row_kind, scores.num_bytes.tolist(), scores.num_words.tolist()) == ("document", [3, 4], [1, 0])
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda scores: pickle.loads(pickle.dumps(scores))])
+def test_a_copy_has_no_sums_of_the_original(way, batch):
+    """Their keys hold in one process: in another they may be those of other sums."""
+    scores = score_tokens(*batch)
+    get_metric("cross_entropy").exact_sums(scores)
+    assert scores.memo
+    copied = way(scores)
+    assert not copied.memo
+    assert torch.equal(copied.nll, scores.nll)
+
+
+@pytest.mark.parametrize("name", ["nll", "confidence", "loss", "row_kind"])
+def test_an_extra_score_cannot_hide_a_field(name, batch):
+    score = ExtraScore(lambda log_prob, index: log_prob[:, 0])
+    message = f"an extra score is named '{name}', as a field of TokenScores; choose another name"
+    with pytest.raises(InvalidInputError, match=message):
+        score_tokens(*batch, extra_scores={name: score})
+
+    class Hiding(RatioMetric):
+        name = "hiding"
+
+        def extra_scores(self):
+            return {field: score}
+
+        def per_token(self, scores):
+            return scores.extra_scores[field]
+
+    field = name
+    with pytest.raises(InvalidInputError, match=message):
+        Hiding()
 
 
 def test_fields_of_another_shape_are_named():

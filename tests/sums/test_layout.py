@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.metric_kinds import IDS, KINDS
 
-from xent_metrics import (
-    CrossEntropy,
-    RatioMetric,
-    TokenMetric,
-    get_metric,
-)
+from xent_metrics import CrossEntropy, RatioMetric, get_metric
 from xent_metrics.errors import MetricOptionError
 
 
-@pytest.fixture(params=KINDS, ids=IDS)
-def metric(request) -> TokenMetric:
-    return request.param()
-
-
-def test_counts_stand_beside_the_value(batch):
+def test_counts_come_with_the_value(batch):
     metric = CrossEntropy()
     logits, target = batch[0].clone(), batch[1]
     logits[1, 2, 0], logits[2, 0, :] = float("nan"), -float("inf")

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from support.metric_kinds import IDS, KINDS, used
+from support.metric_kinds import used
 
-from xent_metrics import (
-    CrossEntropy,
-    TokenAccuracy,
-    TokenMetric,
-)
+from xent_metrics import CrossEntropy, TokenAccuracy
 from xent_metrics.errors import MetricOptionError
-
-
-@pytest.fixture(params=KINDS, ids=IDS)
-def metric(request) -> TokenMetric:
-    return request.param()
+from xent_metrics.sums.options import readable
 
 
 @pytest.mark.parametrize(
@@ -48,3 +41,13 @@ def test_a_class_refuses_an_option_as_its_name_does():
         MetricOptionError, match=r"cross_entropy has no option 'label_smoothin'. Did you mean 'label_smoothing'"
     ):
         CrossEntropy(label_smoothin=0.1)
+
+
+@pytest.mark.parametrize("array", [torch.zeros, np.zeros])
+def test_an_array_reads_as_its_whole_content(array):
+    """`repr` leaves out the middle of a long one, and digits of each number."""
+    one, other = array(3000), array(3000)
+    assert readable(one) == readable(other)
+    other[1500] = 1e-30
+    assert readable(one) != readable(other)
+    assert readable(array(())).startswith("()#")

@@ -4,22 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.metric_kinds import IDS, KINDS, used
+from support.metric_kinds import used
 
-from xent_metrics import (
-    NATS,
-    TOKENS,
-    BitsPerByte,
-    CrossEntropy,
-    RatioMetric,
-    TokenMetric,
-)
+from xent_metrics import NATS, TOKENS, BitsPerByte, CrossEntropy, RatioMetric
 from xent_metrics.errors import InvalidInputError, MetricOptionError
-
-
-@pytest.fixture(params=KINDS, ids=IDS)
-def metric(request) -> TokenMetric:
-    return request.param()
 
 
 def test_shared_sums_in_another_order_are_the_same_state(batch):
@@ -95,3 +83,12 @@ def test_a_term_that_is_none_of_each_row_is_an_error(term, message):
 
     with pytest.raises((InvalidInputError, MetricOptionError), match=message):
         Odd().update(torch.zeros(3, 4), torch.tensor([0, 1, 2]))
+
+
+def test_numerator_and_denominator_have_two_names():
+    class One(Scaled):
+        def sum_names(self):
+            return "one", "one"
+
+    with pytest.raises(MetricOptionError, match="scaled: numerator and denominator have one name, 'one'"):
+        One()

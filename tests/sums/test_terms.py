@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ import torch
 
 from xent_metrics import NATS, TOKENS, CrossEntropy, Perplexity, SharedSum, TokenMetric, score_tokens
 from xent_metrics.errors import MetricOptionError
+from xent_metrics.sums import exact_sum
+from xent_metrics.sums.taking import shared_key
+from xent_metrics.sums.terms import check_shared_sum
 
 
 @dataclass(frozen=True)
@@ -77,3 +81,48 @@ def test_a_name_is_either_shared_or_own():
 
     with pytest.raises(MetricOptionError, match="both: the sum name 'tokens' is that of a shared sum; choose another"):
         Both()
+
+
+@dataclass(frozen=True)
+class Turned(Scaled):
+    """Fields that are equal, but not the same."""
+
+    def terms(self, scores):
+        return scores.weighted(scores.nll * math.atan2(self.factor, -1.0))
+
+
+def test_fields_are_the_same_only_if_they_read_the_same(batch):
+    scores = score_tokens(*batch)
+    assert Turned(0.0) == Turned(-0.0)
+    assert len({shared_key(Turned(factor)) for factor in (0.0, -0.0, 1, 1.0, True)}) == 5
+    values = [exact_sum.to_float(exact_sum.exact_sum(Turned(factor).terms(scores))) for factor in (0.0, -0.0)]
+    assert values[0] == -values[1] != 0
+
+
+class Undecorated(Scaled):
+    def __init__(self, factor, more):
+        super().__init__(factor)
+        object.__setattr__(self, "more", more)  # which no comparison looks at
+
+
+class NoDataclass(SharedSum):
+    name = "none"
+
+    def terms(self, scores):
+        return scores.nll
+
+
+@dataclass
+class NotFrozen(NoDataclass):
+    factor: float = 1.0
+
+
+@pytest.mark.parametrize("shared", [Undecorated(1.0, 2.0), NoDataclass(), NotFrozen()])
+def test_a_shared_sum_is_a_frozen_dataclass(shared):
+    with pytest.raises(MetricOptionError, match=f"the shared sum {type(shared).__name__} is not a frozen dataclass"):
+        check_shared_sum(shared)
+
+
+def test_fields_that_cannot_be_compared_are_named():
+    with pytest.raises(MetricOptionError, match=r"the fields of Scaled\(factor=\[1\]\) can't be compared: unhashable"):
+        check_shared_sum(Scaled([1]))

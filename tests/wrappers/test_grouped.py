@@ -273,7 +273,7 @@ def test_groups_keep_the_contract():
     )
 
 
-def test_bad_input_is_told(batch):
+def test_bad_input_is_an_error(batch):
     logits, target = batch
     metric = Grouped(CrossEntropy(), by="group", labels=["a"])
     with pytest.raises(MissingScoreError, match="`group`"):

@@ -1,4 +1,4 @@
-"""The built-in metrics, a family a file, registered through the same hook as a third party's."""
+"""The built-in metrics, one family per file, registered through the same hook as a third party's."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class ConfidenceBins(TokenMetric):
 
     Args:
         num_bins: M.
-        binning: "width" for bins ((b − 1)/M, b/M], b = 1 … M; "mass" for bins that hold the same number of tokens, as
+        binning: "width" for bins (b/M, (b + 1)/M]; "mass" for bins that hold the same number of tokens, as
             nearly as whole cells allow.
         kwargs: as for `TokenMetric`.
     """
@@ -96,7 +96,11 @@ class ConfidenceBins(TokenMetric):
 
 
 def check_num_bins(metric: str, num_bins: Any) -> int:
-    """The number of bins, if it is one."""
+    """Return `num_bins` if it is a number of bins.
+
+    Raises:
+        MetricOptionError: it is not a whole number of at least 1.
+    """
     if not isinstance(num_bins, int) or isinstance(num_bins, bool) or num_bins < 1:
         raise MetricOptionError(f"{metric}: num_bins is a whole number of at least 1; got {num_bins!r}")
     return num_bins

@@ -24,7 +24,7 @@ from torch import Tensor
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
 from xent_metrics.sums.metric import TokenMetric
-from xent_metrics.sums.terms import TOKENS, Binned, SharedSum, Terms
+from xent_metrics.sums.terms import TOKENS, Binned, SharedSum
 
 __all__ = ["CrossEntropyAtOptimalTemperature", "OptimalTemperature"]
 
@@ -55,6 +55,22 @@ class _NllAtTemperatures:
         return torch.stack(found, dim=-1)
 
 
+@dataclass(frozen=True)
+class _GridSum(SharedSum):
+    """Σ weight · each column of the extra score."""
+
+    score_name: str
+
+    @property
+    def name(self) -> str:
+        return self.score_name
+
+    def terms(self, scores: TokenScores) -> Binned:
+        grid = scores.weighted(scores.extra_scores[self.score_name])
+        columns = torch.arange(grid.shape[-1], device=grid.device).expand_as(grid)
+        return Binned(grid, columns, grid.shape[-1])
+
+
 class _TemperatureGrid(TokenMetric):
     """nll, and its first and second derivative by ln β, summed at each of a grid of temperatures."""
 
@@ -75,12 +91,7 @@ class _TemperatureGrid(TokenMetric):
         return {self._score_name: ExtraScore(grid, (3 * len(self._log_betas),))}
 
     def shared_sums(self) -> Sequence[SharedSum]:
-        return (TOKENS,)
-
-    def sums(self, scores: TokenScores) -> Mapping[str, Terms]:
-        grid = scores.weighted(scores.extra_scores[self._score_name])
-        columns = torch.arange(grid.shape[-1], device=grid.device).expand_as(grid)
-        return {self._score_name: Binned(grid, columns, grid.shape[-1])}
+        return _GridSum(self._score_name), TOKENS
 
     def _minimum(self, sums: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """ln β at the smallest mean nll of the range, and that nll; nan if nothing counted or a target has p = 0."""

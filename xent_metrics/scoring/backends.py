@@ -52,7 +52,7 @@ def score_by_backend(hook: str, **given: Tensor) -> dict[str, Tensor] | None:
 
 
 def first_result(hook: str, **given: Any) -> Any:
-    """Call a hook of which the first result wins; None if no plugin returns any.
+    """Call a hook and return the first result; None if no plugin gives one.
 
     Raises:
         PluginError: a plugin raised.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from xent_metrics.errors import InvalidInputError
-from xent_metrics.scoring.scores import ExtraScore
+from xent_metrics.scoring.scores import ExtraScore, check_extra_score_names
 
 __all__ = [
     "LOGITS_DTYPES",
@@ -60,6 +60,7 @@ class ScoreOptions:
             raise InvalidInputError(
                 f"ignore_index is an int; got {self.ignore_index!r}. Leave it out if every target counts"
             )
+        check_extra_score_names(self.extra_scores or ())
 
 
 class Targets(NamedTuple):

@@ -20,7 +20,7 @@ from xent_metrics.scoring.inputs import as_tensor, chunk_rows
 from xent_metrics.scoring.score import score_tokens
 from xent_metrics.scoring.scores import TokenScores
 
-__all__ = ["PAIR_SCORES", "score_pair"]
+__all__ = ["score_pair"]
 
 #: The extra scores that `score_pair` gives of each row.
 PAIR_SCORES = (

@@ -72,7 +72,7 @@ class RowScorer:
             self.add_scores(_joined(self._by_torch(logits, targets)) | scores)
 
     def add_scores(self, scores: dict[str, Tensor]) -> None:
-        """Take the scores of the next rows, which somebody else computed for `next_targets`."""
+        """Take scores of the next rows that were computed elsewhere, for the targets from `next_targets`."""
         self._parts.append(scores)
 
     def _by_torch(self, logits: Tensor, targets: Tensor) -> list[dict[str, Tensor]]:
@@ -140,7 +140,7 @@ class RowScorer:
         return scores | {"loss": loss, "loss_weight": torch.ones_like(loss)}
 
     def _log_prob(self, logits: Tensor) -> Tensor:
-        """Ln p of a chunk, in float32 or wider."""
+        """The log-probabilities of a chunk, in float32 or wider."""
         if not _on_cpu(logits):
             return torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
         terms, shifted = self._buffers(2, logits)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from xent_metrics.errors import InvalidInputError, MissingScoreError
 
-__all__ = ["ExtraScore", "RowKind", "TokenScores", "from_loglikelihoods"]
+__all__ = ["ExtraScore", "RowKind", "TokenScores", "check_extra_score_names", "from_loglikelihoods"]
 
 RowKind = Literal["token", "document", "choice"]
 
@@ -109,17 +109,22 @@ class TokenScores:
     ignore_index: int | None = None
     replicas: tuple[int, ...] = ()
     extra_scores: Mapping[str, Tensor] = field(default_factory=dict)
-    #: What metrics have derived from these scores, kept for each other: exact sums above all.
+    #: What metrics derive from these scores and share, mostly exact sums; left out of copies.
     memo: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.row_kind not in get_args(RowKind):
             raise InvalidInputError(f"row_kind is one of {', '.join(get_args(RowKind))}; got {self.row_kind!r}")
+        check_extra_score_names(self.extra_scores)
         for name, value in (self.fields() | dict(self.extra_scores)).items():
             if (value.shape[: self.nll.ndim] if name in self.extra_scores else value.shape) != self.nll.shape:
                 raise InvalidInputError(
                     f"TokenScores.{name} has shape {tuple(value.shape)}; expected that of nll, {tuple(self.nll.shape)}"
                 )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out `memo`: in another process its keys may be those of other sums."""
+        return {**self.__dict__, "memo": {}}
 
     def fields(self) -> dict[str, Tensor]:
         """The tensors that are present, by name."""
@@ -264,6 +269,19 @@ class TokenScores:
             replicas=parts[0].replicas,
             extra_scores=_cat_shared([part.extra_scores for part in flat]),
         )
+
+
+def check_extra_score_names(names: Iterable[str]) -> None:
+    """Raise for an extra score that would hide a field of `TokenScores`.
+
+    Raises:
+        InvalidInputError: an extra score is called like a field.
+    """
+    if taken := sorted(_FIELD_NAMES.intersection(names)):
+        raise InvalidInputError(f"an extra score is named {taken[0]!r}, as a field of TokenScores; choose another name")
+
+
+_FIELD_NAMES = frozenset(f.name for f in dataclasses.fields(TokenScores))
 
 
 def _with_defaults(parts: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""MetricDefinition: all that a metric's class says of itself, without any state.
+"""MetricDefinition: what a metric's class defines, without any state.
 
     class MeanNll(TokenMetric):
         name = "mean_nll"
@@ -37,7 +37,7 @@ class MetricDefinition(ABC):
         requires: the fields of `TokenScores` that the metric reads.
         row_kinds: the kinds of row that it is defined over.
         interval_scale: the scale on which its sampling error is symmetric: "log" for perplexities and their like.
-        has_standard_error: False if the value has no slope in the sums, as a quantile's.
+        has_standard_error: False if the value has no slope in the sums, as for a quantile.
     """
 
     name: ClassVar[str]
@@ -69,23 +69,36 @@ class MetricDefinition(ABC):
         """The metric, a 0-d float64, from its sums by name: each 0-d float64, or ``(num_bins,)`` for a `Binned` one."""
 
     def scoring_options(self) -> dict[str, Any]:
-        """What this metric adds to the options of `score_tokens`, besides `ignore_index`."""
+        """The options that this metric passes to `score_tokens`, besides `ignore_index`."""
         return {}
 
     def extra_scores(self) -> Mapping[str, ExtraScore]:
         """Extra scores that the metric needs of each row; their names carry every option that changes them."""
         return {}
 
+    def shared_by_name(self) -> dict[str, SharedSum]:
+        """The shared sums by name.
+
+        Raises:
+            MetricOptionError: two of them have one name.
+        """
+        found: dict[str, SharedSum] = {}
+        for each in self.shared_sums():
+            if each.name in found and found[each.name] != each:
+                raise MetricOptionError(f"{self.name}: {found[each.name]} and {each} have one name, {each.name!r}")
+            found[each.name] = each
+        return found
+
     def terms(self, scores: TokenScores) -> dict[str, Terms]:
         """The terms of all the metric's sums, shared and its own, by name."""
-        shared = {each.name: each.terms(scores) for each in self.shared_sums()}
+        shared = {name: each.terms(scores) for name, each in self.shared_by_name().items()}
         own = dict(self.sums(scores))
         if twice := sorted(shared.keys() & own.keys()):
             raise MetricOptionError(f"{self.name}: the sum name {twice[0]!r} is that of a shared sum; choose another")
         return shared | own
 
     def empty_scores(self) -> TokenScores:
-        """Scores without rows that have all that the metric needs: what it sums of them shows its layout."""
+        """Scores without rows, with every score that the metric needs: their terms show its layout."""
         known = TokenScores.empty().fields().keys() | {"prob"}
         others = dict.fromkeys(self.requires - known, ExtraScore(lambda log_prob, index: log_prob[:, 0]))
         return TokenScores.empty(extra_scores={**others, **self.extra_scores()})
@@ -122,13 +135,11 @@ class MetricDefinition(ABC):
         """The options, for `repr`."""
         return ", ".join(f"{k}={v}" for k, v in self._readable_options.items())
 
-    def _take_options(self, given: Mapping[str, Any]) -> None:
+    def _take_options(self, given: Mapping[str, Any], base: type) -> None:
         """Keep the options for `described`; called once, after `__init__`."""
         # Same-named attributes override constructor arguments: a subclass may fix a base's option, or make a table of it.
-        self._options = {
-            k: v if hasattr(MetricDefinition, k) or hasattr(Metric, k) else getattr(self, k, v)
-            for k, v in given.items()
-        }
+        # An attribute that every metric has, such as `counts`, is no option.
+        self._options = {k: v if hasattr(base, k) else getattr(self, k, v) for k, v in given.items()}
         # Read here, once: a tensor's content is read on the host, which an update must never do.
         self._readable_options = {k: readable(v) for k, v in self._options.items()}
         self.scoring_key = ", ".join(f"{k}={readable(v)}" for k, v in self.scoring_options().items())

@@ -44,7 +44,7 @@ def exact_sum(values: Tensor) -> Tensor:
 
 
 def exact_sums(values: Tensor) -> Tensor:
-    """The exact sum of each row of `values`, ``(K, N)`` to ``(K, 8)``: the same bits, sooner than row by row."""
+    """The exact sum of each row of `values`, ``(K, N)`` to ``(K, 8)``: the same bits as row by row, faster."""
     return carry(_digits(values.reshape(-1)).reshape(ROW, *values.shape).sum(dim=-1).mT)
 
 
@@ -54,7 +54,7 @@ def exact_sum_by_bin(values: Tensor, bins: Tensor, num_bins: int) -> Tensor:
 
 
 def exact_sums_by_bin(values: Tensor, bins: Tensor, num_bins: int) -> Tensor:
-    """The same of each row of `values`, ``(K, N)`` to ``(K, num_bins, 8)``, over the same bins ``(N,)``."""
+    """As `exact_sum_by_bin`, of each row of `values` over the same bins ``(N,)``: ``(K, N)`` to ``(K, num_bins, 8)``."""
     kinds = len(values)
     digits = _digits(values.reshape(-1)).reshape(ROW * kinds, -1)
     columns = torch.zeros(ROW * kinds, num_bins, dtype=torch.int64, device=digits.device)
@@ -78,7 +78,7 @@ def _digits(values: Tensor) -> Tensor:
     towards_zero = value.trunc()
     fraction = (value - towards_zero) * 2.0**_BITS  # exact: the lower bits of the same number (a floor's would not be)
     upper = fraction.trunc()
-    lower = ((fraction - upper) * 2.0**_BITS).round()  # the only rounding there is
+    lower = ((fraction - upper) * 2.0**_BITS).round()  # the only rounding
     whole = towards_zero.long()
     nan, plus, minus = values.isnan(), values.isposinf(), values.isneginf()
     too_large = ~(in_range | nan | plus | minus)

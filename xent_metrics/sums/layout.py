@@ -16,7 +16,7 @@ from xent_metrics.sums.terms import Binned, Terms
 
 __all__ = ["COUNTS", "StateLayout", "count_terms"]
 
-#: Counted by every metric, so that a value of nan has its count beside it.
+#: Counts that are part of every metric's state.
 COUNTS = ("counted", "ignored", "invalid_targets")
 
 
@@ -40,7 +40,7 @@ class StateLayout:
 
     @classmethod
     def of(cls, terms: Mapping[str, Terms]) -> StateLayout:
-        """The layout of these sums; only the shapes of the terms are looked at."""
+        """The layout of these sums; only the shapes of the terms are read."""
         values = {name: term.values if isinstance(term, Binned) else term for name, term in terms.items()}
         return cls(
             {name: term.num_bins if isinstance(term, Binned) else None for name, term in terms.items()},
@@ -74,7 +74,7 @@ class StateLayout:
         return exact_sum.exact(torch.cat([counts, values], dim=-1))
 
     def counts(self, state: Tensor) -> dict[str, int]:
-        """How many rows counted, were ignored, had invalid targets, gave nan and gave infinite terms; reads the device."""
+        """How many rows counted, were ignored, had invalid targets, gave nan and gave infinite terms; waits for the device."""
         state = state.cpu()
         numbers = {name: int(state[i, 2] + (state[i, 3] << 32)) for i, name in enumerate(COUNTS)}
         terms = {"nan": slice(4, 5), "infinite": slice(5, 7)}

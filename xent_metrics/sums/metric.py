@@ -99,7 +99,7 @@ class TokenMetric(MetricDefinition, PackedMetric, metaclass=_LaidOut):
         """Fix the options and the layout of the state, and make the state."""
         if not isinstance(getattr(self, "name", None), str):
             raise MetricOptionError(f'{type(self).__name__} has no name; set the class attribute `name = "…"`')
-        self._take_options(given)
+        self._take_options(given, base=TokenMetric)
         self.layout = self._made_layout()
         self._sum_keys = self._made_keys()
         self._state_name = self._made_state_name()
@@ -108,13 +108,13 @@ class TokenMetric(MetricDefinition, PackedMetric, metaclass=_LaidOut):
 
     def _made_keys(self) -> tuple[str, ...]:
         """The keys by which scores keep this metric's sums, in the order of the state."""
-        shared = {each.name: shared_key(each) for each in self.shared_sums()}
+        shared = {name: shared_key(each) for name, each in self.shared_by_name().items()}
         keys = own_keys(self.layout.rows) | shared
         return (*COUNTS, *(keys[name] for name in self.layout.rows))
 
     def _made_state_name(self) -> str:
         """A name that says all that is in the state: torchmetrics merges metrics with equal names and first values."""
-        shared = {each.name: repr(each) for each in self.shared_sums()}
+        shared = {name: repr(each) for name, each in self.shared_by_name().items()}
         own = f"{type(self).__qualname__} {self.described()}"
         content = repr((self.ignore_index, self.layout.rows, [shared.get(name, own) for name in self.layout.rows]))
         return f"sums_{hashlib.sha256(content.encode()).hexdigest()[:12]}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,8 +53,14 @@ def check_options(metric: Any, given: Iterable[str]) -> None:
 
 
 def readable(value: Any) -> str:
-    """An option as it stands in names; a tensor by the hash of its content."""
+    """An option as it appears in names; a tensor or a NumPy array by the hash of its content, which `repr` shortens."""
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return _with_hash(value.shape, value.tobytes())
     if isinstance(value, Tensor):
-        content = value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-        return f"{tuple(value.shape)}#{hashlib.sha256(content).hexdigest()[:12]}"
+        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return _with_hash(value.shape, content)
     return repr(value)
+
+
+def _with_hash(shape: Sequence[int], content: bytes) -> str:
+    return f"{tuple(shape)}#{hashlib.sha256(content).hexdigest()[:12]}"

@@ -81,7 +81,7 @@ class PackedMetric(Metric):
         """True if there are other processes to sync with."""
         return bool(self.distributed_available_fn())
 
-    def will_sync(self) -> bool:
+    def may_sync_together(self) -> bool:
         """True if the next `compute` may be synced by a collection, in one all_reduce with other metrics."""
         return self._to_sync and self.dist_sync_fn is None
 
@@ -126,7 +126,7 @@ class PackedMetric(Metric):
             self._set_state(all_reduce_states([self], process_group or self.process_group)[0])
 
     def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
-        """As torchmetrics', and `_sync_dist` can tell a compute from a sync that the caller asked for."""
+        """Wrap compute as torchmetrics does, and let `_sync_dist` tell it from a sync that the caller asked for."""
         wrapped = super()._wrap_compute(compute)
 
         @functools.wraps(compute)
@@ -141,7 +141,7 @@ class PackedMetric(Metric):
 
     @contextmanager
     def sync_context(self, *args: Any, **kwargs: Any) -> Generator[None, None, None]:
-        """As torchmetrics', but an exception inside leaves the metric as it was before the sync."""
+        """Like torchmetrics', but an exception inside leaves the metric as it was before the sync."""
         names = ("dist_sync_fn", "process_group", "should_sync", "should_unsync", "distributed_available")
         given = dict(zip(names, args, strict=False)) | kwargs
         should_unsync = given.pop("should_unsync", True)

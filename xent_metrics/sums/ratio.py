@@ -1,4 +1,4 @@
-"""RatioMetric: the common case, one sum over another, which takes one short method."""
+"""RatioMetric: the common case, a ratio of two sums, defined by one short method."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from xent_metrics.errors import InvalidInputError
+from xent_metrics.errors import InvalidInputError, MetricOptionError
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums.metric import TokenMetric
 from xent_metrics.sums.terms import TOKENS, SharedSum, Terms
@@ -49,6 +49,8 @@ class RatioMetric(TokenMetric):
     def sums(self, scores: TokenScores) -> Mapping[str, Terms]:
         methods = zip(self.sum_names(), (self.per_token, self.denominator), strict=True)
         own = {name: method(scores) for name, method in methods if isinstance(name, str)}
+        if len({*self.ratio_names()}) == 1 and own:
+            raise MetricOptionError(f"{self.name}: numerator and denominator have one name, {self.ratio_names()[0]!r}")
         for name, term in own.items():
             if not isinstance(term, Tensor) or term.shape != scores.counted.shape:
                 method_name = "per_token" if name == self.sum_names()[0] else "denominator"

@@ -2,7 +2,8 @@
 
 A `TokenScores` keeps the sums that were taken of it in its `memo`, by key. Equal `SharedSum` objects have one key, unequal
 ones different keys, and every metric has keys of its own for its own sums. Keys are numbered strings, since
-`torch.compile` traces those; they hold in one process only, so a copied or unpickled metric makes new ones.
+`torch.compile` traces those. They are valid in one process only, so copied or unpickled metrics make new ones, and
+copied or pickled scores have an empty `memo`.
 """
 
 from __future__ import annotations
@@ -15,18 +16,24 @@ from torch import Tensor
 
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums import exact_sum
-from xent_metrics.sums.terms import Binned, SharedSum, Terms
+from xent_metrics.sums.terms import Binned, SharedSum, Terms, check_shared_sum
 
 __all__ = ["own_keys", "remember", "shared_key", "take_sums"]
 
 
-_shared_keys: dict[SharedSum, str] = {}
+_shared_keys: dict[tuple[SharedSum, str], str] = {}
 _numbers = itertools.count()
 
 
 def shared_key(shared: SharedSum) -> str:
-    """The key of a shared sum, the same for equal ones."""
-    return _shared_keys.setdefault(shared, f"{shared.name} #{next(_numbers)}")
+    """The key of a shared sum, the same for equal ones.
+
+    Raises:
+        MetricOptionError: its fields can't tell it from others.
+    """
+    check_shared_sum(shared)
+    told_apart = shared, repr(shared)  # 1 == True, and 0.0 == −0.0
+    return _shared_keys.setdefault(told_apart, f"{shared.name} #{next(_numbers)}")
 
 
 def own_keys(names: Iterable[str]) -> dict[str, str]:
@@ -35,14 +42,14 @@ def own_keys(names: Iterable[str]) -> dict[str, str]:
 
 
 def remember(scores: TokenScores, key: str, make: Callable[[], Tensor]) -> Tensor:
-    """What `make` gives, made once for these scores; `key` begins with the name of the caller's module."""
+    """The result of `make`, computed once for these scores; `key` begins with the name of the caller's module."""
     if key not in scores.memo:
         scores.memo[key] = make()
     return scores.memo[key]
 
 
 def take_sums(scores: TokenScores, terms: Mapping[str, Terms]) -> None:
-    """Take the exact sums, each ``(rows, 8)``, that haven't been taken of these scores; alike ones in one pass."""
+    """Take the exact sums, each ``(rows, 8)``, that haven't been taken of these scores; alike terms in one pass."""
     missing = {key: term for key, term in terms.items() if key not in scores.memo}
     for group in _alike(missing):
         keys, members = list(group), list(group.values())

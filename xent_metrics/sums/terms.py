@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from xent_metrics.errors import MetricOptionError
 from xent_metrics.scoring.scores import TokenScores
 
-__all__ = ["NATS", "TOKENS", "Binned", "SharedSum", "Terms"]
+__all__ = ["NATS", "TOKENS", "Binned", "SharedSum", "Terms", "check_shared_sum"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,27 @@ class SharedSum(ABC):
     @abstractmethod
     def terms(self, scores: TokenScores) -> Terms:
         """What is summed: ``(…)`` or ``(…, K)``, weighted, 0 where a row doesn't count."""
+
+
+def check_shared_sum(shared: SharedSum) -> None:
+    """Raise unless all that `terms` may depend on is in fields that can be compared.
+
+    Raises:
+        MetricOptionError: the class isn't a frozen dataclass itself, or a field can't be hashed.
+    """
+    cls = type(shared)
+    options = vars(cls).get("__dataclass_params__")  # a base's would not know of the class' own attributes
+    if options is None or not (options.frozen and options.eq):
+        raise MetricOptionError(
+            f"the shared sum {cls.__name__} is not a frozen dataclass, so it can't be told from others; decorate the class "
+            "with @dataclass(frozen=True)"
+        )
+    try:
+        hash(shared)
+    except TypeError as error:
+        raise MetricOptionError(
+            f"the fields of {shared!r} can't be compared: {error}; use tuples and numbers"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -61,12 +61,12 @@ def check_metric(metric: TokenMetric, *, vocab_size: int | None = None, seed: in
         logits, target = made_up_batch(metric, vocab_size=vocab_size, generator=generator)
         case = _Case(metric, logits, target, _scores(metric, logits, target), generator)
     except Exception as error:
-        raise AssertionError(f"{metric.name} can't take made-up logits and targets: {_told(error)}") from error
+        raise AssertionError(f"{metric.name} can't take made-up logits and targets: {_message(error)}") from error
     for promise, check in _PROMISES.items():
         try:
             check(case)
         except Exception as error:
-            raise AssertionError(f"{metric.name} breaks a promise: {promise}. {_told(error)}") from error
+            raise AssertionError(f"{metric.name} breaks a promise: {promise}. {_message(error)}") from error
     return () if find_spec("lm_eval") else ("lm-eval is not installed: the value by its gather and aggregation",)
 
 
@@ -373,7 +373,7 @@ _PROMISES: dict[str, Callable[[_Case], None]] = {
     "no rows change nothing and have the value nan": _empty,
     "ignored rows don't matter": _ignored,
     "a row of nan makes the value nan, counts once, and nan_policy='omit' leaves it out of every sum": _nan_row,
-    "equal sum names are the same sum": _names,
+    "sum names carry every option that changes what is added": _names,
     "beside every registered metric, each keeps its value": _beside_others,
     "forward gives the batch's value and accumulates": _forward,
     "copies are equal and independent": _copies,
@@ -388,5 +388,5 @@ def _same(got: Tensor, want: Tensor, what: str) -> None:
     assert torch.equal(got, want), f"{what} differ: {got} and {want}"
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"

@@ -77,7 +77,7 @@ def _parts(index: Any) -> list[Any]:
 
 
 def _view(tensor: Tensor, index: Any) -> Tensor:
-    """What a tensor of the same strides on another device says the view is."""
+    """The view, with the shape and strides that a meta tensor gives for it."""
     twin = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")[index]
     return tensor.as_strided(twin.shape, twin.stride(), tensor.storage_offset() + twin.storage_offset())
 

@@ -159,7 +159,7 @@ class Grouped(TokenMetric):
                 )
         return terms
 
-    # What is summed.
+    # From scores to sums.
 
     def scoring_options(self) -> dict[str, Any]:
         return self.metric.scoring_options()
@@ -192,7 +192,7 @@ class Grouped(TokenMetric):
         """Add a batch, as `update` does, and return its own value."""
         return super().forward(self.score(logits, target, weight=weight, group=group))
 
-    # What the sums say.
+    # From sums to values.
 
     def counts(self) -> dict[str, int]:
         """As for every metric, and how many rows that count are `in_no_group`."""
@@ -219,7 +219,7 @@ class Grouped(TokenMetric):
     def by_group(self) -> dict[str, Tensor]:
         """The metric's value of each group by label, over everything added on this process; nan for an empty group.
 
-        `compute` gives the local sums back after it has synced them. For the groups over all processes call this inside
+        `compute` restores the local sums after syncing. For the groups over all processes call this inside
         ``with metric.sync_context():``, on every rank.
         """
         values = self._values(self._grouped.by_name(self.unpack(exact_sum.to_float(self.state))))

@@ -186,7 +186,7 @@ class StandardError(TokenMetric):
         return self.metric.extra_scores()
 
     def shared_sums(self) -> Sequence[SharedSum]:
-        shared = tuple(self.metric.shared_sums())
+        shared = tuple(self.metric.shared_by_name().values())
         all_shared = len(shared) == len(self._sum_names)
         return [*shared, *([_Products(shared)] if all_shared else []), _SEQUENCES]
 
