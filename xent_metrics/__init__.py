@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from xent_metrics.scoring.token_bytes import token_bytes
     from xent_metrics.sums.metric import TokenMetric
     from xent_metrics.sums.ratio import RatioMetric
-    from xent_metrics.sums.terms import NATS, TOKENS, Binned, SharedSum
+    from xent_metrics.sums.shared_sums import NATS, TOKENS, SharedSum
+    from xent_metrics.sums.terms import Binned
     from xent_metrics.version import __version__
     from xent_metrics.wrappers import Document, Frequency, Grouped, Position, StandardError, in_groups
 
@@ -89,7 +90,8 @@ _NAMES = {
     "scoring.token_bytes": "token_bytes",
     "sums.metric": "TokenMetric",
     "sums.ratio": "RatioMetric",
-    "sums.terms": "NATS TOKENS Binned SharedSum",
+    "sums.shared_sums": "NATS TOKENS SharedSum",
+    "sums.terms": "Binned",
     "version": "__version__",
     "wrappers": "Document Frequency Grouped Position StandardError in_groups",
 }

@@ -13,8 +13,7 @@ import torch
 from xent_metrics import NATS, TOKENS, CrossEntropy, Perplexity, SharedSum, TokenMetric, score_tokens
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.sums import exact_sum
-from xent_metrics.sums.taking import shared_key
-from xent_metrics.sums.terms import check_shared_sum
+from xent_metrics.sums.shared_sums import check_shared_sum, shared_key
 
 
 @dataclass(frozen=True)

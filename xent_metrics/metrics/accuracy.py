@@ -6,7 +6,7 @@ from torch import Tensor
 
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums.ratio import RatioMetric
-from xent_metrics.sums.terms import TOKENS, SharedSum
+from xent_metrics.sums.shared_sums import CORRECT, TOKENS, SharedSum
 
 __all__ = ["TokenAccuracy"]
 
@@ -31,8 +31,8 @@ class TokenAccuracy(RatioMetric):
     requires = frozenset({"correct"})
     higher_is_better = True
 
-    def sum_names(self) -> tuple[str, SharedSum]:
-        return "correct", TOKENS
+    def sum_names(self) -> tuple[SharedSum, SharedSum]:
+        return CORRECT, TOKENS
 
     def per_token(self, scores: TokenScores) -> Tensor:
         assert scores.correct is not None

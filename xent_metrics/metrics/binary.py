@@ -10,7 +10,8 @@ from torch import Tensor
 from xent_metrics.errors import InvalidInputError
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums.ratio import RatioMetric
-from xent_metrics.sums.terms import TOKENS, SharedSum, Terms
+from xent_metrics.sums.shared_sums import TOKENS, SharedSum
+from xent_metrics.sums.terms import Terms
 
 __all__ = ["BinaryCrossEntropy"]
 

@@ -19,7 +19,7 @@ from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.scoring.token_bytes import token_bytes as make_token_bytes
 from xent_metrics.sums.options import readable
 from xent_metrics.sums.ratio import RatioMetric
-from xent_metrics.sums.terms import SharedSum
+from xent_metrics.sums.shared_sums import SharedSum
 
 __all__ = ["BitsPerByte", "BytePerplexity", "WordPerplexity"]
 

@@ -11,10 +11,9 @@ from torch import Tensor
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.metrics.confidence_bins import Binning, ConfidenceBins, gap
 from xent_metrics.plots import plot_reliability
-from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums.exact_sum import to_float
 from xent_metrics.sums.metric import TokenMetric
-from xent_metrics.sums.terms import TOKENS, SharedSum, Terms
+from xent_metrics.sums.shared_sums import CONFIDENCE, CORRECT, TOKENS, SharedSum
 
 Norm = Literal["l1", "l2", "max"]
 
@@ -152,12 +151,7 @@ class Overconfidence(TokenMetric):
     higher_is_better = None
 
     def shared_sums(self) -> Sequence[SharedSum]:
-        return (TOKENS,)
-
-    def sums(self, scores: TokenScores) -> Mapping[str, Terms]:
-        assert scores.confidence is not None
-        assert scores.correct is not None
-        return {"confidence": scores.weighted(scores.confidence), "correct": scores.weighted(scores.correct)}
+        return CONFIDENCE, CORRECT, TOKENS
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
         return (sums["confidence"] - sums["correct"]) / sums["tokens"]

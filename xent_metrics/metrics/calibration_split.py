@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from xent_metrics.metrics.confidence_bins import ConfidenceBins
-from xent_metrics.sums.terms import NATS, SharedSum
+from xent_metrics.sums.shared_sums import NATS, SharedSum
 
 __all__ = ["CalibrationLoss", "RefinementLoss"]
 

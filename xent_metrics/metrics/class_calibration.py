@@ -18,7 +18,8 @@ from xent_metrics.errors import InvalidInputError, MetricOptionError
 from xent_metrics.metrics.confidence_bins import check_num_bins, confidence_bin
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
 from xent_metrics.sums.metric import TokenMetric
-from xent_metrics.sums.terms import TOKENS, Binned, SharedSum, Terms
+from xent_metrics.sums.shared_sums import TOKENS, SharedSum
+from xent_metrics.sums.terms import Binned, Terms
 
 __all__ = ["ClasswiseCalibrationError", "FullCalibrationError"]
 

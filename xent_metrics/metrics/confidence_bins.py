@@ -19,8 +19,8 @@ from torch import Tensor
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums.metric import TokenMetric
-from xent_metrics.sums.taking import remember
-from xent_metrics.sums.terms import Binned, SharedSum
+from xent_metrics.sums.shared_sums import SharedSum, remember
+from xent_metrics.sums.terms import Binned
 
 __all__ = [
     "BinSum", "Binning", "ConfidenceBins", "check_num_bins", "confidence_bin", "confidence_cell", "equal_mass_bin", "gap",

@@ -14,7 +14,7 @@ from xent_metrics.scoring.inputs import as_tensor
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums.options import readable
 from xent_metrics.sums.ratio import RatioMetric
-from xent_metrics.sums.terms import NATS, TOKENS, SharedSum
+from xent_metrics.sums.shared_sums import NATS, TOKENS, SharedSum
 
 __all__ = ["CrossEntropy", "Perplexity"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
 from xent_metrics.sums.ratio import RatioMetric
-from xent_metrics.sums.terms import TOKENS, SharedSum
+from xent_metrics.sums.shared_sums import TOKENS, ExtraSum, SharedSum
 
 __all__ = ["BrierScore", "PredictionEntropy", "ZLoss"]
 
@@ -43,8 +43,8 @@ class _MeanOfRows(RatioMetric):
     def extra_scores(self) -> Mapping[str, ExtraScore]:
         return {self._score_name: self._score}
 
-    def sum_names(self) -> tuple[str, SharedSum]:
-        return self._score_name, TOKENS
+    def sum_names(self) -> tuple[SharedSum, SharedSum]:
+        return ExtraSum(self._score_name), TOKENS
 
     def per_token(self, scores: TokenScores) -> Tensor:
         return scores.extra_scores[self._score_name]

@@ -18,7 +18,8 @@ from xent_metrics.metrics.calibration import root
 from xent_metrics.metrics.pair_metric import PairMetric
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums.ratio import RatioMetric
-from xent_metrics.sums.terms import TOKENS, Binned, SharedSum, Terms
+from xent_metrics.sums.shared_sums import TOKENS, SharedSum
+from xent_metrics.sums.terms import Binned, Terms
 
 __all__ = [
     "JensenShannonDivergence",

@@ -11,7 +11,7 @@ from torch import Tensor
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
 from xent_metrics.sums.ratio import RatioMetric
-from xent_metrics.sums.terms import TOKENS, SharedSum
+from xent_metrics.sums.shared_sums import TOKENS, SharedSum
 
 __all__ = ["MeanReciprocalRank", "TopKAccuracy", "target_rank"]
 

@@ -24,7 +24,8 @@ from torch import Tensor
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
 from xent_metrics.sums.metric import TokenMetric
-from xent_metrics.sums.terms import TOKENS, Binned, SharedSum
+from xent_metrics.sums.shared_sums import TOKENS, SharedSum
+from xent_metrics.sums.terms import Binned
 
 __all__ = ["CrossEntropyAtOptimalTemperature", "OptimalTemperature"]
 

@@ -23,7 +23,8 @@ from torchmetrics import Metric
 from xent_metrics.errors import InvalidInputError, MetricOptionError
 from xent_metrics.scoring.scores import ExtraScore, RowKind, TokenScores
 from xent_metrics.sums.options import options_of, readable
-from xent_metrics.sums.terms import SharedSum, Terms
+from xent_metrics.sums.shared_sums import SharedSum
+from xent_metrics.sums.terms import Terms
 
 __all__ = ["MetricDefinition"]
 

@@ -8,12 +8,11 @@ Who syncs: torchmetrics' `compute`, see packed.py and sync.py.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import warnings
 from abc import ABCMeta
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,22 +26,15 @@ from xent_metrics.errors import (
     MetricOptionError,
     MissingExtraError,
     SyncError,
-    XentMetricsError,
 )
 from xent_metrics.scoring.score import score_tokens
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
 from xent_metrics.sums import exact_sum
-from xent_metrics.sums.definition import MetricDefinition
-from xent_metrics.sums.layout import COUNTS, StateLayout, count_terms
+from xent_metrics.sums.layout import COUNTS
 from xent_metrics.sums.options import check_options
-from xent_metrics.sums.packed import PackedMetric
-from xent_metrics.sums.taking import own_keys, shared_key, take_sums
-from xent_metrics.sums.terms import Terms
+from xent_metrics.sums.summing import NanPolicy, SummingMetric
 
 __all__ = ["NanPolicy", "TokenMetric", "needs_attention"]
-
-#: What rows of nan and invalid targets do to a value: make it nan (or raise), or be left out; named as in SciPy.
-NanPolicy = Literal["propagate", "omit"]
 
 
 class _LaidOut(ABCMeta):
@@ -62,23 +54,17 @@ class _LaidOut(ABCMeta):
         return metric
 
 
-class TokenMetric(MetricDefinition, PackedMetric, metaclass=_LaidOut):
+class TokenMetric(SummingMetric, metaclass=_LaidOut):
     """The base of every metric; see `MetricDefinition` for what a subclass defines.
 
     Args:
         ignore_index: the target that doesn't count.
         kwargs: those of `torchmetrics.Metric` (`process_group`, `dist_sync_on_step`, `dist_sync_fn` …).
-
-    Attributes:
-        layout: which rows of the state hold which sum.
-        scoring_key: equal for metrics that one scoring pass can serve.
     """
 
     is_differentiable = False
     higher_is_better: bool | None = False
     full_state_update = False
-    layout: StateLayout
-    _sum_keys: tuple[str, ...]
 
     def __init__(self, *, ignore_index: int = -100, **kwargs: Any) -> None:
         if kwargs.setdefault("compute_with_cache", False):
@@ -93,8 +79,6 @@ class TokenMetric(MetricDefinition, PackedMetric, metaclass=_LaidOut):
             )
         self.ignore_index = ignore_index
 
-    # The state's layout.
-
     def _lay_out(self, given: Mapping[str, Any]) -> None:
         """Fix the options and the layout of the state, and make the state."""
         if not isinstance(getattr(self, "name", None), str):
@@ -105,72 +89,6 @@ class TokenMetric(MetricDefinition, PackedMetric, metaclass=_LaidOut):
         self._state_name = self._made_state_name()
         empty = torch.zeros(self.layout.size, exact_sum.ROW, dtype=torch.int64)
         self.add_state(self._state_name, empty, dist_reduce_fx=exact_sum.merge)
-
-    def _made_keys(self) -> tuple[str, ...]:
-        """The keys by which scores keep this metric's sums, in the order of the state."""
-        shared = {name: shared_key(each) for name, each in self.shared_by_name().items()}
-        keys = own_keys(self.layout.rows) | shared
-        return (*COUNTS, *(keys[name] for name in self.layout.rows))
-
-    def _made_state_name(self) -> str:
-        """A name that says all that is in the state: torchmetrics merges metrics with equal names and first values."""
-        shared = {name: repr(each) for name, each in self.shared_by_name().items()}
-        own = f"{type(self).__qualname__} {self.described()}"
-        content = repr((self.ignore_index, self.layout.rows, [shared.get(name, own) for name in self.layout.rows]))
-        return f"sums_{hashlib.sha256(content.encode()).hexdigest()[:12]}"
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._sum_keys = self._made_keys()
-
-    def _made_layout(self) -> StateLayout:
-        """The layout, as the terms of scores without rows show it."""
-        try:
-            terms = self.terms(self.empty_scores())
-        except XentMetricsError:
-            raise
-        except Exception as error:
-            raise MetricOptionError(
-                f"{self.name}: its sums were asked for with scores that have no rows, and raised {type(error).__name__}: "
-                f"{error}. They take any number of rows, and read only attributes set in __init__, which calls super().__init__"
-            ) from error
-        layout = StateLayout.of(terms)
-        if reserved := sorted(layout.bins.keys() & set(COUNTS)):
-            raise MetricOptionError(f"{self.name}: the sum name {reserved[0]!r} is taken by the base; choose another")
-        return layout
-
-    # From scores to sums to a value, without touching the metric's own state.
-
-    def exact_sums(self, scores: TokenScores) -> Tensor:
-        """The exact sums of `scores` in this metric's layout, ``(rows, 8)``."""
-        self.check_scores(scores)
-        if any(key not in scores.memo for key in self._sum_keys):
-            named = self.terms(scores)
-            own = zip(self._sum_keys[len(COUNTS) :], (named[name] for name in self.layout.rows), strict=True)
-            terms: dict[str, Terms] = {**count_terms(scores)}
-            take_sums(scores, terms | dict(own))
-        return torch.cat([scores.memo[key] for key in self._sum_keys])
-
-    def value_of(self, state: Tensor, *, nan_policy: NanPolicy = "propagate") -> Tensor:
-        """The metric's value for a packed state, a 0-d float64 on the state's device."""
-        return self.value(self.unpack(exact_sum.to_float(state, finite_only=nan_policy == "omit")))
-
-    def unpack(self, values: Tensor) -> dict[str, Tensor]:
-        """``(rows,)`` float64 by the name of the sum."""
-        return self.layout.unpack(values)
-
-    def pack(self, named: Mapping[str, Tensor]) -> Tensor:
-        """Packed states ``(…, rows, 8)`` of sums by name, each ``(…)`` or ``(…, num_bins)``: what `unpack` undoes.
-
-        For sums that were logged elsewhere. How many rows counted, were ignored or were invalid is not among them.
-        """
-        return self.layout.pack(named)
-
-    def counts(self) -> dict[str, int]:
-        """How many rows counted, were ignored, had invalid targets, gave nan, and gave infinite terms."""
-        return self.layout.counts(self.state)
-
-    # The contract of torchmetrics.
 
     def score(
         self,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,8 @@ from xent_metrics.scoring.scores import ExtraScore, TokenScores
 from xent_metrics.sums import exact_sum
 from xent_metrics.sums.layout import COUNTS
 from xent_metrics.sums.metric import TokenMetric
-from xent_metrics.sums.terms import Binned, SharedSum, Terms
+from xent_metrics.sums.shared_sums import SharedSum, shared_key
+from xent_metrics.sums.terms import Binned, Terms
 from xent_metrics.wrappers.grouped import Grouped
 
 __all__ = ["StandardError", "gradient_of", "is_sample", "standard_error", "standard_error_from_moments"]
@@ -105,13 +106,14 @@ class _Products(SharedSum):
     """Σ over sequences of all products of two of these sums."""
 
     of: tuple[SharedSum, ...]
+    keys: tuple[str, ...] = field(compare=False, repr=False)  # by which scores keep each of them by sequence
 
     @property
     def name(self) -> str:
         return _products_name(each.name for each in self.of)
 
     def terms(self, scores: TokenScores) -> Binned:
-        return _products([_by_sequence(scores, each.terms(scores)) for each in self.of])
+        return _products(_shared_by_sequence(scores, self.of, self.keys))
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,15 @@ class StandardError(TokenMetric):
         self.row_kinds = metric.row_kinds  # type: ignore[misc]
         self.metric = copy.deepcopy(metric)
         self._sum_names = tuple(metric.layout.bins)
+        self._sequence_keys = self._made_sequence_keys()
+
+    def _made_sequence_keys(self) -> tuple[str, ...]:
+        """The keys by which scores keep the metric's shared sums by sequence: valid in one process, like `shared_key`."""
+        return tuple(f"{shared_key(each)} by sequence" for each in self.metric.shared_by_name().values())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._sequence_keys = self._made_sequence_keys()
 
     def scoring_options(self) -> dict[str, Any]:
         return self.metric.scoring_options()
@@ -188,13 +199,14 @@ class StandardError(TokenMetric):
     def shared_sums(self) -> Sequence[SharedSum]:
         shared = tuple(self.metric.shared_by_name().values())
         all_shared = len(shared) == len(self._sum_names)
-        return [*shared, *([_Products(shared)] if all_shared else []), _SEQUENCES]
+        return [*shared, *([_Products(shared, self._sequence_keys)] if all_shared else []), _SEQUENCES]
 
     def sums(self, scores: TokenScores) -> Mapping[str, Terms]:
         own = self.metric.sums(scores)
         if not own:
             return {}
-        rows = [_by_sequence(scores, term) for term in self.metric.terms(scores).values()]
+        shared = _shared_by_sequence(scores, [*self.metric.shared_by_name().values()], self._sequence_keys)
+        rows = [*shared, *(_by_sequence(scores, term) for term in own.values())]
         return {**own, _products_name(self._sum_names): _products(rows)}
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
@@ -245,6 +257,14 @@ def _products(sums: Sequence[Tensor]) -> Binned:
     products = rows.index_select(1, first) * rows.index_select(1, second)
     pairs = torch.arange(len(first), device=rows.device).expand_as(products)
     return Binned(products, pairs, len(first))
+
+
+def _shared_by_sequence(scores: TokenScores, shared: Sequence[SharedSum], keys: Sequence[str]) -> list[Tensor]:
+    """Each sequence's shared sums, computed once for all standard errors of these scores."""
+    for each, key in zip(shared, keys, strict=True):
+        if key not in scores.memo:
+            scores.memo[key] = _by_sequence(scores, each.terms(scores))
+    return [scores.memo[key] for key in keys]
 
 
 def _by_sequence(scores: TokenScores, term: Terms) -> Tensor:

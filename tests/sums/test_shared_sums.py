@@ -9,7 +9,7 @@ import torch
 
 from xent_metrics import CrossEntropy, RatioMetric, get_metric, score_tokens
 from xent_metrics.sums import exact_sum
-from xent_metrics.sums.taking import own_keys, remember, take_sums
+from xent_metrics.sums.shared_sums import own_keys, remember, take_sums
 from xent_metrics.sums.terms import Binned
 
 

@@ -1,0 +1,110 @@
+"""SummingMetric: from scores to exact sums to a value.
+
+`exact_sums` takes the sums of scores, in the layout of the packed state; `value_of` makes the value of a state. Neither
+changes the metric.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from xent_metrics.errors import MetricOptionError, XentMetricsError
+from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.sums import exact_sum
+from xent_metrics.sums.checkpoints import CheckpointedMetric
+from xent_metrics.sums.definition import MetricDefinition
+from xent_metrics.sums.layout import COUNTS, StateLayout, count_terms
+from xent_metrics.sums.shared_sums import own_keys, shared_key, take_sums
+from xent_metrics.sums.terms import Terms
+
+__all__ = ["NanPolicy", "SummingMetric"]
+
+#: How rows with nan scores or invalid targets count: "propagate" makes the value nan (or raises), "omit" leaves them out.
+NanPolicy = Literal["propagate", "omit"]
+
+
+class SummingMetric(MetricDefinition, CheckpointedMetric):
+    """A `MetricDefinition` with the layout of its state, and what follows from it.
+
+    Attributes:
+        layout: which entries of the state hold which sum.
+        scoring_key: equal for metrics that one scoring pass can serve.
+    """
+
+    layout: StateLayout
+    _sum_keys: tuple[str, ...]
+
+    def _made_keys(self) -> tuple[str, ...]:
+        """The keys by which scores keep this metric's sums, in the order of the state."""
+        shared = {name: shared_key(each) for name, each in self.shared_by_name().items()}
+        keys = own_keys(self.layout.rows) | shared
+        return (*COUNTS, *(keys[name] for name in self.layout.rows))
+
+    def _made_state_name(self) -> str:
+        """A name that says all that is in the state: torchmetrics merges metrics with equal names and first values."""
+        shared = {name: repr(each) for name, each in self.shared_by_name().items()}
+        own = f"{type(self).__qualname__} {self.described()}"
+        content = repr((self.ignore_index, self.layout.rows, [shared.get(name, own) for name in self.layout.rows]))
+        return f"sums_{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._sum_keys = self._made_keys()
+
+    def _made_layout(self) -> StateLayout:
+        """The layout, as the terms of scores without rows show it."""
+        try:
+            terms = self.terms(self.empty_scores())
+        except XentMetricsError:
+            raise
+        except Exception as error:
+            raise MetricOptionError(
+                f"{self.name}: its sums were asked for with scores that have no rows, and raised {type(error).__name__}: "
+                f"{error}. They take any number of rows, and read only attributes set in __init__, which calls super().__init__"
+            ) from error
+        layout = StateLayout.of(terms)
+        if reserved := sorted(layout.bins.keys() & set(COUNTS)):
+            raise MetricOptionError(f"{self.name}: the sum name {reserved[0]!r} is taken by the base; choose another")
+        return layout
+
+    def exact_sums(self, scores: TokenScores) -> Tensor:
+        """The exact sums of `scores` in this metric's layout, ``(rows, 8)``."""
+        self.check_scores(scores)
+        take_sums(scores, self._missing_terms(scores))
+        return torch.cat([scores.memo[key] for key in self._sum_keys])
+
+    def _missing_terms(self, scores: TokenScores) -> dict[str, Terms]:
+        """The terms, by key, of the sums that haven't been taken of these scores; no others are computed."""
+        keys = zip(self.layout.rows, self._sum_keys[len(COUNTS) :], strict=True)
+        missing = {name: key for name, key in keys if key not in scores.memo}
+        shared = self.shared_by_name()
+        terms: dict[str, Terms] = {} if COUNTS[0] in scores.memo else {**count_terms(scores)}
+        terms |= {key: shared[name].terms(scores) for name, key in missing.items() if name in shared}
+        if missing.keys() - shared.keys():
+            own = self.sums(scores)
+            terms |= {key: own[name] for name, key in missing.items() if name not in shared}
+        return terms
+
+    def value_of(self, state: Tensor, *, nan_policy: NanPolicy = "propagate") -> Tensor:
+        """The metric's value for a packed state, a 0-d float64 on the state's device."""
+        return self.value(self.unpack(exact_sum.to_float(state, finite_only=nan_policy == "omit")))
+
+    def unpack(self, values: Tensor) -> dict[str, Tensor]:
+        """``(rows,)`` float64 by the name of the sum."""
+        return self.layout.unpack(values)
+
+    def pack(self, named: Mapping[str, Tensor]) -> Tensor:
+        """Packed states ``(…, rows, 8)`` of sums by name, each ``(…)`` or ``(…, num_bins)``: what `unpack` undoes.
+
+        For sums that were logged elsewhere. How many rows counted, were ignored or were invalid is not among them.
+        """
+        return self.layout.pack(named)
+
+    def counts(self) -> dict[str, int]:
+        """How many rows counted, were ignored, had invalid targets, gave nan, and gave infinite terms."""
+        return self.layout.counts(self.state)
