@@ -88,7 +88,7 @@ def test_an_lm_eval_task_measures_it(tmp_path):
     assert found["embedding_distance,none"] == pytest.approx(float(metric.compute()), rel=1e-6)
     assert found["embedding_distance_stderr,none"] > 0
     choices = task | {"output_type": "multiple_choice", "metric_list": [entry | {"over": "choices"}]}
-    with pytest.raises(MissingScoreError, match=r"defined over token scores; got choice scores .*over: gold does"):
+    with pytest.raises(MissingScoreError, match=r"defined over token scores; got choice scores .*over: gold has it"):
         XentTask(choices)
 
 

@@ -14,11 +14,11 @@ __all__ = ["Ranks"]
 
 
 class Ranks:
-    """This process' rank in `torch.distributed`, or rank 0 of 1."""
+    """This process's rank in `torch.distributed`, or rank 0 of 1."""
 
     @property
     def rank(self) -> int:
-        """This process' rank; 0 without a process group."""
+        """This process's rank; 0 without a process group."""
         return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
     @property

@@ -63,7 +63,7 @@ class TorchLM(Ranks, ScoringLM):
         batch_size: how many of the longest windows fit into a batch; shorter ones fill it up to as many ids.
         keep_order: run windows in the order of the requests, `batch_size` per batch, each padded to `max_length` with the
             prefix token. These are the batches of a DataLoader that doesn't shuffle. Otherwise the longest windows run
-            first, and equal ones once.
+            first, and a window that equals or begins another one runs with it.
         prefix_token_id: the id that begins a text; by default the tokenizer's BOS, otherwise its EOS.
         add_bos_token: whether the tokenizer adds special tokens to a text; None leaves it to the tokenizer.
         device: the device of the module. CUDA means the CPU if there is no CUDA device (`lm_eval` asks for cuda:0 by default).
