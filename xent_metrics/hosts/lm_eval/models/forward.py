@@ -73,7 +73,6 @@ class Forward:
 
     # Running.
 
-    @torch.no_grad()
     def prefix_cache(self, prefix: Sequence[int]) -> Any:
         """The keys and values of a prefix. Called only if `caching` is on."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""lm-eval's questions to a model that runs in several processes, answered with torch.distributed if it is initialised.
+"""What lm-eval asks of a model in several processes, by torch.distributed if that is initialised.
 
 Who syncs: lm-eval, which distributes documents by rank and gathers the results on rank 0.
 """

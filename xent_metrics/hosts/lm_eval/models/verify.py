@@ -216,7 +216,7 @@ def _context_sizes(forward: HFForward, max_length: int) -> list[int]:
 def _context_error(forward: HFForward, windows: Sequence[Window]) -> float:
     """The relative error of hidden states (or logits) within a plugin's context, of two windows in a batch."""
     rows = [alone(place, Window(windows[place].inputs, windows[place].inputs)) for place in (0, -1)]
-    forward.states(rows[:1])  # a context that can be entered only once raises in the next line
+    forward.states(rows[-1:])  # a context that can be entered only once raises in the next line
     found = forward.states(rows)
     forward.context_on = False
     expected = forward.states(rows)
