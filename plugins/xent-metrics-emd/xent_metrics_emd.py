@@ -68,9 +68,6 @@ class EmbeddingDistance(RatioMetric):
         expected = log_prob.float().exp() @ unit  # (rows, D)
         return 1 - (expected * unit[index]).sum(-1)
 
-    def sum_names(self) -> tuple[str, str]:
-        return self._score_name(), "tokens"
-
     def per_token(self, scores: TokenScores) -> Tensor:
         return scores.extra_scores[self._score_name()]
 

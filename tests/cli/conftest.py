@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from support.lm_eval import TABLE, ScoredBigramLM, config, evaluate, saved
+from support.logged_runs import write_pair
 
 from xent_metrics import score_tokens
 from xent_metrics.hosts.lm_eval import XentTask
@@ -36,3 +37,10 @@ def runs(tmp_path_factory):
         task = XentTask(config("loglikelihood_rolling", [{"text": t} for t in TEXTS], copy.deepcopy(METRICS)))
         saved(evaluate(task, model), base / name)
     return base / "a", base / "b"
+
+
+@pytest.fixture(scope="session")
+def valued_runs(tmp_path_factory):
+    """A folder with the runs a and b, and the values of each."""
+    base = tmp_path_factory.mktemp("valued_runs")
+    return base, write_pair(base)

@@ -1,9 +1,11 @@
-"""`xent compare`: its table, legend and verdicts; its numbers are tested in tests/analysis."""
+"""`xent compare`: its table, JSON, legend and verdicts."""
 
 import json
+import math
 
 import pytest
 from support.cli import fits, xent
+from support.logged_runs import TEXTS, write_run
 from typer.testing import CliRunner
 
 from xent_metrics.cli.app import app
@@ -43,3 +45,22 @@ def test_one_run_is_too_few(runs):
     error = CliRunner().invoke(app, ["compare", str(runs[0])]).exception
     assert isinstance(error, ComparisonError)
     assert str(error) == "xent compare takes two or more runs; got 1"
+
+
+def test_it_prints_a_table_and_json(valued_runs):
+    base, found = valued_runs
+    arguments = ["compare", base / "a", base / "b", "--num-resamples", "99"]
+    assert "bits per byte" in xent(*arguments, width=220)
+    [pair] = json.loads(xent(*arguments, "--json"))
+    first = next(row for row in pair["comparisons"] if row["metric"] == "bits_per_byte")
+    assert first["value_a"] == pytest.approx(found["a"]["bits_per_byte"], rel=1e-14)
+    assert first["better"] == "B"
+    assert math.isfinite(first["documents_needed"])
+    assert first["documents"] == len(TEXTS)
+
+
+def test_shared_documents_are_compared_on_request(valued_runs, tmp_path):
+    base, _ = valued_runs
+    write_run(tmp_path, texts=TEXTS[1:])
+    [compared] = json.loads(xent("compare", base / "b", tmp_path, "--shared-documents", "--json"))
+    assert {row["documents"] for row in compared["comparisons"]} == {len(TEXTS) - 1}

@@ -1,4 +1,4 @@
-"""`xent intervals` in terminals of any width; its numbers are tested in tests/analysis."""
+"""`xent intervals`: its table, at any width of the terminal, and its JSON."""
 
 import json
 
@@ -22,3 +22,12 @@ def test_words_stay_whole_in_a_narrow_terminal(width, runs):
     assert {word for name in NAMES for word in name.split()} <= set(table.split())
     assert {"95", "interval"} <= set(table.split())
     assert (set(NAMES) <= {cell.strip() for cell in table.split("│")}) == (width == 120)
+
+
+@pytest.mark.parametrize("options", [[], ["--bootstrap", "--num-resamples", "199"]])
+def test_it_prints_a_table_and_json(options, valued_runs):
+    base, found = valued_runs
+    for row in json.loads(xent("intervals", base / "a", "--json", *options)):
+        assert row["value"] == pytest.approx(found["a"][row["metric"]], rel=1e-12)
+        assert row["low"] < row["value"] < row["high"]
+    assert "bits per byte" in xent("intervals", base / "a", *options, width=100)

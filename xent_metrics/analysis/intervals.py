@@ -1,4 +1,4 @@
-"""Confidence intervals of any metric over documents: by the delta method, and by the cluster bootstrap.
+"""Confidence intervals of any metric over documents: by the jackknife, and by the cluster bootstrap.
 
 Documents are the independent samples. The tokens of a document depend on each other and stay together.
 """

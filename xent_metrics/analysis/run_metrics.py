@@ -18,7 +18,7 @@ __all__ = ["LoggedMean", "configured_metrics", "lm_eval_metric"]
 _TASK_KEYS = ("metric", "name", "over", "aggregation", "higher_is_better", "hf_evaluate")
 #: Metrics that a multiple-choice task computes over the choices unless its list says otherwise.
 _OVER_CHOICES = ("brier_score",)
-#: Metrics of which lm-eval logs a pair (loglikelihood, length) per document.
+#: Metrics for which lm-eval logs a pair (loglikelihood, length) per document.
 _WEIGHTED = ("bits_per_byte", "byte_perplexity", "word_perplexity")
 
 

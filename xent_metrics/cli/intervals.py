@@ -21,7 +21,7 @@ __all__ = ["intervals"]
 def intervals(
     runs: Annotated[list[Path], typer.Argument(help="lm-eval output folders, written with --log_samples.")],
     bootstrap: Annotated[
-        bool, typer.Option("--bootstrap", help="Use the cluster bootstrap instead of the delta method.")
+        bool, typer.Option("--bootstrap", help="Use the cluster bootstrap instead of the jackknife.")
     ] = False,
     num_resamples: Annotated[int, typer.Option(help="Number of bootstrap resamples.", min=99)] = 2000,
     as_json: AsJson = False,

@@ -118,7 +118,7 @@ def _ask(loaded: Plugins, plugin: Plugin) -> PluginCommands:
 
 
 def loaded_plugins() -> Plugins:
-    """The process' plugins, without the warnings about those set aside, which the commands show in their own way."""
+    """The loaded plugins. Warnings about those set aside are suppressed, because the commands show them."""
     from xent_metrics.plugins import plugins
 
     with warnings.catch_warnings():

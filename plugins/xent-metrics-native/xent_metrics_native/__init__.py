@@ -4,8 +4,8 @@
     linear_cross_entropy_backend   scores hidden states without writing their logits     products.py
     forward_context                runs parts of a model's decoder layers                layers.py
 
-Installed, they are used without further ado; `XENT_METRICS_PLUGINS=` (empty) switches them off. They return None for
-tensors that they can't take, such as those on other devices, so torch computes these.
+Once the package is installed, they are used automatically; `XENT_METRICS_PLUGINS=` (empty) switches them off. They return
+None for tensors that they can't take, such as those on other devices, and torch computes these.
 """
 
 from xent_metrics_native.layers import forward_context

@@ -88,7 +88,7 @@ def test_a_skipped_training_step_does_not_count():
     assert run.callback_metrics["train/perplexity_stderr"] == expected(data, stage="train")["train/perplexity_stderr"]
 
 
-def test_each_of_several_loaders_has_itsvalues_of():
+def test_each_of_several_loaders_has_its_own_values():
     run = trainer(XentCallback(METRICS))
     run.validate(bigrams(), [loader(), loader(4, seed=8)], verbose=False)
     for index, data in enumerate((Sequences(10), Sequences(4, seed=8))):

@@ -5,7 +5,9 @@ sums, which rank 0 adds. The task side starts no collective of its own.
 
     task.py          XentTask                         documents.py        values that lm-eval gathers, and totals
     metric_list.py   a task's metrics, checked        document_scores.py  from a model's results to scores
-    task_manager.py  metrics on existing tasks        extra_scores.py     what metrics ask of a model
+    metric_entry.py  one of them, checked             requested_text.py   the text that a result belongs to
+    task_manager.py  metrics on existing tasks        requirements.py     scores that each kind of model gives
+    empty_ranks.py   ranks without documents          extra_scores.py     scores that metrics ask a model for
     command.py       `xent lm-eval`                   upstream.py         lm-eval's private names
     python_docs.py   an offline corpus                models/             xent-hf and xent-torch
 """

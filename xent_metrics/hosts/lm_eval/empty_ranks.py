@@ -1,9 +1,9 @@
 """Lets a task run on more ranks than it has documents, as with `--limit 1` on two processes.
 
-lm-eval deals documents out by rank. It raises on a rank that gets none, while the others wait for it. Here such a rank
-asks the model about the first document too, so that all ranks start as many collectives. Its values are placeholders,
-which no aggregation counts: values, standard errors and numbers of samples are those of the documents. In logged samples
-the placeholder has the id −1.
+lm-eval distributes documents over ranks. It raises on a rank that gets none, while the others wait for it. Here such a
+rank sends the model the first document's requests too, so that all ranks start equally many collectives. Its values are
+placeholders, which no aggregation counts: values, standard errors and numbers of samples are those of the documents. In
+logged samples the placeholder has the id −1.
 
 Who syncs: lm-eval, as for any task.
 """
@@ -28,7 +28,7 @@ class WithoutPlaceholders:
     """An aggregation of the values that belong to documents.
 
     Placeholders are removed from the list itself, because lm-eval counts its values and takes their standard error later.
-    Compares equal to the wrapped function, because lm-eval looks the standard error up by it.
+    Compares equal to the wrapped function, because lm-eval looks up the standard error by it.
     """
 
     def __init__(self, aggregate: Callable[[list[Any]], Any]) -> None:

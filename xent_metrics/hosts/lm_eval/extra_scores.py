@@ -1,11 +1,11 @@
 """Carries the extra scores that metrics need, such as the target's rank, to the model on lm-eval's requests.
 
-lm-eval gives a model its requests and tells it nothing about the task. So `XentTask` writes what its metrics ask for
-(`TokenMetric.extra_scores`) on each request, and a model that gives token scores reads it there:
+lm-eval gives a model its requests and tells it nothing about the task. So `XentTask` writes the extra scores that its
+metrics ask for (`TokenMetric.extra_scores`) on each request, and a model that gives token scores reads them there:
 
     scores = score_tokens(logits, target, extra_scores=asked_for(requests))
 
-A name must mean one score: metrics of a task, or tasks of a run, that ask for different ones under one name are refused.
+A name must mean one score. Metrics of a task, or tasks of a run, that ask for different scores under one name are refused.
 
 Who syncs: nobody. Requests stay in the process that built them, and caches don't store what is written on them.
 """

@@ -1,7 +1,7 @@
 """One of our metrics in a task's `metric_list`: its options, what it is computed over, and whether a model can score it.
 
-All of it is checked when the task loads, before its data or the model. Which model will run isn't known by then, so what
-is refused here is what no lm-eval model can give.
+All of it is checked when the task loads, before its data or the model. Which model will run isn't known yet, so a metric is
+refused here only if no lm-eval model can give its scores.
 """
 
 from __future__ import annotations

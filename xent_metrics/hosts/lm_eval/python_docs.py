@@ -58,7 +58,7 @@ def rolling_dataset(corpus_sha256: str = CORPUS_SHA256, **metadata: Any) -> Data
 
 
 def cloze_dataset(corpus_sha256: str = CORPUS_SHA256, cloze_seed: int = 0, **metadata: Any) -> DatasetDict:
-    """Questions which words come next: a `context`, four `choices` of equally many words, and the index of the `answer`.
+    """Questions about the words that come next: a `context`, four `choices` of equally many words, and the index of the `answer`.
 
     One choice is the true continuation, and three are from passages of other held-out topics. They depend on `cloze_seed`,
     the topic and the number of the passage only.
@@ -93,7 +93,7 @@ def _prose(text: str) -> Iterator[list[str]]:
 
 
 def _distinct() -> dict[str, str]:
-    """The topics of which less than half repeats shorter ones (`compound` contains `if`, `for`, `try` and others)."""
+    """The topics without those that mostly repeat shorter ones, such as `compound`, which contains `if`, `for` and `try`."""
     kept, seen = {}, set[str]()
     for name, text in sorted(_TOPICS.items(), key=lambda item: (len(item[1]), item[0])):
         passages = _passages(text)

@@ -1,6 +1,6 @@
 """What each kind of lm-eval model can give a metric, known before any model is loaded.
 
-Each kind is described by scores without rows. A metric whose requirements they meet can be computed from that model.
+Each kind is described by scores without rows. If they meet a metric's requirements, the metric can be computed from that model.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ __all__ = ["ANY_MODEL_GIVES", "CHOICES_GIVE", "can_score", "require_scores", "to
 
 #: Every lm-eval model: one loglikelihood per request. The task knows the text, so its bytes and words are known too.
 ANY_MODEL_GIVES = TokenScores.empty(["num_bytes", "num_words"], row_kind="document")
-#: Multiple choice with any model: the distribution over the choices, without any text. A metric's own options decide
-#: which scores are computed of it; `choice_scores` gives those.
+#: Multiple choice with any model: the distribution over the choices, without any text. The metric's options decide
+#: which scores are computed from it; see `choice_scores`.
 CHOICES_GIVE = TokenScores.empty([], row_kind="choice")
 
 
 def token_model_gives(metric: TokenMetric) -> TokenScores:
-    """What a model with token scores gives the metric: among it all extra scores, since the metric asks for them."""
+    """What a model with token scores gives the metric, including all extra scores that it asks for."""
     fields = ["confidence", "correct", "target", "num_bytes", "invalid"]
     return TokenScores.empty(fields, extra_scores=metric.extra_scores())
 

@@ -1,7 +1,7 @@
-"""Everything that the task side takes from lm-eval without lm-eval promising it, as read in lm-eval 0.4.13.
+"""The undocumented parts of lm-eval that the task side uses, as read in lm-eval 0.4.13.
 
-lm-eval has no hook for changing a task's configuration, for bringing a task manager to its command, or for asking which
-metrics an output type emits. The private names for those are used here and nowhere else; each docstring says what to
+lm-eval has no hook to change a task's configuration, to give its command another task manager, or to ask which metrics an
+output type emits. The private names for those are used here and nowhere else; each docstring says what to
 look for when a later lm-eval moves them. The private names that models use are in `models/`.
 
 Three habits of lm-eval's evaluator are relied on as well. Tests notice when they change:

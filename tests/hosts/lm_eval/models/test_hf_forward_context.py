@@ -98,6 +98,7 @@ def test_every_forward_runs_within_a_right_context(load, model, monkeypatch):
         (lambda model: ScaledNorm(model, float("nan")), r"its results are nan off the model's own"),
         (lambda model: contextmanager(lambda: iter(()))(), "it raises RuntimeError: generator didn't yield"),
         (lambda model: "no context", r"it raises \w+: .*context manager"),
+        (lambda model: contextmanager(lambda: iter([None]))(), "it raises AttributeError"),  # can be entered only once
     ],
 )
 def test_a_context_that_disagrees_or_raises_is_left_out_with_a_line(load, model, give, why):
@@ -157,4 +158,4 @@ def test_a_context_is_compared_on_both_sides_of_a_sliding_window(load):
 
     lm = load(model, plugin(Watched), max_length=88)
     assert lm.forward.context_on
-    assert lengths == [15, 88]  # one less than the window, and the longest
+    assert lengths == [15, 15, 88, 88]  # one less than the window, and the longest; each is entered twice

@@ -121,7 +121,7 @@ def test_any_module_s_batch_that_does_not_fit_runs_in_halves(monkeypatch, caplog
     assert found == pytest.approx(lm.loglikelihood_rolling(rolling_requests(*TEXTS)), rel=1e-6)
 
 
-def test_in_order_a_batch_that_does_not_fit_is_an_error(monkeypatch):
+def test_with_keep_order_a_batch_that_does_not_fit_is_an_error(monkeypatch):
     """Smaller batches would not be those of the DataLoader."""
     lm, tried = TorchLM(Watched(), max_length=16, batch_size=8, keep_order=True), []
 
@@ -135,7 +135,7 @@ def test_in_order_a_batch_that_does_not_fit_is_an_error(monkeypatch):
     assert tried == [8]
 
 
-def test_in_order_batches_are_those_of_a_data_loader():
+def test_with_keep_order_batches_are_those_of_a_data_loader():
     texts = [TEXTS[0], TEXTS[0], TEXTS[2]]
     watched = Watched()
     lm = TorchLM(watched, max_length=16, batch_size=4, keep_order=True)
@@ -159,7 +159,7 @@ def test_in_order_batches_are_those_of_a_data_loader():
     assert metric.counts()["counted"] == other.counts()["counted"] == sum(len(text.encode()) for text in texts)
 
 
-def test_in_order_pads_short_windows_to_the_same_shape():
+def test_with_keep_order_short_windows_are_padded_to_one_shape():
     watched = Watched()
     lm = TorchLM(watched, max_length=16, batch_size=2, keep_order=True)
     watched.seen.clear()

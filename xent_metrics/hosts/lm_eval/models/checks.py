@@ -1,6 +1,6 @@
-"""Refuse models, windows and ids that can't be scored before any request runs.
+"""Refuse models, windows and ids that can't be scored, before any request runs.
 
-Stock `hf` takes most of these, and fails later or gives wrong numbers.
+Stock `hf` accepts most of these, and fails later or gives wrong numbers.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def check_module(forward: Forward, *, prefix_token: int, tokenizer: Any, max_len
     if not torch.allclose(logits[0, 0].float(), logits[1, 0].float(), rtol=1e-2, atol=1e-3, equal_nan=True):
         raise InvalidInputError(
             f"{forward.name} looks ahead: its first logits change with the second id. "
-            "Loglikelihoods need a causal model, whose logits[t] depend on the ids up to t"
+            "Loglikelihoods need a causal model: logits[t] may depend only on the ids up to t"
         )
     return int(logits.shape[-1])
 

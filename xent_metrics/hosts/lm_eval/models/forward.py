@@ -1,7 +1,7 @@
 """Run rows of ids through any causal module, and score what they predict: `Forward`.
 
-This is what `xent-torch` runs: the module itself, on padded rows of ids, without shortcuts. `HFForward` adds the shortcuts
-of `xent-hf`. The runner (runner.py) drives both.
+`xent-torch` uses it as it is: it runs the module on padded rows of ids. `HFForward` adds the shortcuts of `xent-hf`. The
+runner (runner.py) drives both.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Forward:
         bytes_table: gives UTF-8 bytes by id for a number of logits; None for a tokenizer whose bytes can't be counted.
 
     Attributes:
-        extra_scores: extra scores of each token, for the following calls. They are computed in a pass of their own, so that
-            no bit of the other scores changes.
+        extra_scores: extra scores of each token, for the following calls. They are computed in a separate pass, so that the
+            other scores don't change by a bit.
         packing, caching: whether rows may be trees, and may start after a cached prefix. Always off here.
         rope_switch: the length at which a batch changes its rotary frequencies, if the module does that.
-        rounding: how far rounding alone was seen to move the outputs, relatively.
+        rounding: the measured relative change of the outputs by rounding alone.
     """
 
     packing = caching = False
@@ -73,9 +73,8 @@ class Forward:
 
     # Running.
 
-    @torch.no_grad()
     def prefix_cache(self, prefix: Sequence[int]) -> Any:
-        """The keys and values of a prefix; rows are only planned after one if `caching` is on."""
+        """The keys and values of a prefix. Called only if `caching` is on."""
         raise NotImplementedError
 
     @torch.no_grad()

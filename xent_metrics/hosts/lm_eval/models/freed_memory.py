@@ -1,7 +1,7 @@
-"""Keep freed memory for the next batch instead of giving it back to the system.
+"""Keep freed memory for the next batch instead of returning it to the system.
 
-glibc gives large freed blocks back at once, so that every temporary of the next layer costs a page fault per 4 KiB: about a
-tenth of a forward on a CPU. While a batch runs, up to `KEPT` bytes stay with the process; they are given back at the end.
+glibc returns large freed blocks at once, so every temporary of the next layer costs a page fault per 4 KiB: about a tenth
+of a forward on a CPU. While a batch runs, up to `KEPT` bytes stay with the process; they are given back at the end.
 With another C library, system or device this does nothing. These tunables do the same for a whole process:
 
     GLIBC_TUNABLES=glibc.malloc.mmap_threshold=536870912:glibc.malloc.trim_threshold=536870912

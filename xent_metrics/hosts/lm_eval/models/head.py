@@ -24,7 +24,7 @@ class Head:
 
     @classmethod
     def of(cls, model: Any) -> Head:
-        """The head that the output embeddings and the configuration describe; `verify` finds out if there is more to it."""
+        """The head that the output embeddings and the configuration describe. `verify` checks that this is all of it."""
         layer, config = model.get_output_embeddings(), model.config.get_text_config()
         weight = getattr(layer, "weight", None)
         if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.is_meta:

@@ -1,13 +1,13 @@
-"""Run rows of ids through a Hugging Face model by the shortest way that was checked: `HFForward`.
+"""Run rows of ids through a Hugging Face model, with shortcuts: `HFForward`.
 
-Each shortcut is on only where verify.py saw that it agrees with the model's own forward:
+A shortcut is on only if verify.py found that it agrees with the model's own forward:
 
-    hidden       the base model gives hidden states, and only scored positions meet `lm_head` (`score_hidden_states`)
-    packing      a tree of windows in one row, by a 4-D mask and position ids
-    caching      rows after a prefix whose keys and values are kept
+    hidden       the base model gives hidden states, and only scored positions go through `lm_head`
+    packing      several windows run in one row, as a tree, with a 4-D mask and position ids
+    caching      rows reuse the cached keys and values of a prefix
     context_on   the model runs within a plugin's `forward_context`
 
-With none of them this is ``model(ids).logits``, as stock `hf` runs it, of which only scored positions are used.
+Without them it runs ``model(ids).logits``, as stock `hf` does, and scores the positions that are asked for.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from xent_metrics.scoring.scores import ExtraScore, TokenScores
 
 __all__ = ["HFForward"]
 
-
 #: What configurations call their number of experts.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
@@ -50,7 +49,7 @@ class HFForward(Forward):
 
     Attributes:
         hidden, packing, caching, context_on: the shortcuts, all off at first; `verify` switches them on.
-        head: the model's head, once `find_head` found it.
+        head: the model's head, after `find_head`.
         window: the size of the sliding window, if the model has one.
     """
 
@@ -92,14 +91,14 @@ class HFForward(Forward):
 
     @property
     def is_quantized(self) -> bool:
-        """True if weights are quantized: many such layers scale by everything they see at once."""
+        """True if weights are quantized. Many such layers scale by all ids of a batch."""
         kinds = (torch.ao.nn.quantized.dynamic.Linear, torch.ao.nn.quantized.Linear)
         stated = getattr(self._config, "quantization_config", None)
         return bool(stated) or any(isinstance(module, kinds) for module in self._causal.modules())
 
     @property
     def rounds_by_neighbours(self) -> bool:
-        """True if other ids of a batch can change how a position is rounded: the ids of one expert run together."""
+        """True if other ids of a batch can change how a position is rounded, as in experts, which run their ids together."""
         parts = (self._config, getattr(self._config, "ffn_config", None))
         return self.is_quantized or any(getattr(part, name, None) for part in parts for name in _EXPERTS)
 
@@ -112,7 +111,7 @@ class HFForward(Forward):
     def find_context(self) -> bool:
         """Ask the plugins for a `forward_context`; True if one of them gives one.
 
-        With mixed precision they aren't asked: the model alone doesn't show it.
+        With mixed precision they aren't asked, because the model alone doesn't show it.
 
         Raises:
             PluginError: the hook raised; names the plugin.

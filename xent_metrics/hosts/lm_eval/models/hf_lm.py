@@ -2,8 +2,8 @@
 
     xent lm-eval run --model xent-hf --model_args pretrained=EleutherAI/pythia-160m --tasks wikitext,arc_easy
 
-Every argument of `hf` works. Windows that share a prefix run it once (packing.py), only scored positions meet `lm_head`
-(hf_forward.py), and every shortcut is checked (verify.py, sharing_check.py).
+Every argument of `hf` works. A prefix that windows share runs once (packing.py), only scored positions go through
+`lm_head` (hf_forward.py), and every shortcut is checked (verify.py, sharing_check.py).
 
 Who syncs: nobody here. Under `accelerate launch` each process scores its own requests, and lm-eval gathers the results.
 On CPUs, ``accelerate launch --cpu --num_processes 2`` starts a single process unless it is given an MPI hostfile; use
@@ -113,7 +113,7 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
         check_backend(self.config, self.backend)
 
     def _join_processes(self) -> None:
-        """Take this process' share of the documents on CPUs too, where `hf` runs all of them in every process."""
+        """Take this process's share of the documents on CPUs too, where `hf` runs all of them in every process."""
         accelerator = getattr(self, "accelerator", None)
         if accelerator is not None and accelerator.num_processes > 1 and self.world_size == 1:
             set_rank(self, accelerator.process_index, accelerator.num_processes)

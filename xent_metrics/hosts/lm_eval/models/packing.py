@@ -2,8 +2,8 @@
 
 There are two ways to run a shared prefix once. Packing puts windows into one row as a tree: each branch follows the ids
 it shares with the window before it. An id attends only to its own ancestors (a block mask) and keeps the position it has
-in its own window. Caching runs a prefix by itself and keeps its keys and values, and the rows of all windows that begin
-with it start after it. `plan` combines both and picks the cheapest layout it finds, measured in tokens run.
+in its own window. Caching runs a prefix by itself and keeps its keys and values. The rows of all windows with this prefix
+then start after it. `plan` combines both and picks the cheapest layout it finds, measured in tokens run.
 
 This module only plans. It knows no model, and the mask is its only tensor.
 """
@@ -21,7 +21,7 @@ from xent_metrics.hosts.lm_eval.models.windows import Window
 __all__ = ["PrefixGroup", "Row", "after", "alone", "batches_of", "plan"]
 
 _SHORTEST_PREFIX = 32  # tokens; below this, a forward for the prefix costs more than it saves
-_PREFIX_OVERHEAD = 64  # tokens that could run in the time that the small forward of a prefix takes to start
+_PREFIX_OVERHEAD = 64  # tokens that take as long to run as the forward of a prefix takes to start
 _PAIRS_PER_TOKEN = 4096  # pairs of ids whose attention costs as much as the rest of one token (about 6 hidden sizes)
 _LONGEST_TREE = 4096  # ids: bounds the block mask
 _LEVELS = 8  # of prefixes within prefixes that are considered

@@ -1,4 +1,4 @@
-"""lm-eval's questions to a model that runs in several processes, answered with torch.distributed if it is initialised.
+"""What lm-eval asks of a model in several processes, by torch.distributed if that is initialised.
 
 Who syncs: lm-eval, which distributes documents by rank and gathers the results on rank 0.
 """
@@ -14,11 +14,11 @@ __all__ = ["Ranks"]
 
 
 class Ranks:
-    """This process' rank in `torch.distributed`, or rank 0 of 1."""
+    """This process's rank in `torch.distributed`, or rank 0 of 1."""
 
     @property
     def rank(self) -> int:
-        """This process' rank; 0 without a process group."""
+        """This process's rank; 0 without a process group."""
         return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
     @property

@@ -1,7 +1,7 @@
 """Results of our lm-eval models: the plain values that lm-eval expects, which carry their token scores.
 
 A subclass of `tuple` (loglikelihood) or `float` (rolling) passes through lm-eval's filters, caches and gathers as the plain
-value does, and `XentTask` looks for its `scores`. Both can be pickled, so `--use_cache` and several processes keep the scores.
+value does, and `XentTask` reads its `scores`. Both can be pickled, so `--use_cache` and several processes keep the scores.
 """
 
 from __future__ import annotations

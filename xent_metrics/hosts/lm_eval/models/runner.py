@@ -1,7 +1,7 @@
-"""Score windows: planned by packing.py, run by a `Forward`, and checked while they run.
+"""Score windows: packing.py plans them, a `Forward` runs them, and sharing_check.py checks them meanwhile.
 
 If a batch that shares more than any before it disagrees with its windows alone (sharing_check.py), sharing is switched off
-with one line in the log, and everything that isn't scored yet runs window by window, this batch first.
+with one line in the log. Everything that isn't scored yet, including this batch, then runs window by window.
 
 A batch that doesn't fit into memory runs again at half the size.
 """

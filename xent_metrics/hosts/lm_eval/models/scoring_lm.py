@@ -46,7 +46,7 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
     Attributes:
         model_name: the name of ``--model``, for messages.
         stride: how many ids each window of a long text predicts; as many as fit by default.
-        logits_cache: whether windows may share what they have in common.
+        logits_cache: whether windows may share their prefixes.
     """
 
     gives_token_scores = True  # XentTask asks for this before the model runs

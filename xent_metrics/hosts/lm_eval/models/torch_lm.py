@@ -63,7 +63,7 @@ class TorchLM(Ranks, ScoringLM):
         batch_size: how many of the longest windows fit into a batch; shorter ones fill it up to as many ids.
         keep_order: run windows in the order of the requests, `batch_size` per batch, each padded to `max_length` with the
             prefix token. These are the batches of a DataLoader that doesn't shuffle. Otherwise the longest windows run
-            first, and equal ones once.
+            first, and a window that equals or begins another one runs with it.
         prefix_token_id: the id that begins a text; by default the tokenizer's BOS, otherwise its EOS.
         add_bos_token: whether the tokenizer adds special tokens to a text; None leaves it to the tokenizer.
         device: the device of the module. CUDA means the CPU if there is no CUDA device (`lm_eval` asks for cuda:0 by default).
@@ -99,7 +99,8 @@ class TorchLM(Ranks, ScoringLM):
     ) -> None:
         super().__init__()
         self.model = load_module(module, checkpoint=checkpoint, options=module_options)
-        self.model.to(device=device_for(device), dtype=dtype_for(dtype)).eval()
+        on = device_for(device)
+        self.model.to(device=on, dtype=dtype_for(dtype)).eval()
         self.checkpoint = checkpoint
         self.tokenizer = load_tokenizer(tokenizer)
         self.batch_size = at_least_one("batch_size", batch_size)
@@ -107,7 +108,7 @@ class TorchLM(Ranks, ScoringLM):
         self.keep_order, self.add_bos_token = keep_order, add_bos_token
         self._begins = prefix_token_of(self.tokenizer) if prefix_token_id is None else int(prefix_token_id)
         results = Results.of(self.tokenizer, log_tokens=log_tokens, log_alternatives=log_alternatives)
-        self._run_with(self._forward(device_for(device)), results, keep_order=keep_order)
+        self._run_with(self._forward(on), results, keep_order=keep_order)
         self.vocab_size = self._check()
 
     def _forward(self, device: torch.device) -> Forward:

@@ -2,10 +2,10 @@
 
 When a model is loaded, a few made-up windows run plainly and then with each shortcut in turn. A shortcut that disagrees or
 raises is switched off with one line in the log. Two runs never agree to the last bit, because other shapes are rounded
-differently. How far rounding goes is measured, on the same windows in one batch under another implementation of attention.
+differently. The effect of rounding is measured on the same windows, in one batch under another implementation of attention.
 
 One check needs no allowance for rounding: within a row, the ids of one branch must not change what another predicts, in any
-dtype. This finds recurrent models, which no mask can keep apart, even if their error in bfloat16 could pass for rounding.
+dtype. This finds recurrent models, whose branches no mask can separate, even if their error in bfloat16 could pass for rounding.
 
 The checks go on while requests run (runner.py): the first batch that shares more than any batch before it is compared, too,
 because a sliding window or a position code may only matter in long texts.
@@ -47,7 +47,7 @@ _NLL_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 5e-4,
 _SHORTCUTS = {
     "hidden": ("hidden", "the model's own logits are scored"),
     "packing": ("packing", "windows that branch run row by row"),
-    "caching": ("caching", "shared prefixes aren't kept"),
+    "caching": ("caching", "shared prefixes aren't cached"),
     "context_on": ("forward_context", "the model runs without the plugin"),
 }
 _ALONE = "its results are {} off those of windows alone"
@@ -216,6 +216,7 @@ def _context_sizes(forward: HFForward, max_length: int) -> list[int]:
 def _context_error(forward: HFForward, windows: Sequence[Window]) -> float:
     """The relative error of hidden states (or logits) within a plugin's context, of two windows in a batch."""
     rows = [alone(place, Window(windows[place].inputs, windows[place].inputs)) for place in (0, -1)]
+    forward.states(rows[-1:])  # a context that can be entered only once raises in the next line
     found = forward.states(rows)
     forward.context_on = False
     expected = forward.states(rows)
@@ -244,8 +245,8 @@ def _error(forward: HFForward, group: PrefixGroup, expected: dict[int, Tensor]) 
 def _leak(forward: HFForward, windows: Sequence[Window]) -> float:
     """Leakage between branches of a row; 0 if below measured noise.
 
-    No id can see a later one, so what the last branch moves before it is noise: of experts, for example, which run the ids of
-    a batch together.
+    No id can see a later one, so a change that the last branch makes before it is noise, for example of experts, which run the
+    ids of a batch together.
     """
     row = max(after(0, windows, packing=True).rows, key=lambda row: len(row.branches))
     starts = [start for start, _ in row.branches]
