@@ -1,4 +1,4 @@
-"""The architecture, held: rooms import downwards only, nobody imports in circles or reaches into another's private names."""
+"""The architecture, held: rooms import only from earlier ones, nobody imports in circles or reaches into another's private names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.source import (
     sources,
 )
 
-#: From the ground up: a module imports its own room and rooms of the lines above it.
+#: A module imports from its own room and from earlier ones.
 ROOMS = """
 errors version hookspecs
 scoring plots samplers

@@ -1,8 +1,8 @@
 """The plugin manager: loads, validates and isolates plugins, lists them, and builds metrics by name.
 
 The built-in metrics come first, through the same hook. A plugin that fails to import, implements a hook wrongly or
-registers something invalid is set aside as a whole, with its error. The other plugins work, and `get_metric` of an unknown
-name repeats the error. The environment variable `XENT_METRICS_PLUGINS` (a,b) loads only the plugins with those entry
+registers something invalid is set aside: nothing of it is used, and a warning says why. The other plugins work, and
+`get_metric` of an unknown name repeats the error. The environment variable `XENT_METRICS_PLUGINS` (a,b) loads only the plugins with those entry
 point names; an empty value loads only the built-ins.
 """
 
@@ -96,7 +96,7 @@ class Plugins:
         try:
             self.manager.register(module, name=name)
             self.manager.check_pending()
-            self._call(plugin, module)
+            self._run_register_hooks(plugin, module)
         except (Exception, SystemExit) as error:
             if self.manager.get_plugin(name) is module:  # not the same module, registered before by another plugin
                 self.manager.unregister(module)
@@ -107,14 +107,16 @@ class Plugins:
         self.metrics |= plugin.metrics
         self._owner |= dict.fromkeys(plugin.metrics, plugin)
 
-    def _call(self, plugin: Plugin, module: Any) -> None:
+    def _run_register_hooks(self, plugin: Plugin, module: Any) -> None:
         others = set(self.manager.get_plugins()) - {module}
-        self.manager.subset_hook_caller("register_metrics", others)(register=functools.partial(self._metric, plugin))
+        self.manager.subset_hook_caller("register_metrics", others)(
+            register=functools.partial(self._register_metric, plugin)
+        )
         self.manager.subset_hook_caller("register_task_configs", others)(
-            register=functools.partial(self._task_configs, plugin)
+            register=functools.partial(self._register_task_configs, plugin)
         )
 
-    def _metric(self, plugin: Plugin, metric: type[TokenMetric]) -> None:
+    def _register_metric(self, plugin: Plugin, metric: type[TokenMetric]) -> None:
         if not (isinstance(metric, type) and issubclass(metric, TokenMetric)):
             raise PluginError(f"{plugin} registers {metric!r}; expected a subclass of xent_metrics.TokenMetric")
         if inspect.isabstract(metric):
@@ -135,7 +137,7 @@ class Plugins:
             raise error
         plugin.metrics[name] = metric
 
-    def _task_configs(self, plugin: Plugin, folder: str | os.PathLike[str]) -> None:
+    def _register_task_configs(self, plugin: Plugin, folder: str | os.PathLike[str]) -> None:
         path = Path(folder)
         if not path.is_dir():
             raise PluginError(f"{plugin} registers the task folder {path}, which is not a folder")

@@ -75,7 +75,7 @@ def compare(
     The interval is ± t · SE. The standard error is the jackknife's, which leaves each document out of both runs at once;
     t is Student's quantile for the effective number of documents, as in `delta_interval`. For perplexities both are those
     of the difference of the logarithms. The p value is that of a permutation test which swaps A and B at random in each
-    document (exact if 2^D ≤ `num_resamples`). Documents with no counted row in A or B are skipped.
+    document (exact if 2^D ≤ `num_resamples`). A document without a counted row in both runs is skipped; one that has rows in a single run stays.
 
     Args:
         metric: the metric to compare; its own state is not used.
@@ -159,6 +159,7 @@ class _Shift(NamedTuple):
 def _shift(metric: TokenMetric, a: Tensor, b: Tensor, values: tuple[float, float], confidence_level: float) -> _Shift:
     """The difference of two values with the jackknife's error; `a` and `b` are the documents' sums ``(D, rows)``."""
     scaled_a, scaled_b = on_scale(metric, torch.tensor(values, dtype=torch.float64)).tolist()
+    # Each document is left out of both runs at once: the estimates are paired, so their difference is.
     estimates = leave_one_out(metric, b) - leave_one_out(metric, a)
     half = half_width(estimates, influence(metric, a) + influence(metric, b), confidence_level)
     return _Shift(scaled_b - scaled_a, jackknife_error(estimates), half)

@@ -92,10 +92,10 @@ class RowScorer:
             largest.append(maxima[-1].amax(-1))
             sums.append(_row_sums(torch.sub(chunk, largest[-1][:, None], out=terms).exp_()))
         top = first_argmax(logits, torch.cat(maxima))
-        rest = torch.cat(sums).log_()
+        log_sum = torch.cat(sums).log_()
         wanted = logits.gather(-1, index[:, None]).squeeze(-1)
-        nll = (torch.cat(largest) - wanted) + rest
-        return {"nll": nll, "confidence": rest.neg_().exp_(), "correct": top == index}
+        nll = (torch.cat(largest) - wanted) + log_sum
+        return {"nll": nll, "confidence": log_sum.neg_().exp_(), "correct": top == index}
 
     def _score_classes(self, logits: Tensor, index: Tensor) -> dict[str, Tensor]:
         """nll, confidence, correct, loss and extra scores; on a CPU the first three have `_score_plain`'s bits."""
@@ -146,15 +146,18 @@ class RowScorer:
         terms, shifted = self._buffers(2, logits)
         chunk = logits if logits.dtype == terms.dtype else terms.copy_(logits)
         torch.sub(chunk, chunk.amax(-1, keepdim=True), out=shifted)
-        rest = _row_sums(torch.exp(shifted, out=terms)).log_()
-        log_prob: Tensor = shifted.sub_(rest[:, None])
+        log_sum = _row_sums(torch.exp(shifted, out=terms)).log_()
+        log_prob: Tensor = shifted.sub_(log_sum[:, None])
         return log_prob
 
     def _buffers(self, count: int, chunk: Tensor) -> Tensor:
-        """`count` buffers of the chunk's shape, in float32 or wider; the next chunk gets the same memory."""
+        """`count` buffers of the chunk's shape, in float32 or wider.
+
+        The next chunk gets the same memory, unless there are extra scores: these may keep what they were given.
+        """
         rows = min(self.plan.chunk_rows, self.plan.counted.numel())
         wide = torch.promote_types(chunk.dtype, torch.float32)
-        if self._buffer is None or self.plan.extra_scores:  # an extra score may keep what it was given
+        if self._buffer is None or self.plan.extra_scores:
             self._buffer = torch.empty(count, rows, self.plan.vocab_size, dtype=wide)
         return self._buffer[:, : len(chunk)]
 
@@ -200,7 +203,7 @@ def _on_cpu(logits: Tensor) -> bool:
 
 
 def _row_sums(terms: Tensor) -> Tensor:
-    """The sum of each row, in one order: torch splits a single row among its threads, so that row is given twice."""
+    """The sum of each row, whatever the number of rows: torch adds up a lone row in another order, so it gets that row twice."""
     return terms.sum(-1) if len(terms) != 1 else torch.cat([terms, terms]).sum(-1)[:1]
 
 

@@ -8,8 +8,8 @@
         unit: bits
 
 Who syncs: nobody here. Each document's value carries its exact sums, lm-eval gathers the values to rank 0, and the
-aggregations add the sums there. Every document emits the same keys, ``<name>`` and then ``<name>_stderr``: lm-eval
-computes no standard error for a metric that it doesn't know, and the later key replaces its N/A.
+aggregations add the sums there. Every document emits the same keys, ``<name>`` and then ``<name>_stderr``. lm-eval writes
+"N/A" as the standard error of a metric that it doesn't know, and our later key replaces that.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class XentTask(EmptyRankTask):
     - When requests are built, before the model runs: gold answers, the number of choices, and metrics of tokens if no
       loaded model class gives token scores. lm-eval doesn't tell a task which model it has, but the model is loaded by
       then, so under the stock command with `--model hf` the error comes before the first forward pass.
-    - When results come: token scores again. This matters only in a process that has loaded both kinds of model.
+    - When results come: token scores again, for a process in which another model than the one in use gives them.
 
     A model class that gives token scores (see models/results.py) sets ``gives_token_scores = True``. What metrics need
     of each token beyond its loss is written on the requests (see extra_scores.py).
