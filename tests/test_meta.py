@@ -89,6 +89,36 @@ def test_files_are_small_and_tell_their_story(path):
     assert path.name != "utils.py"
 
 
+def untested(package: Path, tests: Path) -> list[str]:
+    """Modules without a test file of their name in the mirrored folder."""
+    modules = [path for path in package.rglob("*.py") if path.stem not in ("__init__", "__main__", "version")]
+    return [
+        str(path.relative_to(package))
+        for path in sorted(modules)
+        if not any((tests / path.relative_to(package).parent).glob(f"test_{path.stem}*.py"))
+    ]
+
+
+def test_tests_mirror_the_package():
+    assert untested(ROOT / "xent_metrics", ROOT / "tests") == []
+
+
+def test_a_module_without_its_test_file_is_found(tmp_path):
+    for name in (
+        "p/__init__.py",
+        "p/a.py",
+        "p/sub/a.py",
+        "p/sub/b.py",
+        "t/test_a.py",
+        "t/test_b.py",
+        "t/sub/test_b_1.py",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert untested(tmp_path / "p", tmp_path / "t") == ["sub/a.py"]
+
+
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
 def test_every_plugin_is_a_real_package_installed_documented_and_tested(folder):
     assert distribution(folder.name).entry_points.select(group=hookspecs.PROJECT)

@@ -61,27 +61,6 @@ def test_filters_are_kept_apart(damaged):
     }  # fmt: skip
 
 
-def test_a_truncated_line_is_reported_and_the_rest_read(damaged, runs):
-    base, _ = runs
-    folder, samples, _ = damaged
-    lines = samples.read_text(encoding="utf-8").splitlines(keepends=True)
-    samples.write_text("".join(lines[:-1]) + lines[-1][: len(lines[-1]) // 2])
-    found = read_run(folder)
-    assert len(found.tasks["t"].samples) == len(TEXTS) - 1
-    assert found.problems == [f"task t: line {len(TEXTS)} of {samples.name} is skipped: it is cut off or not JSON"]
-    assert "1 only in A" in compare_runs(read_run(base / "a"), found)[0].reason
-
-
-def test_without_samples_there_are_still_values(damaged, runs):
-    base, found = runs
-    folder, samples, _ = damaged
-    samples.unlink()
-    read = read_run(folder)
-    assert "no samples beside the results" in read.problems[0]
-    assert read.tasks["t"].values["bits_per_byte"] == found["a"]["bits_per_byte"]
-    assert all(row.result is None for row in compare_runs(read_run(base / "a"), read))
-
-
 def test_files_that_are_not_lm_evals_are_refused(damaged, tmp_path):
     folder, _, results = damaged
     results.write_text(json.dumps({"scores": {}, "lm_eval_version": "9.9"}))

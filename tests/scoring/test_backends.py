@@ -9,17 +9,12 @@ import sys
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from xent_metrics import TokenScores, hookimpl, score_hidden_states, score_tokens
 from xent_metrics.errors import PluginError
-from xent_metrics.scoring import compiled
 from xent_metrics.scoring.scores import ExtraScore
 from xent_metrics.testing.contract import no_host_sync
-
-# Nothing below would be shown by a backend that was set aside unnoticed.
-pytestmark = pytest.mark.filterwarnings("error:xent-metrics plugin")
 
 
 class Backend:
@@ -391,53 +386,6 @@ def test_the_environment_chooses_among_backends(chosen, largest, tmp_path):
     environment = os.environ | {"XENT_METRICS_PLUGINS": chosen, "PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
     assert float(done.stdout) == pytest.approx(largest, rel=1e-6)
-
-
-# The compiled backend for CUDA. There is no GPU here: its graph is traced on fake CUDA tensors and run on the CPU.
-
-
-def test_the_compiled_backend_leaves_other_devices_alone():
-    assert compiled.score_backend(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)) is None
-
-
-def test_the_compiled_backend_traces_one_full_graph_on_cuda_for_any_number_of_rows():
-    graphs = []
-
-    def remember(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    traced = torch.compile(compiled.row_scores, fullgraph=True, dynamic=True, backend=remember)
-    with FakeTensorMode():
-        for rows in (6, 9, 500):
-            logits = torch.empty(rows, 300, device="cuda", dtype=torch.bfloat16)
-            results = traced(logits, torch.empty(rows, device="cuda", dtype=torch.long))
-            assert [(r.device.type, r.shape, r.dtype) for r in results] == [
-                ("cuda", (rows,), torch.float32),
-                ("cuda", (rows,), torch.float32),
-                ("cuda", (rows,), torch.bool),
-            ]
-    assert len(graphs) == 1
-
-
-def test_the_hook_takes_a_compiled_function(install, batch):
-    logits, target = torch.randn(40, 3000) * 4, torch.randint(3000, (40,))
-    logits[::4, 2000] = logits[::4, 1000] = 30.0  # ties
-    target[:8] = 1000
-    logits[3, 5], logits[4, 5], logits[5, 5] = torch.nan, torch.inf, -torch.inf
-    install()
-    own = score_tokens(logits, target)
-    install(Backend(compiled.row_scores))
-    expected = score_tokens(logits, target)
-    torch.testing.assert_close(expected.nll, own.nll, equal_nan=True, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(expected.confidence, own.confidence, equal_nan=True, rtol=1e-5, atol=0)
-    assert torch.equal(expected.correct, own.correct)
-    graph = torch.compile(compiled.row_scores, fullgraph=True, dynamic=True, backend="aot_eager")
-    backend = Backend(graph)
-    install(backend)
-    assert_same(score_tokens(logits, target), expected)
-    assert_same(score_tokens(logits[:7].double(), target[:7]), score_tokens(logits[:7].double(), target[:7]))
-    assert len(backend.asked) == 3
 
 
 def assert_same(scores: TokenScores, expected: TokenScores) -> None:

@@ -1,56 +1,23 @@
-"""Checkpoints of packed sums, on any number of ranks."""
+"""A packed metric alone: contexts that sync, copies, and a sync on each step."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
 from support import distributed_jobs as jobs
 from support.distributed import run
 
-from xent_metrics import CrossEntropy, from_loglikelihoods
+
+def test_copies_stand_alone_and_their_members_together():
+    for found in run(2, jobs.copies):
+        assert found == {"clone": 1, "deepcopy": 1, "pickle": 1, "clone of a member, then the others": 1}
 
 
-@pytest.fixture(scope="module")
-def expected():
-    return jobs.alone()
+def test_contexts_sync_once_and_leave_everything_as_it_was():
+    for found in run(2, jobs.contexts):
+        assert found.pop("refused").startswith(
+            "cross_entropy holds the sums of all processes, to which nothing can be added"
+        )
+        assert found == {"same": True, "calls": 4}
 
 
-def dealt_in_turn(size: int, numbers: range = range(jobs.BATCHES)) -> list[list[int]]:
-    return [[n for n in numbers if n % size == rank] for rank in range(size)]
-
-
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3), (3, 3)])
-def test_a_synced_checkpoint_resumes_on_any_number_of_ranks(before, after, expected):
-    first, rest = range(5), range(5, jobs.BATCHES)
-    files = run(before, jobs.save, dealt_in_turn(before, first), before > 1)
-    for file in files:
-        assert run(after, jobs.resume, [file], dealt_in_turn(after, rest), 2) == [expected] * after
-
-
-def test_an_unsynced_checkpoint_loads_on_its_own_rank_of_as_many(expected):
-    files = run(2, jobs.save, dealt_in_turn(2, range(5)), False)
-    assert run(2, jobs.resume, files, dealt_in_turn(2, range(5, jobs.BATCHES))) == [expected] * 2
-    (alone,) = run(1, jobs.resume, files[1:], None)
-    assert "cross_entropy: the checkpoint holds the sums of rank 1 of 2 alone; this is rank 0 of 1. To load it" in alone
-    first, second = run(2, jobs.resume, files[:1], None)
-    assert first == "loaded"
-    assert "the sums of rank 0 of 2 alone; this is rank 1 of 2" in second
-
-
-def test_a_checkpoint_without_an_origin_is_for_one_process():
-    metric = CrossEntropy()
-    metric.update(from_loglikelihoods([-3.0], row_kind="token"))
-    other = CrossEntropy()
-    other.load_state_dict({metric.state_name: metric.state})
-    assert other.compute() == 3
-    assert other.state is not metric.state
-
-
-def test_a_load_before_the_group_exists_is_found_out(tmp_path, expected):
-    (file,) = run(1, jobs.save, [list(range(jobs.BATCHES))], False)
-    for error, after_reset in run(3, jobs.load_too_early, file, str(Path(tmp_path, "a")), [0, 2]):
-        assert "a checkpoint was loaded on 2 processes before their process group existed" in error
-        assert set(after_reset["values"].values()) == {"nan"}
-    answers = run(3, jobs.load_too_early, file, str(Path(tmp_path, "b")), [1])
-    assert [answer[0] for answer in answers] == [expected] * 3
+def test_sync_on_step_is_of_all_batches_of_a_step():
+    assert run(2, jobs.on_step) == [[0.0, 0.5, 2.25, 2.25], [1.0, 0.5, 2.25, 2.25]]

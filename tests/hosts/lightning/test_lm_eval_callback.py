@@ -2,9 +2,7 @@
 
 import json
 import math
-import random
 
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -15,9 +13,10 @@ from torch.utils.data import DataLoader
 
 from xent_metrics.errors import InvalidInputError, MetricOptionError, UnknownMetricError
 from xent_metrics.hosts.lightning import LMEvalCallback
-from xent_metrics.hosts.lightning.module_lm import as_it_was
 
 TEXTS = ["héllo wörld", "two  words", "\tand a third text\n"]
+
+
 BOS = 256
 
 
@@ -122,18 +121,6 @@ def test_metrics_submodule_options_and_precision(folder):
     assert found["bits_per_token"] == found["bits_per_byte"] == pytest.approx(by_hand(module, TEXTS[:2]))
     assert all(autocast)
     assert len(autocast) > 3
-
-
-def test_modes_and_random_generators_are_restored():
-    module = Bytes()
-    module.net[0].eval()
-    with as_it_was(module):
-        expected = random.random(), np.random.rand(), torch.rand(()).item()
-    with as_it_was(module):
-        module.eval()
-        random.seed(0), np.random.seed(0), torch.manual_seed(0)
-    assert [m.training for m in (module, *module.net)] == [True, False, True]
-    assert (random.random(), np.random.rand(), torch.rand(()).item()) == expected
 
 
 def test_lm_evals_own_tasks_are_known_too():
