@@ -1,4 +1,4 @@
-"""The architecture, held: rooms import only from earlier ones, nobody imports in circles or reaches into another's private names."""
+"""The architecture, held: rooms import from earlier ones, nobody imports in circles or uses another's private names."""
 
 from __future__ import annotations
 

@@ -2,8 +2,10 @@
 
 The built-in metrics come first, through the same hook. A plugin that fails to import, implements a hook wrongly or
 registers something invalid is set aside: nothing of it is used, and a warning says why. The other plugins work, and
-`get_metric` of an unknown name repeats the error. The environment variable `XENT_METRICS_PLUGINS` (a,b) loads only the plugins with those entry
-point names; an empty value loads only the built-ins.
+`get_metric` of an unknown name repeats the error.
+
+The environment variable `XENT_METRICS_PLUGINS` (a,b) loads only the plugins with those entry point names; an empty value
+loads only the built-ins.
 """
 
 from __future__ import annotations

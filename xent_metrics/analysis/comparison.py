@@ -75,7 +75,8 @@ def compare(
     The interval is ± t · SE. The standard error is the jackknife's, which leaves each document out of both runs at once;
     t is Student's quantile for the effective number of documents, as in `delta_interval`. For perplexities both are those
     of the difference of the logarithms. The p value is that of a permutation test which swaps A and B at random in each
-    document (exact if 2^D ≤ `num_resamples`). A document without a counted row in both runs is skipped; one that has rows in a single run stays.
+    document (exact if 2^D ≤ `num_resamples`). Documents without a counted row in either run are skipped; those with rows in
+    one run only stay.
 
     Args:
         metric: the metric to compare; its own state is not used.

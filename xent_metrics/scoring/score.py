@@ -1,7 +1,8 @@
 """`score_tokens` scores targets under logits; `score_hidden_states` computes the logits itself, a block at a time.
 
-Both make one pass in chunks (the formulas are in rows.py), in float32 or wider, and never wait for the device. nll = logsumexp(logits) − logits[target]
-stays in log space, without softmax-then-log and without an epsilon: a logit gap of 1e4 is an nll of 1e4.
+Both make one pass in chunks, in float32 or wider, and never wait for the device. nll = logsumexp(logits) − logits[target]
+stays in log space, without softmax-then-log and without an epsilon: a logit gap of 1e4 is an nll of 1e4. The formulas are
+computed in rows.py.
 """
 
 from __future__ import annotations
