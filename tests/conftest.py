@@ -1,4 +1,4 @@
-"""What every test starts from: one thread, a seed, reproducible Hypothesis examples."""
+"""What tests of several rooms share; every test starts from support/repeatable.py."""
 
 from __future__ import annotations
 
@@ -6,18 +6,9 @@ import contextlib
 
 import pytest
 import torch
-from hypothesis import settings
+from support.repeatable import seed  # noqa: F401
 
 from xent_metrics.plugins import Plugin, Plugins, use_plugins
-
-settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)
-settings.load_profile("repeatable")
-torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
 
 
 @pytest.fixture

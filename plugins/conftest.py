@@ -1,0 +1,3 @@
+"""The plugins' tests start as all others do."""
+
+from support.repeatable import seed  # noqa: F401
