@@ -90,8 +90,7 @@ def test_completion_of_a_command_that_nobody_has_is_silent(tmp_path):
 @pytest.mark.parametrize("name", ["xent", "xent-metrics"])
 def test_bash_completes_with_the_script_that_is_shown(name):
     script = Path(sys.executable).parent / name
-    if not script.exists():
-        pytest.skip(f"{name} is not installed beside this Python")
+    assert script.exists()
     shown, function = f"{script} --show-completion bash", f"_{name.replace('-', '_')}_completion"
     steps = f'eval "$({shown})"; COMP_WORDS=({name} repo); COMP_CWORD=1; {function} {script}; echo "${{COMPREPLY[@]}}"'
     unasked = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # the shell is named, whatever runs the tests

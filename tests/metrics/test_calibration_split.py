@@ -8,6 +8,7 @@ import pytest
 import scipy.optimize
 import scipy.stats
 import torch
+from support.calibrated import certain, value
 
 from xent_metrics import (
     CrossEntropy,
@@ -20,50 +21,12 @@ from xent_metrics.metrics import (
     RefinementLoss,
 )
 
-KINDS = [
-    ("overconfidence", {}),
-    ("expected_calibration_error", {"binning": "mass"}),
-    ("expected_calibration_error", {"binning": "mass", "num_bins": 4}),
-    ("calibration_loss", {}),
-    ("calibration_loss", {"num_bins": 3, "binning": "mass"}),
-    ("refinement_loss", {"num_bins": 5}),
-    ("full_calibration_error", {}),
-    ("full_calibration_error", {"num_bins": 4}),
-    ("full_calibration_error", {"num_bins": 40}),
-    ("classwise_calibration_error", {"classes": 13}),
-    ("classwise_calibration_error", {"classes": [12, 0, 5], "num_bins": 6}),
-    ("optimal_temperature", {}),
-    ("optimal_temperature", {"lowest": 0.5, "highest": 7.0}),
-    ("cross_entropy_at_optimal_temperature", {}),
-]
-
-
-IDS = [f"{name}{options or ''}" for name, options in KINDS]
-
-
-def value(metric, *args, **kwargs):
-    metric.update(*args, **kwargs)
-    return metric.compute()
-
-
-def certain(*confidences):
-    """Logits of two classes: a row for each confidence in the class 0."""
-    p = torch.tensor(confidences, dtype=torch.float64)
-    return torch.stack([p, 1 - p], dim=-1).log()
-
-
-@pytest.fixture
-def model():
-    """Logits of 5 classes and targets that go with them: (2000, 5), (2000,)."""
-    logits = 2 * torch.randn(2000, 5, dtype=torch.float64)
-    return logits, torch.distributions.Categorical(logits=logits).sample()
-
 
 class TestSplit:
-    def test_the_parts_add_up_to_the_cross_entropy(self, model):
+    def test_the_parts_add_up_to_the_cross_entropy(self, calibrated_model):
         for options in ({}, {"num_bins": 4}, {"binning": "mass"}):
             together = TokenMetricCollection([CrossEntropy(), CalibrationLoss(**options), RefinementLoss(**options)])
-            found = value(together, model[0] * 1.5, model[1])
+            found = value(together, calibrated_model[0] * 1.5, calibrated_model[1])
             assert found["calibration_loss"] > 0
             total = found["calibration_loss"] + found["refinement_loss"]
             assert total.item() == pytest.approx(found["cross_entropy"].item(), rel=1e-15)
@@ -77,8 +40,8 @@ class TestSplit:
         assert value(RefinementLoss(num_bins=10), logits, target).item() == pytest.approx(entropy, rel=1e-12)
         assert value(CalibrationLoss(num_bins=10), logits, target).item() == pytest.approx(divergence, rel=1e-12)
 
-    def test_it_falls_to_nothing_when_the_temperature_is_mended(self, model):
-        logits, target = model
+    def test_it_falls_to_nothing_when_the_temperature_is_mended(self, calibrated_model):
+        logits, target = calibrated_model
         assert value(CalibrationLoss(), logits, target) < 0.005
         worse = value(CalibrationLoss(), 2 * logits, target)
         assert worse > 0.05

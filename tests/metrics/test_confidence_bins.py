@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import sklearn.calibration
 import torch
+from support.calibrated import certain, value
 
 from xent_metrics import (
     CalibrationWeightedCrossEntropy,
@@ -24,24 +25,6 @@ from xent_metrics.metrics import (
 from xent_metrics.metrics.confidence_bins import confidence_cell, equal_mass_bin
 
 
-def value(metric, *args, **kwargs):
-    metric.update(*args, **kwargs)
-    return metric.compute()
-
-
-def certain(*confidences):
-    """Logits of two classes: a row for each confidence in the class 0."""
-    p = torch.tensor(confidences, dtype=torch.float64)
-    return torch.stack([p, 1 - p], dim=-1).log()
-
-
-@pytest.fixture
-def model():
-    """Logits of 5 classes and targets that go with them: (2000, 5), (2000,)."""
-    logits = 2 * torch.randn(2000, 5, dtype=torch.float64)
-    return logits, torch.distributions.Categorical(logits=logits).sample()
-
-
 class TestBins:
     def test_equal_mass_is_scikit_learns_quantile_strategy(self):
         """Where confidences are so far apart that each has a cell of its own."""
@@ -56,8 +39,8 @@ class TestBins:
         found = value(MaximumCalibrationError(num_bins=8, binning="mass"), logits, target)
         assert found.item() == pytest.approx(np.abs(true - mean).max(), rel=1e-12)
 
-    def test_bins_of_equal_mass_have_it_as_nearly_as_cells_allow(self, model):
-        cells = confidence_cell(model[0].softmax(-1).amax(-1))
+    def test_bins_of_equal_mass_have_it_as_nearly_as_cells_allow(self, calibrated_model):
+        cells = confidence_cell(calibrated_model[0].softmax(-1).amax(-1))
         tokens = torch.zeros(256, dtype=torch.float64).index_add(0, cells, torch.ones(2000, dtype=torch.float64))
         size = torch.zeros(10, dtype=torch.float64).index_add(0, equal_mass_bin(tokens, 10), tokens)
         assert (size - 200).abs().max() <= tokens.max()

@@ -19,23 +19,13 @@ from xent_metrics.wrappers.standard_error import standard_error
 MEANS = ["kl_divergence", "jensen_shannon_divergence", "soft_cross_entropy"]
 
 
-@pytest.fixture
-def batch():
-    generator = torch.Generator().manual_seed(0)
-    base = 3 * torch.randn(3, 50, 70, generator=generator)
-    other = base + torch.randn(3, 50, 70, generator=generator)
-    target = torch.randint(70, (3, 50), generator=generator)
-    target[0, :7] = -100
-    return base, other, target
-
-
 def probabilities(base, other, temperature=1.0):
     return [torch.softmax(x.double() / temperature, -1).reshape(-1, 70).numpy() for x in (base, other)]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_divergences_are_those_of_torch_and_scipy(batch, temperature):
-    base, other, _ = batch
+def test_divergences_are_those_of_torch_and_scipy(pair_batch, temperature):
+    base, other, _ = pair_batch
     metrics = TokenMetricCollection({name: get_metric(name, temperature=temperature) for name in MEANS})
     metrics.update(base, other)
     found = metrics.compute()
@@ -49,8 +39,8 @@ def test_divergences_are_those_of_torch_and_scipy(batch, temperature):
     assert float(found["soft_cross_entropy"]) == pytest.approx(float(soft), rel=1e-5)
 
 
-def test_changes_by_quantising_are_those_of_numpy(batch):
-    base, other, target = batch
+def test_changes_by_quantising_are_those_of_numpy(pair_batch):
+    base, other, target = pair_batch
     names = ["probability_change", "rms_probability_change", "log_perplexity_ratio", "same_top_token"]
     metrics = TokenMetricCollection(names)
     metrics.update((base, other), target)
@@ -65,8 +55,8 @@ def test_changes_by_quantising_are_those_of_numpy(batch):
     assert found["same_top_token"] == same.mean()
 
 
-def test_the_perplexity_ratio_is_the_ratio_of_both_perplexities(batch):
-    base, other, target = batch
+def test_the_perplexity_ratio_is_the_ratio_of_both_perplexities(pair_batch):
+    base, other, target = pair_batch
     ratio, first, second = get_metric("log_perplexity_ratio"), get_metric("perplexity"), get_metric("perplexity")
     ratio.update((base, other), target)
     first.update(base, target)
@@ -87,8 +77,8 @@ def test_quantiles_are_within_one_percent(quantile):
     assert float(metric.compute()) == pytest.approx(exact, rel=0.0101)
 
 
-def test_equal_models_do_not_differ(batch):
-    base, _, target = batch
+def test_equal_models_do_not_differ(pair_batch):
+    base, _, target = pair_batch
     for name, value in {**dict.fromkeys(MEANS[:2], 0.0), "same_top_token": 1.0, "log_perplexity_ratio": 0.0}.items():
         metric = get_metric(name)
         metric.update((base, base), target)
@@ -112,19 +102,19 @@ def test_quantiles_on_an_infinite_divergence_are_infinite():
     assert float(far.compute()) == pytest.approx(1e4, rel=0.0101)
 
 
-def test_identical_models_have_an_rms_change_of_zero_with_an_error_of_zero(batch):
+def test_identical_models_have_an_rms_change_of_zero_with_an_error_of_zero(pair_batch):
     error = StandardError(get_metric("rms_probability_change"))
-    error.update((batch[0], batch[0]), batch[2])
+    error.update((pair_batch[0], pair_batch[0]), pair_batch[2])
     assert float(error.compute()) == 0.0
 
 
-def test_a_quantile_has_no_standard_error_by_the_delta_method(batch):
+def test_a_quantile_has_no_standard_error_by_the_delta_method(pair_batch):
     metric = get_metric("kl_divergence_quantile")
     with pytest.raises(
         MetricOptionError, match=r"kl_divergence_quantile is a step .* xent_metrics\.analysis\.bootstrap"
     ):
         StandardError(metric)
-    documents = torch.stack([metric.exact_sums(score_pair(*row)) for row in zip(*batch, strict=True)])
+    documents = torch.stack([metric.exact_sums(score_pair(*row)) for row in zip(*pair_batch, strict=True)])
     assert math.isnan(standard_error(metric, documents))
     assert math.isnan(delta_interval(metric, documents).low)
 

@@ -18,21 +18,11 @@ from xent_metrics.wrappers.standard_error import standard_error
 MEANS = ["kl_divergence", "jensen_shannon_divergence", "soft_cross_entropy"]
 
 
-@pytest.fixture
-def batch():
-    generator = torch.Generator().manual_seed(0)
-    base = 3 * torch.randn(3, 50, 70, generator=generator)
-    other = base + torch.randn(3, 50, 70, generator=generator)
-    target = torch.randint(70, (3, 50), generator=generator)
-    target[0, :7] = -100
-    return base, other, target
-
-
 @pytest.mark.parametrize(
     "name", ["kl_divergence", "probability_change", "rms_probability_change", "log_perplexity_ratio"]
 )
-def test_two_logits_or_a_pair_have_a_standard_error_over_sequences(batch, name):
-    base, other, target = batch
+def test_two_logits_or_a_pair_have_a_standard_error_over_sequences(pair_batch, name):
+    base, other, target = pair_batch
     metric = get_metric(name)
     documents = torch.stack([metric.exact_sums(score_pair(*row)) for row in zip(base, other, target, strict=True)])
     expected = standard_error(metric, documents)
@@ -45,8 +35,8 @@ def test_two_logits_or_a_pair_have_a_standard_error_over_sequences(batch, name):
     assert float(without.compute()) > 0
 
 
-def test_nan_is_counted_and_not_hidden(batch):
-    base, other, target = batch
+def test_nan_is_counted_and_not_hidden(pair_batch):
+    base, other, target = pair_batch
     whole = other.clone()
     other[0, 9, 0] = torch.nan
     without = target.clone()
@@ -61,8 +51,8 @@ def test_nan_is_counted_and_not_hidden(batch):
         assert metric.counts()["nan"] == 1
 
 
-def test_a_chunk_and_the_whole_give_the_same_bits(batch):
-    base, other, target = batch
+def test_a_chunk_and_the_whole_give_the_same_bits(pair_batch):
+    base, other, target = pair_batch
     whole, parts = get_metric("kl_divergence"), get_metric("kl_divergence")
     whole.update((base, other), target)
     for row in range(3):

@@ -9,26 +9,13 @@ import sys
 
 import pytest
 import torch
+from support.backends import Backend
 from torch.nn import functional as F
 
 from xent_metrics import TokenScores, hookimpl, score_hidden_states, score_tokens
 from xent_metrics.errors import PluginError
 from xent_metrics.scoring.scores import ExtraScore
 from xent_metrics.testing.contract import no_host_sync
-
-
-class Backend:
-    """A plugin module whose backend returns `result` and remembers its arguments."""
-
-    def __init__(self, result):
-        self.asked = []
-
-        @hookimpl
-        def score_backend(logits, target):
-            self.asked.append((logits, target))
-            return result(logits, target) if callable(result) else result
-
-        self.score_backend = score_backend
 
 
 def marked(nll: float) -> Backend:

@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.backends import Backend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from xent_metrics import TokenScores, hookimpl, score_tokens
+from xent_metrics import TokenScores, score_tokens
 from xent_metrics.scoring import compiled
 
 # A backend that was set aside unnoticed would show nothing.
 pytestmark = pytest.mark.filterwarnings("error:xent-metrics plugin")
-
-
-class Backend:
-    """A plugin module whose backend returns `result` and remembers its arguments."""
-
-    def __init__(self, result):
-        self.asked = []
-
-        @hookimpl
-        def score_backend(logits, target):
-            self.asked.append((logits, target))
-            return result(logits, target) if callable(result) else result
-
-        self.score_backend = score_backend
 
 
 def test_the_compiled_backend_leaves_other_devices_alone():
