@@ -1,7 +1,6 @@
 """`xent` itself: help, version and completion answer without torch, and errors are one message."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,7 +85,6 @@ def test_completion_of_a_command_that_nobody_has_is_silent(tmp_path):
     assert done.stderr == ""
 
 
-@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
 @pytest.mark.parametrize("name", ["xent", "xent-metrics"])
 def test_bash_completes_with_the_script_that_is_shown(name):
     script = Path(sys.executable).parent / name

@@ -9,10 +9,10 @@ import sys
 
 import pytest
 import torch
-from support.backends import Backend
+from support.backends import Backend, assert_same
 from torch.nn import functional as F
 
-from xent_metrics import TokenScores, hookimpl, score_hidden_states, score_tokens
+from xent_metrics import hookimpl, score_hidden_states, score_tokens
 from xent_metrics.errors import PluginError
 from xent_metrics.scoring.scores import ExtraScore
 from xent_metrics.testing.contract import no_host_sync
@@ -373,12 +373,3 @@ def test_the_environment_chooses_among_backends(chosen, largest, tmp_path):
     environment = os.environ | {"XENT_METRICS_PLUGINS": chosen, "PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
     assert float(done.stdout) == pytest.approx(largest, rel=1e-6)
-
-
-def assert_same(scores: TokenScores, expected: TokenScores) -> None:
-    assert scores.fields().keys() == expected.fields().keys()
-    for name, value in expected.fields().items():
-        torch.testing.assert_close(scores.fields()[name], value, equal_nan=True, rtol=0, atol=0)
-    assert scores.extra_scores.keys() == expected.extra_scores.keys()
-    for name, value in expected.extra_scores.items():
-        torch.testing.assert_close(scores.extra_scores[name], value, rtol=0, atol=0)

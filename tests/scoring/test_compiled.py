@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.backends import Backend
+from support.backends import Backend, assert_same
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from xent_metrics import TokenScores, score_tokens
+from xent_metrics import score_tokens
 from xent_metrics.scoring import compiled
 
 # A backend that was set aside unnoticed would show nothing.
@@ -56,12 +56,3 @@ def test_the_hook_takes_a_compiled_function(install, batch):
     assert_same(score_tokens(logits, target), expected)
     assert_same(score_tokens(logits[:7].double(), target[:7]), score_tokens(logits[:7].double(), target[:7]))
     assert len(backend.asked) == 3
-
-
-def assert_same(scores: TokenScores, expected: TokenScores) -> None:
-    assert scores.fields().keys() == expected.fields().keys()
-    for name, value in expected.fields().items():
-        torch.testing.assert_close(scores.fields()[name], value, equal_nan=True, rtol=0, atol=0)
-    assert scores.extra_scores.keys() == expected.extra_scores.keys()
-    for name, value in expected.extra_scores.items():
-        torch.testing.assert_close(scores.extra_scores[name], value, rtol=0, atol=0)

@@ -5,25 +5,12 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 from support.hf_model import tiny_model, tiny_tokenizer
 from support.lm_eval import write_jsonl
+from support.task_yamls import OURS, ROLLING
 
 from xent_metrics.errors import InvalidInputError, MetricOptionError
 from xent_metrics.hosts.lm_eval import XentHFLM, XentTask
 from xent_metrics.hosts.lm_eval import task_manager as task_manager_module
 from xent_metrics.hosts.lm_eval.task_manager import XentTaskManager
-
-OURS = "class: !function xent_metrics.hosts.lm_eval.XentTask"
-TASK = """
-task: {name}
-{made_by}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {folder}/texts.jsonl}}}}
-test_split: test
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: "{{{{text}}}}"
-metric_list: {metrics}
-metadata: {{version: 1.0}}
-"""
 
 
 @pytest.fixture
@@ -32,7 +19,7 @@ def write_task(tmp_path):
     write_jsonl(tmp_path / "texts.jsonl", [{"text": "a"}])
 
     def write(name, made_by="", metrics="[{metric: byte_perplexity}]"):
-        text = TASK.format(name=name, made_by=made_by, metrics=metrics, folder=tmp_path)
+        text = ROLLING.format(name=name, made_by=made_by, metric_list=f"metric_list: {metrics}", folder=tmp_path)
         (tmp_path / f"{name}.yaml").write_text(text)
         return text
 
