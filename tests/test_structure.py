@@ -20,7 +20,7 @@ from support.source import (
 
 #: A module imports from its own room and from earlier ones.
 ROOMS = """
-errors version hookspecs
+errors files version hookspecs
 scoring plots samplers
 sums metrics plugins
 wrappers collection functional task_folders analysis

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from xent_metrics.errors import InvalidInputError, MissingExtraError
+from xent_metrics.files import replacing
 from xent_metrics.scoring.binary import two_classes
 
 __all__ = [
@@ -62,7 +63,8 @@ def figure(path: str | Path | IO[str], size: tuple[float, float] = (6.5, 5), **o
     with matplotlib.rc_context(_STYLE):
         drawn = Figure(figsize=size, layout="constrained")  # independent of pyplot and its backend
         yield drawn
-        drawn.savefig(path, dpi=150, **options)
+        with replacing(path) if isinstance(path, str | Path) else nullcontext(path) as written:
+            drawn.savefig(written, dpi=150, **options)
 
 
 def _check_file(path: Path, endings: Iterable[str]) -> None:

@@ -217,3 +217,21 @@ def test_a_missing_domain_is_noted_and_the_rest_is_written(token_runs, tmp_path)
     assert "Not plotted by topic: task t: not every document has the field &#39;topic&#39;" in path.read_text(
         encoding="utf-8"
     )
+
+
+def test_a_report_that_fails_leaves_the_old_page(tmp_path, token_runs, monkeypatch):
+    page = tmp_path / "report.html"
+    page.write_text("old")
+    run = read_run(token_runs[0])
+    run.model = "a lone surrogate \ud800"
+    write_report([run], page)
+    assert r"a lone surrogate \ud800" in page.read_text(encoding="utf-8")
+
+    def full(path, data):
+        raise OSError("No space left on device")
+
+    before = page.read_bytes()
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_report([run], page)
+    assert page.read_bytes() == before

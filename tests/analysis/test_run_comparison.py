@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 from support.logged_runs import METRICS, TEXTS, write_run
@@ -49,11 +50,16 @@ def test_different_options_and_missing_metrics_are_refused_and_the_rest_compared
 
 def test_different_tokenizers_are_compared_per_byte_only(damaged, runs):
     base, _ = runs
-    folder, samples, _ = damaged
+    folder, samples, results = damaged
     documents = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
-    for document in documents:
-        document["bits_per_token_stderr"]["tokens"] -= 1
+    sums = [document["bits_per_token_stderr"] for document in documents]
+    for each in sums:
+        each["tokens"] -= 1
     samples.write_text("".join(json.dumps(d) + "\n" for d in documents))
+    found = json.loads(results.read_text())
+    tokens = sum(each["tokens"] for each in sums)
+    found["results"]["t"]["bits_per_token,none"] = sum(each["nats"] for each in sums) / math.log(2) / tokens
+    results.write_text(json.dumps(found))
     rows = {row.metric: row for row in compare_runs(read_run(base / "a"), read_run(folder), num_resamples=99)}
     assert "the tokenizers differ" in rows["bits_per_token"].reason
     assert rows["bits_per_byte"].result is not None
@@ -81,6 +87,38 @@ def test_shared_documents_are_compared_on_request(damaged, runs):
     assert "or compare only the documents that both have (--shared-documents)" in compare_runs(a, b)[0].reason
     rows = compare_runs(a, b, num_resamples=99, shared_documents=True)
     assert [(row.result.documents, row.result.difference) for row in rows] == [(len(TEXTS) - 1, 0.0)] * len(rows)
+
+
+def test_each_filter_is_paired_by_its_own_documents(damaged, runs):
+    """The second filter's lines in another order are the same documents."""
+    _, samples, results = damaged
+    documents = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+    right = [float(i % 3 == 0) for i in range(len(documents))]
+    loose = [{**d, "filter": "loose", "exact_match": hit} for d, hit in zip(documents, right, strict=True)]
+    found = json.loads(results.read_text())
+    found["results"]["t"]["exact_match,loose"] = sum(right) / len(right)
+    results.write_text(json.dumps(found))
+    pairs = []
+    for lines in (documents + loose, documents + loose[::-1]):
+        samples.write_text("".join(json.dumps(d) + "\n" for d in lines))
+        pairs.append(read_run(results))
+    rows = {row.metric: row for row in compare_runs(*pairs, num_resamples=99)}
+    assert rows["exact_match,loose"].result.p_value == 1.0
+    assert rows["exact_match,loose"].result.standard_error == 0.0
+
+
+def test_documents_that_do_not_give_the_value_in_the_results_are_not_used(damaged, runs):
+    base, _ = runs
+    folder, samples, _ = damaged
+    documents = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+    documents[3]["bits_per_byte_stderr"]["num_bytes"] *= 2
+    samples.write_text("".join(json.dumps(d) + "\n" for d in documents))
+    found = read_run(folder)
+    assert [problem.partition(" give")[0] for problem in found.problems] == ["task t: bits_per_byte: its samples"]
+    assert found.tasks["t"].states("bits_per_byte") is None
+    rows = {row.metric: row for row in compare_runs(read_run(base / "a"), found, num_resamples=99)}
+    assert "its samples give" in rows["bits_per_byte"].reason
+    assert rows["bits_per_token"].result is not None
 
 
 @pytest.mark.parametrize("spoilt", [None, "many", [1, None]])

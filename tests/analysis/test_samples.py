@@ -20,7 +20,11 @@ def test_a_truncated_line_is_reported_and_the_rest_read(damaged, runs):
     samples.write_text("".join(lines[:-1]) + lines[-1][: len(lines[-1]) // 2])
     found = read_run(folder)
     assert len(found.tasks["t"].samples) == len(TEXTS) - 1
-    assert found.problems == [f"task t: line {len(TEXTS)} of {samples.name} is skipped: it is cut off or not JSON"]
+    assert found.problems == [
+        f"task t: line {len(TEXTS)} of {samples.name} is skipped: it is cut off or not JSON",
+        "task t: bits_per_byte, bits_per_token, expected_calibration_error: its samples hold 23 of 24 documents; its "
+        "documents are not used",
+    ]
     assert "1 only in A" in compare_runs(read_run(base / "a"), found)[0].reason
 
 
@@ -45,7 +49,9 @@ def logged(**fields) -> str:
 
 
 def test_equal_documents_are_numbered_in_each_filter_and_placeholders_left_out(tmp_path):
-    lines = [logged(filter="a"), logged(doc_id=-1), logged(filter="b"), logged(filter="a"), logged(doc_hash="e")]
+    lines = [
+        logged(filter="a"), logged(doc_id=-1), logged(filter="b"), logged(filter="a", doc_id=1), logged(doc_hash="e"),
+    ]  # fmt: skip
     problems = []
     assert [s.key for s in read_samples(written(tmp_path, *lines), "t", problems)] == [
         "d t 1",
@@ -54,6 +60,13 @@ def test_equal_documents_are_numbered_in_each_filter_and_placeholders_left_out(t
         "e t 1",
     ]
     assert problems == []
+
+
+def test_a_document_that_is_logged_twice_counts_once(tmp_path):
+    problems = []
+    found = list(read_samples(written(tmp_path, logged(), logged(doc_id=1), logged()), "t", problems))
+    assert [sample.key for sample in found] == ["d t 1", "d t 2"]
+    assert problems == ["task t: line 3 of samples_t.jsonl is skipped: it repeats the document of line 1"]
 
 
 def test_lines_that_are_no_documents_are_named_and_the_rest_is_read(tmp_path):
@@ -68,13 +81,16 @@ def test_lines_that_are_no_documents_are_named_and_the_rest_is_read(tmp_path):
 
 
 def test_a_documents_sums_are_ours_or_follow_from_lm_evals():
-    ours = {"nats": 6.0, "counts": [1, 2]}
-    raw = {"xent_stderr": ours, "xent": 2.0, "acc": 1, "word_perplexity": [-6.0, 3], "odd_stderr": {"nats": "6"}}
+    ours = {"nats": 6.0, "tokens": 3}
+    raw = {
+        "xent_stderr": ours, "xent": 2.0, "acc": 1, "word_perplexity": [-6.0, 3],
+        "odd_stderr": {"nats": "6", "tokens": 3}, "long_stderr": {"nats": [6.0], "tokens": 3}, "short_stderr": {"nats": 6.0},
+    }  # fmt: skip
     sample = Sample("d t 1", raw)
     metric = CrossEntropy()
     assert document_sums(sample, "xent", metric) == sample.sums("xent") == ours
     assert document_sums(sample, "acc", LoggedMean("acc")) == {"values": 1.0, "documents": 1.0}
     assert list(document_sums(sample, "word_perplexity", metric).values()) == [6.0, 3]
-    for name in ("odd", "acc", "missing"):
+    for name in ("odd", "long", "short", "acc", "missing"):
         assert document_sums(sample, name, metric) is None
     assert document_sums(sample, "xent_stderr", LoggedMean("xent")) is None

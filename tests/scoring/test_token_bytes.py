@@ -357,10 +357,20 @@ def test_special_ids_of_slow_tokenizers_count_zero():
 
 def test_an_added_token_is_text_unless_the_model_writes_it():
     tokenizer = copy(byte_level())
-    tokenizer.add_tokens(["é", "Ġ"])  # in the byte-level alphabet "é" is the byte 0xE9 and "Ġ" the space
-    tokenizer.add_tokens(["éé"])
+    tokenizer.add_tokens(["Ġ", "éé"])  # in the byte-level alphabet "Ġ" is the space
     table = token_bytes(tokenizer)
-    assert [table[tokenizer.token_to_id(token)] for token in ("é", "Ġ", "éé")] == [1, 1, 4]
+    assert [table[tokenizer.token_to_id(token)] for token in ("Ġ", "éé")] == [1, 4]
+
+
+@pytest.mark.parametrize("char", ["é", "£", "°", "µ", "½"])
+def test_an_added_character_that_has_the_id_of_a_byte_is_text(char):
+    tokenizer = copy(byte_level())
+    assert char in tokenizer.get_vocab()  # as one of the 256 bytes
+    tokenizer.add_tokens([char])
+    with pytest.warns(UserWarning, match=rf"added tokens '{char}' \(byte {ord(char):02x}\) share their ids"):
+        table = token_bytes(tokenizer)
+    text = f"2 {char} and {char}{char}, 漢"
+    assert table[tokenizer.encode(text).ids].sum() == len(text.encode())
 
 
 def test_tiktoken_and_tokenizers_agree_on_every_token():

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Choice", "Tokens", "choices_in", "context_in", "text_in", "tokens_in"]
+__all__ = ["Choice", "Tokens", "choices_in", "context_in", "parse_json", "text_in", "tokens_in"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,23 @@ class Choice:
     is_gold: bool
 
 
+def parse_json(text: str | bytes) -> Any:
+    """What the JSON says, with whole numbers beyond 2^53 as floats: infinite ones if need be, not ints of any length.
+
+    Raises:
+        ValueError: it isn't JSON, or is nested too deeply.
+    """
+    try:
+        return json.loads(text, parse_int=_bounded_int)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _bounded_int(digits: str) -> int | float:
+    number = float(digits)
+    return int(digits) if abs(number) < 2**53 else number
+
+
 def tokens_in(raw: Mapping[str, Any]) -> Tokens | None:
     """The document's tokens (the gold continuation's for a question); None if they were not logged."""
     responses = list(_logged(raw.get("resps")))
@@ -58,16 +75,30 @@ def tokens_in(raw: Mapping[str, Any]) -> Tokens | None:
     try:
         return Tokens(
             [str(token["text"]) for token in tokens],
-            [float(token["nll"]) for token in tokens],
-            [int(token.get("id") or 0) for token in tokens],
+            [_number(token["nll"]) for token in tokens],
+            [int(_number(token.get("id") or 0)) for token in tokens],
             [_alternatives(token) for token in tokens if "alternatives" in token],
         )
-    except (KeyError, TypeError, ValueError):  # another schema
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):  # another schema
         return None
 
 
+def _number(value: Any) -> float:
+    """A logged number; nan stays, as the nll of logits that are nan, and -inf is none.
+
+    Raises:
+        ValueError: it is not a number that a model logs.
+    """
+    if not isinstance(value, int | float) or value == -math.inf:
+        raise ValueError(f"expected a number; got {value!r:.80}")
+    return float(value)
+
+
 def _alternatives(token: Mapping[str, Any]) -> list[tuple[str, float]]:
-    return [(str(text), float(probability)) for text, probability in token["alternatives"]]
+    found = [(str(text), _number(probability)) for text, probability in token["alternatives"]]
+    if not all(0 <= probability <= 1 for _, probability in found):
+        raise ValueError(f"expected probabilities in [0, 1]; got {found!r:.80}")
+    return found
 
 
 def _logged(responses: Any) -> Iterator[Sequence[Mapping[str, Any]]]:
@@ -81,7 +112,7 @@ def _logged(responses: Any) -> Iterator[Sequence[Mapping[str, Any]]]:
 
 def _parsed(response: Any) -> Any:
     try:
-        return json.loads(response) if isinstance(response, str) else response
+        return parse_json(response) if isinstance(response, str) else response
     except ValueError:
         return None
 

@@ -19,6 +19,7 @@ from xent_metrics.analysis.report_plots import run_color, task_plots
 from xent_metrics.analysis.run_comparison import RunComparison, compare_runs
 from xent_metrics.analysis.runs import Run, TaskRun
 from xent_metrics.errors import ComparisonError, InvalidInputError, MissingExtraError
+from xent_metrics.files import replacing
 from xent_metrics.version import __version__
 
 __all__ = ["write_report"]
@@ -56,7 +57,8 @@ def write_report(
         documents=pack_documents(runs, letters),
         notes=notes,
     )
-    path.write_text(page, encoding="utf-8")
+    with replacing(path) as written:
+        written.write_bytes(page.encode("utf-8", errors="backslashreplace"))  # a lone surrogate in a name
 
 
 def _template() -> Any:

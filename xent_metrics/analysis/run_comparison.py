@@ -84,12 +84,12 @@ def _paired(a: TaskRun, b: TaskRun, name: str, shared_documents: bool) -> tuple[
         raise ComparisonError("B doesn't have this metric")
     if a.version != b.version:
         raise ComparisonError(f"the task versions differ: {a.version} in A, {b.version} in B")
-    states = [_states(task, name, run) for task, run in ((a, "A"), (b, "B"))]
+    keys = [[sample.key for sample in task.samples_of(name)] for task in (a, b)]
+    if all(keys) and not shared_documents:
+        same_documents(*keys)
+    states = [_states(task, name, run, shared_documents) for task, run in ((a, "A"), (b, "B"))]
     if repr(a.metrics[name]) != repr(b.metrics[name]):
         raise ComparisonError(f"the metric's options differ: {a.metrics[name]!r} in A, {b.metrics[name]!r} in B")
-    keys = [[sample.key for sample in task.samples] for task in (a, b)]
-    if not shared_documents:
-        same_documents(*keys)
     places = [{key: place for place, key in enumerate(own)} for own in keys]
     common = [key for key in keys[0] if key in places[1]]
     first, second = (
@@ -99,10 +99,10 @@ def _paired(a: TaskRun, b: TaskRun, name: str, shared_documents: bool) -> tuple[
     return first, second
 
 
-def _states(task: TaskRun, name: str, run: str) -> Tensor:
-    states = task.states(name) if name in task.metrics else None
+def _states(task: TaskRun, name: str, run: str, even_some: bool) -> Tensor:
+    states = task.states(name, even_some=even_some) if name in task.metrics else None
     if states is None:
-        why = "evaluate with --log_samples" if not task.samples else "some of its samples lack them"
+        why = task.why_unusable(name, even_some=even_some) or "some of its samples lack them"
         raise ComparisonError(f"run {run} has no logged sums for every document: {why}")
     return states
 
@@ -113,8 +113,8 @@ def _same_token_counts(metric: TokenMetric, a: Tensor, b: Tensor) -> None:
     differ = int((counts[0] != counts[1]).sum())
     if differ:
         raise ComparisonError(
-            f"{differ} of {len(a)} documents have a different number of tokens in B ({int(counts[0].sum())} tokens in A and "
-            f"{int(counts[1].sum())} in B in total): the tokenizers differ, and per-token values of different tokenizers "
+            f"{differ} of {len(a)} documents have a different number of tokens in B ({counts[0].sum():.0f} tokens in A and "
+            f"{counts[1].sum():.0f} in B in total): the tokenizers differ, and per-token values of different tokenizers "
             "can't be compared. Use bits_per_byte"
         )
 

@@ -77,8 +77,9 @@ def configured_metrics(config: Any, task: str, problems: list[str]) -> dict[str,
 
 def _our_entries(config: Any) -> Iterator[Mapping[str, Any]]:
     """The entries of `metric_list` that name a registered metric and leave the aggregation to it."""
-    for entry in (config.get("metric_list") or []) if isinstance(config, dict) else []:
-        if isinstance(entry, dict) and entry.get("metric") in list_metrics() and "aggregation" not in entry:
+    entries = config.get("metric_list") if isinstance(config, dict) else None
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, dict) and str(entry.get("metric")) in list_metrics() and "aggregation" not in entry:
             yield entry
 
 

@@ -8,7 +8,6 @@ Damaged or missing parts are reported in `run.problems`; everything else can sti
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xent_metrics.analysis.logged import parse_json
 from xent_metrics.analysis.run_metrics import configured_metrics, lm_eval_metric
 from xent_metrics.analysis.samples import Sample, document_sums, read_samples
 from xent_metrics.errors import ComparisonError
@@ -36,7 +36,8 @@ class TaskRun:
 
     `values`, `standard_errors` and `metrics` are keyed by the name in the results, followed by a comma and the filter if
     there is one: ``exact_match,strict-match``. `samples` are the documents of the first filter, `filtered` those of
-    each filter by its name.
+    each filter by its name. `evaluated` is how many documents the results speak of; `unusable` says, by the keys of
+    `metrics`, why the documents of a metric can't be used.
     """
 
     name: str
@@ -46,17 +47,38 @@ class TaskRun:
     standard_errors: dict[str, float]
     samples: list[Sample] = field(default_factory=list)
     filtered: dict[str, list[Sample]] = field(default_factory=dict)
+    evaluated: int = 0
+    unusable: dict[str, str] = field(default_factory=dict)
 
-    def states(self, key: str) -> Tensor | None:
-        """The packed sums of each document, ``(D, rows, 8)``, in the samples' order; None if they were not logged."""
-        metric = self.metrics[key]
-        name, _, filter_name = key.partition(",")
-        samples = self.filtered.get(filter_name, []) if filter_name else self.samples
-        names = list(metric.unpack(exact_sum.to_float(metric.state)))
-        logged = [document_sums(sample, name, metric) for sample in samples]
-        sums = [found for found in logged if found is not None and found.keys() >= set(names)]
+    def samples_of(self, key: str) -> list[Sample]:
+        """The documents of the metric's own filter."""
+        _, _, filter_name = key.partition(",")
+        return self.filtered.get(filter_name, []) if filter_name else self.samples
+
+    def why_unusable(self, key: str, *, even_some: bool = False) -> str:
+        """Why the documents of a metric can't be used, or not all of them; empty if they can."""
+        documents = len(self.samples_of(key))
+        if not documents:
+            return "evaluate with --log_samples"
+        if documents < self.evaluated and not even_some:
+            return f"its samples hold {documents} of {self.evaluated} documents"
+        return self.unusable.get(key, "")
+
+    def states(self, key: str, *, even_some: bool = False) -> Tensor | None:
+        """The packed sums of each document, ``(D, rows, 8)``, in the order of `samples_of`; None if there are none to use.
+
+        Args:
+            key: the metric's.
+            even_some: take the documents that are there, though others are missing.
+        """
+        if self.why_unusable(key, even_some=even_some):
+            return None
+        metric, name = self.metrics[key], key.partition(",")[0]
+        logged = [document_sums(sample, name, metric) for sample in self.samples_of(key)]
+        sums = [found for found in logged if found is not None]
         if not sums or len(sums) < len(logged):
             return None
+        names = metric.unpack(exact_sum.to_float(metric.state))
         return metric.pack({n: torch.tensor([found[n] for found in sums], dtype=torch.float64) for n in names})
 
 
@@ -110,7 +132,7 @@ def _newest(path: Path) -> Path:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        results = json.loads(path.read_bytes())
+        results = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ComparisonError(f"{path}: not readable as JSON: {error}") from error
     return results if isinstance(results, dict) else {}
@@ -128,13 +150,40 @@ def _task(name: str, config: Any, results: Mapping[str, Any], samples: Path, pro
     for sample in read_samples(samples, name, problems):
         by_filter.setdefault(str(sample.raw.get("filter", _NO_FILTER)), []).append(sample)
     first = _NO_FILTER if _NO_FILTER in by_filter else next(iter(by_filter), _NO_FILTER)
-    version = (results.get("versions") or {}).get(name)
-    task = TaskRun(name, version, {}, values, errors, by_filter.get(first, []), by_filter)
+    evaluated = _part(_part(results, "n-samples"), name).get("effective")
+    task = TaskRun(name, _part(results, "versions").get(name), {}, values, errors, by_filter.get(first, []), by_filter)
+    task.evaluated = evaluated if isinstance(evaluated, int) else 0
     task.metrics |= configured_metrics(config, name, problems)
-    directions = (results.get("higher_is_better") or {}).get(name) or {}
+    problems += _check_documents(task)
+    directions = _part(_part(results, "higher_is_better"), name)
     for key in sorted(values.keys() - task.metrics.keys()):
         _add_if_reproduced(task, key, lm_eval_metric(key, directions.get(key.partition(",")[0])))
     return task
+
+
+def _part(results: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = results.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _check_documents(task: TaskRun) -> list[str]:
+    """Set aside the documents of our metrics that don't give the values in the results; returns what is wrong with them."""
+    keys = sorted(task.metrics.keys() & task.values.keys())
+    for key in keys:
+        states = task.states(key)
+        value = math.nan if states is None else float(task.metrics[key].value_of(exact_sum.merge(states)))
+        if states is not None and not _agree(value, task.values[key]):
+            task.unusable[key] = f"its samples give {value:.6g}, the results say {task.values[key]:.6g}"
+    reasons = {key: task.why_unusable(key) for key in keys if task.samples_of(key)}
+    return [
+        f"task {task.name}: {', '.join(key for key in keys if reasons.get(key) == reason)}: {reason}; its documents are not used"
+        for reason in dict.fromkeys(filter(None, reasons.values()))
+    ]
+
+
+def _agree(value: float, reported: float) -> bool:
+    both_nan = math.isnan(value) and math.isnan(reported)
+    return both_nan or math.isclose(value, reported, rel_tol=1e-6, abs_tol=1e-9)
 
 
 def _values(found: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
@@ -155,5 +204,5 @@ def _add_if_reproduced(task: TaskRun, key: str, metric: TokenMetric) -> None:
     task.metrics[key] = metric
     states = task.states(key)
     reproduced = math.nan if states is None else float(metric.value_of(exact_sum.merge(states)))
-    if not math.isclose(reproduced, task.values[key], rel_tol=1e-6, abs_tol=1e-9):
+    if math.isnan(reproduced) or not _agree(reproduced, task.values[key]):
         del task.metrics[key]

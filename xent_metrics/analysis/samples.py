@@ -1,15 +1,19 @@
-"""The documents that lm-eval logs with --log_samples: one JSON object per line, read as `Sample`."""
+"""The documents that lm-eval logs with --log_samples: one JSON object per line, read as `Sample`.
+
+Files may be damaged, or written by somebody else: what isn't a document of this format is skipped and named.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from xent_metrics.analysis.logged import Tokens, tokens_in
+import torch
+
+from xent_metrics.analysis.logged import Tokens, parse_json, tokens_in
 from xent_metrics.analysis.run_metrics import LoggedMean
 from xent_metrics.sums.metric import TokenMetric
 from xent_metrics.sums.ratio import RatioMetric
@@ -37,37 +41,61 @@ class Sample:
     def sums(self, name: str) -> Mapping[str, Any] | None:
         """The named sums of our metric `name`, each a number or a list of numbers; None if they were not logged."""
         found = self.raw.get(f"{name}_stderr")
-        if not isinstance(found, dict) or not all(_is_numeric(value) for value in found.values()):
-            return None
-        return found
+        return found if isinstance(found, dict) else None
 
 
 def document_sums(sample: Sample, name: str, metric: TokenMetric) -> Mapping[str, Any] | None:
-    """A document's sums for `metric`: those we logged, or those that follow from what lm-eval logged under `name`."""
+    """A document's sums for `metric`: those we logged, or those that follow from what lm-eval logged under `name`.
+
+    None if there are none, or if they aren't numbers in the metric's layout.
+    """
+    found = _logged_sums(sample, name, metric)
+    shapes = {
+        sum_name: tuple(value.shape) for sum_name, value in metric.unpack(torch.zeros(metric.layout.size)).items()
+    }
+    if found is None or any(_shape(found.get(sum_name)) != shape for sum_name, shape in shapes.items()):
+        return None
+    return found
+
+
+def _logged_sums(sample: Sample, name: str, metric: TokenMetric) -> Mapping[str, Any] | None:
     value = sample.raw.get(name)
     if isinstance(metric, LoggedMean):
         return {"values": float(value), "documents": 1.0} if isinstance(value, int | float) else None
-    if isinstance(metric, RatioMetric) and isinstance(value, list) and len(value) == 2 and _is_numeric(value):
+    if isinstance(metric, RatioMetric) and isinstance(value, list) and _shape(value) == (2,):
         return dict(zip(metric.ratio_names(), (-value[0], value[1]), strict=True))
     return sample.sums(name)
 
 
+def _shape(value: Any) -> tuple[int, ...] | None:
+    """() for a number, (n,) for a list of n numbers, None for anything else."""
+    if isinstance(value, list):
+        return (len(value),) if all(_shape(each) == () for each in value) else None
+    return () if isinstance(value, int | float) else None
+
+
 def read_samples(path: Path, task: str, problems: list[str]) -> Iterator[Sample]:
-    """The documents in a samples file; lines that can't be read are skipped and added to `problems`."""
+    """The documents in a samples file; lines that can't be read, or come twice, are skipped and added to `problems`."""
     if not path.is_file():
         problems.append(f"task {task}: no samples beside the results ({path.name}); evaluate with --log_samples")
         return
     seen: dict[str, int] = {}
+    first_line: dict[str, int] = {}
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                raw = json.loads(line)
+                raw = parse_json(line)
                 key = f"{raw['doc_hash']} {raw['target_hash']}"
                 counted = f"{key} {raw.get('filter')}"
             except (ValueError, KeyError, TypeError) as error:
                 problems.append(f"task {task}: line {number} of {path.name} is skipped: {_why(error)}")
                 continue
-            if raw.get("doc_id") != _PLACEHOLDER_ID:
+            same = first_line.setdefault(f"{raw.get('doc_id')} {counted}", number)
+            if raw.get("doc_id") is not None and same != number:  # lm-eval logs each document once per filter
+                problems.append(
+                    f"task {task}: line {number} of {path.name} is skipped: it repeats the document of line {same}"
+                )
+            elif raw.get("doc_id") != _PLACEHOLDER_ID:
                 seen[counted] = seen.get(counted, 0) + 1  # equal documents are numbered
                 yield Sample(f"{key} {seen[counted]}", raw)
 
@@ -76,8 +104,3 @@ def _why(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it has no {error}"
     return "it is cut off or not JSON" if isinstance(error, ValueError) else "it is not a document"
-
-
-def _is_numeric(value: Any) -> bool:
-    numbers = value if isinstance(value, list) else [value]
-    return all(isinstance(number, int | float) for number in numbers)

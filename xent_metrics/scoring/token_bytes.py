@@ -10,6 +10,7 @@ works for any tokenizer. No tokenizer library is imported here.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import reduce
@@ -28,6 +29,7 @@ Rules = tuple[Rule, Rule]  # for the model's own tokens, and for added tokens
 BYTE_TOKENS = frozenset(f"<0x{byte:{digits}}>" for byte in range(256) for digits in ("02X", "02x"))
 # Byte-level BPE writes printable bytes as themselves and the other 68 as U+0100…U+0143, one character per byte.
 BYTE_ALPHABET = frozenset(map(chr, (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 256 + 68))))
+LONE_BYTES = frozenset(char for char in BYTE_ALPHABET if "\x7f" < char < "\u0100")  # "é" is 0xE9, alone no UTF-8
 # The WordPiece decoder's cleanup removes the space before these.
 UNSPACED_WORDS = (".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re")
 
@@ -51,6 +53,8 @@ def token_bytes(tokenizer: Any, *, vocab_size: int | None = None) -> torch.Tenso
       more than the text. Some tokenizers put one after each added token too.
     - WordPiece: a word counts the space before it, ``##ing`` doesn't. The first word counts one too, so the sum is one byte
       more than the decoded text.
+    - An added token that is one Latin-1 character, such as "é", shares its id with a byte in a byte-level vocabulary. It
+      counts as text, with a warning: as a part of another character it counts one byte too many.
     - Text that is changed or dropped before tokenizing (case, NFKC, whitespace beside an `lstrip` token, a literal ``▁``)
       counts as it is decoded. Special tokens that are spelled out in the text count 0.
 
@@ -135,9 +139,22 @@ def _from_json(tokenizer: Any, text: str, special_ids: Iterable[int | None]) -> 
     vocab = {token: token_id for token_id, (token, _) in enumerate(model["vocab"])} if is_unigram else model["vocab"]
     unknown_id = model["unk_id"] if is_unigram else vocab.get(model.get("unk_token"))
     silent = {unknown_id, *special_ids, *(token["id"] for token in added if token["special"])}
-    # An added token that the model has too ("ĠĠ") is written by the model, so the model's rule applies.
-    added_vocab = {token["content"]: token["id"] for token in added if token["content"] not in vocab}
-    return _count(vocab, added_vocab, _rules_from_json(tokenizer, state), silent)
+    rules = _rules_from_json(tokenizer, state)
+    added_vocab = {token["content"]: token["id"] for token in added}
+    shared = {token for token in added_vocab if rules[0] is _byte_level_size and token in vocab and token in LONE_BYTES}
+    if shared:
+        warnings.warn(_shares_ids(tokenizer, sorted(shared)), stacklevel=3)
+    # Any other added token that the model has too ("ĠĠ") is written by the model, so the model's rule applies.
+    added_vocab = {token: each for token, each in added_vocab.items() if token not in vocab or token in shared}
+    return _count(vocab, added_vocab, rules, silent)
+
+
+def _shares_ids(tokenizer: Any, tokens: list[str]) -> str:
+    named = ", ".join(f"{token!r} (byte {token.encode('latin-1').hex()})" for token in tokens)
+    return (
+        f"{_name(tokenizer)}: the added tokens {named} share their ids with parts of other characters. They are counted as "
+        "text; where the id is such a part instead, it counts a byte too many. Count the bytes of the raw text instead"
+    )
 
 
 def _from_slow(tokenizer: Any) -> dict[int, int]:

@@ -1,0 +1,105 @@
+"""Runs with a value of any kind where another belongs: read, compared and shown, or refused by an error that says why."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from contextlib import suppress
+
+import pytest
+
+from xent_metrics.analysis.intervals import delta_interval
+from xent_metrics.analysis.report_documents import pack_documents
+from xent_metrics.analysis.run_comparison import compare_runs
+from xent_metrics.analysis.runs import read_run
+from xent_metrics.errors import XentMetricsError
+
+VALUES = [
+    None, True, -1, 10**30, -(10**400), 1e308, float("nan"), float("inf"), -float("inf"), "x", "9" * 5000, "\ud800",
+    [], {}, {"a": 1}, [1, [2]], [float("nan")] * 2,
+]  # fmt: skip
+READ = ("results", "configs", "versions", "higher_is_better", "n-samples", "model_name", "lm_eval_version")
+
+
+def places(node, before=()):
+    """The paths to all values in a JSON document."""
+    yield before
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        yield from places(value, (*before, key))
+
+
+def spoilt(document, place, value):
+    """A copy with another value at one place."""
+    if not place:
+        return value
+    changed = copy.deepcopy(document)
+    at = changed
+    for key in place[:-1]:
+        at = at[key]
+    at[place[-1]] = value
+    return changed
+
+
+def some(document, seed, count, keep=lambda place: True):
+    """Copies of a JSON document, each spoilt at another place."""
+    draw = random.Random(seed)
+    chances = [(place, value) for place in places(document) if keep(place) for value in VALUES]
+    return [spoilt(document, *chance) for chance in draw.sample(chances, count)]
+
+
+def survives(first, folder):
+    """Read the run and do with it what commands do; only our own errors may come."""
+    with suppress(XentMetricsError):
+        run = read_run(folder)
+        for task in run.tasks.values():
+            for key, metric in task.metrics.items():
+                states = task.states(key)
+                if states is not None:
+                    delta_interval(metric, states)
+        compare_runs(first, run, num_resamples=99)
+        pack_documents([first, run], ["A", "B"])
+
+
+@pytest.fixture
+def damaged_tokens(token_runs, tmp_path):
+    """Run a, and a copy of run b to damage: its folder, its samples and results, and what they hold."""
+    first, second = token_runs
+    for file in second.rglob("*.json*"):
+        (tmp_path / file.name).write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
+    samples, results = next(tmp_path.glob("samples_*")), next(tmp_path.glob("results_*"))
+    documents = [json.loads(line) for line in samples.read_text(encoding="utf-8").split("\n") if line]
+    return read_run(first), tmp_path, (samples, documents), (results, json.loads(results.read_text()))
+
+
+def test_results(damaged_tokens):
+    first, folder, _, (path, results) = damaged_tokens
+    for changed in some(results, 0, 60, lambda place: not place or place[0] in READ):
+        path.write_text(json.dumps(changed))
+        survives(first, folder)
+
+
+def test_samples(damaged_tokens):
+    first, folder, (path, documents), _ = damaged_tokens
+    for changed in some(documents[5], 0, 60):
+        path.write_text("".join(json.dumps(each) + "\n" for each in (*documents[:5], changed, *documents[6:])))
+        survives(first, folder)
+
+
+def test_logged_tokens(damaged_tokens):
+    first, folder, (path, documents), _ = damaged_tokens
+    tokens = json.loads(documents[5]["resps"][0][0])
+    for changed in some(tokens, 0, 60, lambda place: place[1:2] in ((), (0,), (1,))):
+        documents[5]["resps"][0][0] = json.dumps(changed)
+        path.write_text("".join(json.dumps(each) + "\n" for each in documents))
+        survives(first, folder)
+
+
+def test_a_document_nested_too_deeply_is_skipped(damaged):
+    folder, samples, results = damaged
+    samples.write_text("[" * 100_000 + "\n" + samples.read_text(encoding="utf-8"), encoding="utf-8")
+    assert "line 1 of" in read_run(folder).problems[0]
+    results.write_text("[" * 100_000)
+    with pytest.raises(XentMetricsError, match="nested too deeply"):
+        read_run(folder)
