@@ -142,3 +142,23 @@ def test_without_lm_eval_the_rest_works(tmp_path):
 def test_without_a_command_the_help_is_shown():
     result = CliRunner(env={"COLUMNS": "80"}).invoke(cli.app, [])
     assert "Usage: " in result.output
+
+
+def test_what_the_terminal_cannot_write_is_replaced():
+    script = 'import sys; sys.argv[0] = "xent"; from xent_metrics.cli import main; main()'
+    done = subprocess.run(
+        [sys.executable, "-c", script, "metrics"],
+        capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "cross_entropy" in done.stdout
+    assert "?" in done.stdout
+
+
+def test_a_reader_that_leaves_is_no_error():
+    done = subprocess.run(
+        ["bash", "-c", f'{sys.executable} -m xent_metrics.cli metrics | head -1; echo "${{PIPESTATUS[0]}}"'],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 2

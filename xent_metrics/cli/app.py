@@ -9,6 +9,7 @@ of this package is one message on stderr and exit status 2. Tables are for peopl
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -38,7 +39,13 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The console script: run `app`; an error of this package is one message and exit status 2."""
+    """The console script: run `app`; an error of this package is one message and exit status 2.
+
+    What the output's encoding doesn't have, such as Σ in ASCII, is printed as "?".
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app()
     except XentMetricsError as error:
