@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -50,4 +53,29 @@ def test_an_array_reads_as_its_whole_content(array):
     assert readable(one) == readable(other)
     other[1500] = 1e-30
     assert readable(one) != readable(other)
-    assert readable(array(())).startswith("()#")
+    assert re.match(r"float\d\d\(\)#", readable(array(())))
+    assert readable([one]) != readable([other])
+    assert readable({"table": (one, 1)}) != readable({"table": (other, 1)})
+
+
+class Table:
+    """An array of somebody else's, with a short `repr`."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self.values, dtype)
+
+    def __repr__(self):
+        return "Table(…)"
+
+
+def test_options_of_other_content_read_differently_and_alike_in_every_process():
+    assert readable(Table([1, 2])) != readable(Table([1, 3]))
+    assert readable(torch.tensor([0.0])) != readable(torch.tensor([0]))  # equal bytes, another dtype
+    assert readable(torch.tensor(2.0)).startswith("float32()#")
+    assert readable(np.float64(0.5)) == "0.5"
+    assert readable([0.5, ("a",), {"b": None}]) == "[0.5, ('a',), {'b': None}]"
+    assert readable(Table) == "<class 'sums.test_options.Table'>".replace("sums.test_options", Table.__module__)
+    assert readable(functools.partial(readable, object())) == "functools.partial(<function readable>, <object object>)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -53,14 +54,32 @@ def check_options(metric: Any, given: Iterable[str]) -> None:
 
 
 def readable(value: Any) -> str:
-    """An option as it appears in names; a tensor or a NumPy array by the hash of its content, which `repr` shortens."""
-    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
-        return _with_hash(value.shape, value.tobytes())
+    """An option as it appears in names: the same in every process, different for different content.
+
+    A tensor or an array is shown by its dtype, its shape and the hash of its content, which `repr` shortens. Addresses are
+    left out.
+    """
+    if isinstance(value, np.generic):
+        return readable(value.item())
+    if isinstance(value, list | tuple):
+        return f"{type(value).__name__ if type(value) not in (list, tuple) else ''}{_bracketed(value)}"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{readable(key)}: {readable(each)}' for key, each in value.items())}}}"
     if isinstance(value, Tensor):
         content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        return _with_hash(value.shape, content)
-    return repr(value)
+        return _with_hash(value.shape, str(value.dtype).removeprefix("torch."), content)
+    if hasattr(value, "__array__") and not isinstance(value, type):
+        array = np.asarray(value)
+        if array.dtype.hasobject:
+            return f"{type(value).__name__}({readable(array.tolist())})"
+        return _with_hash(array.shape, str(array.dtype), array.tobytes())
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
-def _with_hash(shape: Sequence[int], content: bytes) -> str:
-    return f"{tuple(shape)}#{hashlib.sha256(content).hexdigest()[:12]}"
+def _bracketed(values: Sequence[Any]) -> str:
+    inside = ", ".join(map(readable, values))
+    return f"[{inside}]" if isinstance(values, list) else f"({inside}{',' * (len(values) == 1)})"
+
+
+def _with_hash(shape: Sequence[int], dtype: str, content: bytes) -> str:
+    return f"{dtype}{tuple(shape)}#{hashlib.sha256(content).hexdigest()[:12]}"
