@@ -55,6 +55,11 @@ class Entry:
     metric: TokenMetric
     over: str | None = None
 
+    @property
+    def meaning(self) -> str:
+        """What is measured, in words. Tasks of a group whose entries mean the same have a value together."""
+        return self.metric.described() + (" over the choices" if self.over == "choices" else "")
+
 
 def build_entry(entry: Mapping[str, Any], output_type: str, where: str) -> Entry:
     """Build an entry of ours, and check it against what a task of `output_type` can give it.

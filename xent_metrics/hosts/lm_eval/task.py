@@ -26,13 +26,17 @@ from xent_metrics.hosts.lm_eval.document_scores import DocumentScores, choice_sc
 from xent_metrics.hosts.lm_eval.documents import DocumentSums, DocumentValue, total_standard_error, total_value
 from xent_metrics.hosts.lm_eval.empty_ranks import EmptyRankTask
 from xent_metrics.hosts.lm_eval.extra_scores import ask_for, extra_scores_of
+from xent_metrics.hosts.lm_eval.groups import with_exact_values
 from xent_metrics.hosts.lm_eval.metric_entry import Entry
 from xent_metrics.hosts.lm_eval.metric_list import ADDED, read_metric_list
 from xent_metrics.hosts.lm_eval.requested_text import attach_text, requested_text
 from xent_metrics.hosts.lm_eval.requirements import ANY_MODEL_GIVES, require_scores
+from xent_metrics.hosts.lm_eval.upstream import aggregate_groups
 from xent_metrics.scoring.scores import TokenScores
 
 __all__ = ["XentTask"]
+
+aggregate_groups(with_exact_values)  # a group has no class of ours: whichever command builds it, it holds tasks of ours
 
 
 class XentTask(EmptyRankTask):
@@ -69,7 +73,7 @@ class XentTask(EmptyRankTask):
 
     def aggregation_by_name(self) -> dict[str, Any]:
         """Return lm-eval's aggregations and ours."""
-        values = {entry.name: partial(total_value, entry.metric) for entry in self._entries}
+        values = {entry.name: partial(total_value, entry.metric, meaning=entry.meaning) for entry in self._entries}
         errors = {f"{entry.name}_stderr": partial(total_standard_error, entry.metric) for entry in self._entries}
         return {**super().aggregation_by_name(), **values, **errors}
 

@@ -13,6 +13,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from lm_eval.api.group import Group
+from lm_eval.config.group import AggMetricConfig
 from lm_eval.tasks import TaskManager
 
 from xent_metrics.errors import InvalidInputError, MetricOptionError
@@ -57,7 +59,19 @@ class XentTaskManager(TaskManager):  # type: ignore[misc]  # lm-eval is untyped
                     f"--xent_metrics can't be added to {name}, which is defined inside its group. Name the group's other "
                     "tasks instead of the group"
                 )
+        for group in loaded.get("groups", {}).values():
+            self._add_to(group)
         return loaded
+
+    def _add_to(self, group: Group) -> None:
+        """Add the metrics to those that the group aggregates, if it aggregates any, weighted as its first is."""
+        listed = group.aggregate_metric_list or []
+        known = {entry.metric for entry in listed}
+        added = [_name(entry) for entry in self._added if _name(entry) not in known]
+        group.aggregate_metric_list = [
+            *listed,
+            *(AggMetricConfig(name, weight_by_size=listed[0].weight_by_size) for name in (added if listed else ())),
+        ]
 
     def _configure(self, task: str, config: dict[str, Any]) -> dict[str, Any]:
         if self._added:
