@@ -34,9 +34,9 @@ class DocumentValue(float):
         return self
 
     @classmethod
-    def of(cls, metric: TokenMetric, scores: TokenScores) -> DocumentValue:
-        """The metric of one document's scores. The metric's own state doesn't change."""
-        sums = metric.exact_sums(scores).cpu()
+    def of(cls, metric: TokenMetric, *scores: TokenScores) -> DocumentValue:
+        """The metric of one document's scores, or of all its texts' scores. The metric's own state doesn't change."""
+        sums = exact_sum.merge(torch.stack([metric.exact_sums(each).cpu() for each in scores]))
         return cls(float(metric.value_of(sums)), sums)
 
     @classmethod

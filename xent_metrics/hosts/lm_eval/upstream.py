@@ -39,6 +39,7 @@ __all__ = [
     "as_command",
     "configure_tasks",
     "default_metrics",
+    "filter_names",
     "register_model",
 ]
 
@@ -62,6 +63,11 @@ Configure = Callable[[str, dict[str, Any]], dict[str, Any]]
 def default_metrics(output_type: str) -> list[str]:
     """The metrics that lm-eval computes for a task without a `metric_list`."""
     return list(DEFAULT_METRIC_REGISTRY.get(output_type, []))
+
+
+def filter_names(task: Any) -> list[str]:
+    """The names of a task's filters: `ConfigurableTask._filters`, read in lm-eval 0.4.13."""
+    return [each.name for each in task._filters]
 
 
 def register_model(name: str, target: str) -> None:
