@@ -21,6 +21,7 @@ from support.lm_eval import BigramLM, ScoredBigramLM, UnusedLM, bigram_scores, c
 from xent_metrics.analysis.runs import read_run
 from xent_metrics.errors import InvalidTargetError, MetricOptionError, MissingScoreError
 from xent_metrics.hosts.lm_eval import XentHFLM, XentTask
+from xent_metrics.hosts.lm_eval.documents import is_placeholder
 from xent_metrics.hosts.lm_eval.task_manager import XentTaskManager
 
 
@@ -156,7 +157,7 @@ def test_requests_are_shared_and_the_error_is_over_documents():
     """All golds of a document are one sample of the standard error: they aren't independent."""
     listed = [*entries("bits_per_byte"), {"metric": "bits_per_byte", "gold": "all", "name": "all"}]
     lm = Answering()
-    task = XentTask(config("generate_until", GOLDS, listed))
+    task = XentTask(config("generate_until", GOLDS, listed, repeats=3))
     found = evaluate(lm, {"tasks": {"t": task}}, bootstrap_iters=0)
     assert sorted(lm.asked) == sorted([("Why?", " because"), ("Why?", " é"), ("Who?", " nobody knows")])
     of_all = [sample["all_stderr"]["num_bytes"] for sample in found["samples"]["t"]]
@@ -239,6 +240,28 @@ def test_lm_evals_cache_of_requests_is_left_alone(monkeypatch):
         bootstrap_iters=0,
     )
     assert found["results"]["t"]["exact_match,none"] == 0.5
+
+
+def test_a_rank_without_documents_emits_the_same_names_and_counts_nothing():
+    """It sends the first document's requests."""
+    listed = [{"metric": "exact_match", "aggregation": "mean"}, {"metric": "bits_per_byte"}]
+    filters = [{"name": "twice", "filter": [{"function": "take_first"}]}]
+    names, samples = [], []
+    for rank in (0, 1):
+        lm, task = Answering(), XentTask(config("generate_until", GOLDS, listed, filter_list=filters))
+        task.set_config("num_fewshot", 0)
+        task.build_all_requests(rank=rank, world_size=2, limit=1)
+        for instance in task.instances:
+            instance.resps = getattr(lm, instance.request_type)([instance])
+        task.apply_filters()
+        [(_, doc)] = task.doc_iterator(rank=rank, world_size=2, limit=1)
+        by_idx = sorted(task.instances, key=lambda instance: instance.idx)
+        for name in task.instances[0].filtered_resps:
+            emitted = task.process_results(doc, [instance.filtered_resps[name] for instance in by_idx])
+            names.append((name, list(emitted)))
+            samples += [value for value in emitted.values() if rank and not is_placeholder(value)]
+    assert names[:2] == names[2:] == [("twice", ["exact_match"]), ("none", ["bits_per_byte", "bits_per_byte_stderr"])]
+    assert not samples
 
 
 def test_a_saved_run_is_read_back_with_each_documents_sums(tmp_path):
