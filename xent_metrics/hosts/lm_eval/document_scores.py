@@ -76,6 +76,16 @@ class DocumentScores:
         """ln p of the text that was scored."""
         return float(self._answer if isinstance(self._answer, float) else self._answer[0])
 
+    def scores_of_tokens(self, metric: TokenMetric) -> TokenScores:
+        """The scores of the text's tokens, for what can't be computed from the whole.
+
+        Raises:
+            MissingScoreError: the model gave one loglikelihood for the whole.
+        """
+        found = self.row if self.tokens is None else self.tokens
+        found.require((), row_kinds=frozenset({"token"}), metric=f"{metric.name} by group")
+        return found
+
     def _over_choices(self, metric: TokenMetric) -> TokenScores:
         options = metric.ignore_index, metric.scoring_key, *metric.extra_scores()
         if options not in self._choices:

@@ -20,6 +20,7 @@ from xent_metrics.errors import (
     XentMetricsError,
 )
 from xent_metrics.hosts.lm_eval.document_scores import choice_scores
+from xent_metrics.hosts.lm_eval.metric_groups import By, parse_by
 from xent_metrics.hosts.lm_eval.requirements import (
     ANY_MODEL_GIVES,
     CHOICES_GIVE,
@@ -31,6 +32,7 @@ from xent_metrics.hosts.lm_eval.upstream import EMITTED, METRICS
 from xent_metrics.plugins import get_metric, list_metrics, plugins
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums.metric import TokenMetric
+from xent_metrics.wrappers.grouped import Grouped
 
 __all__ = [
     "GENERATIVE",
@@ -46,7 +48,7 @@ __all__ = [
 #: The output type of tasks whose gold answers are scored beside the generation.
 GENERATIVE = "generate_until"
 #: The keys of an entry that are no options of the metric, in an entry of ours and in one of lm-eval's.
-OWN_KEYS = ("metric", "name", "over", "gold", "doc_to_gold")
+OWN_KEYS = ("metric", "name", "over", "by", "gold", "doc_to_gold")
 LM_EVAL_KEYS = ("metric", "aggregation", "higher_is_better", "hf_evaluate")
 
 _MOST_CHOICES = 26
@@ -62,6 +64,7 @@ class Entry:
         over: "gold" or "choices" in multiple choice, "gold" in generation; None otherwise.
         gold: which of several gold answers of a generation: "first", "best" or "all".
         doc_to_gold: the field, template or function of the gold answer, if it isn't the task's `doc_to_target`.
+        by: the groups in which it is shown, too.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Entry:
     over: str | None = None
     gold: str = "first"
     doc_to_gold: Any = None
+    by: By | None = None
 
     @property
     def meaning(self) -> str:
@@ -96,7 +100,8 @@ def build_entry(entry: Mapping[str, Any], output_type: str, where: str) -> Entry
     over = _over(entry, output_type, where)
     gold = _gold(entry, output_type, where)
     _check_scores(metric, over, output_type, where)
-    return Entry(_result_name(entry, where), metric, over, gold, entry.get("doc_to_gold"))
+    by = _by(entry, metric, over, where)
+    return Entry(_result_name(entry, where), metric, over, gold, entry.get("doc_to_gold"), by)
 
 
 def _build_metric(entry: Mapping[str, Any], output_type: str, where: str) -> TokenMetric:
@@ -124,6 +129,20 @@ def _over(entry: Mapping[str, Any], output_type: str, where: str) -> str | None:
         raise MetricOptionError(f"{where}: over is gold or choices; got {over!r}")
     # A metric that lm-eval also has, brier_score, is over the choices there.
     return over or ("choices" if entry["metric"] in EMITTED[output_type] else "gold")
+
+
+def _by(entry: Mapping[str, Any], metric: TokenMetric, over: str | None, where: str) -> By | None:
+    if "by" not in entry:
+        return None
+    by = parse_by(entry["by"], where)
+    if by.grouping is not None:
+        try:
+            scores = CHOICES_GIVE if over == "choices" else token_model_gives(metric)
+            scores.require((), row_kinds=frozenset({"token"}), metric=f"{metric.name} by group")
+            require_scores(scores, Grouped(metric, by=by.grouping))
+        except XentMetricsError as error:
+            raise type(error)(f"{where}: {error}") from error
+    return by
 
 
 def _gold(entry: Mapping[str, Any], output_type: str, where: str) -> str:

@@ -6,6 +6,7 @@ take, such a name means lm-eval's metric. Our entries take the options of `get_m
 
     over: gold | choices    multiple choice only: the gold continuation (default), or the distribution over the choices
                             (default for brier_score, as in lm-eval)
+    by: …                   the metric by field, position or frequency, too (metric_groups.py)
     gold: first | best | all    generation only: which of several gold answers (gold_answers.py)
     doc_to_gold: …          generation only: the gold answer, if it isn't the task's doc_to_target
     name: …                 the name in the results, so that one metric can appear twice

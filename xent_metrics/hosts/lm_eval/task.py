@@ -28,6 +28,7 @@ from xent_metrics.hosts.lm_eval.extra_scores import ask_for, extra_scores_of
 from xent_metrics.hosts.lm_eval.gold_answers import GoldAnswerTask
 from xent_metrics.hosts.lm_eval.groups import with_exact_values
 from xent_metrics.hosts.lm_eval.metric_entry import GENERATIVE, Entry
+from xent_metrics.hosts.lm_eval.metric_groups import By, DocumentGroups, MetricGroups
 from xent_metrics.hosts.lm_eval.metric_list import ADDED, ONLY, read_metric_list
 from xent_metrics.hosts.lm_eval.requested_text import attach_text, requested_text
 from xent_metrics.hosts.lm_eval.requirements import ANY_MODEL_GIVES, require_scores
@@ -66,10 +67,15 @@ class XentTask(GoldAnswerTask):
         super().__init__(config=own | {"metric_list": metrics.lm_evals}, **kwargs)
         self.set_config("metric_list", metrics.shown)
         self._check_one_gold_answer()
+        self._groups = {
+            entry.name: MetricGroups(entry.name, entry.metric, entry.by, self._labels(entry.by))
+            for entry in self._entries
+            if entry.by is not None
+        }
 
     def override_metric(self, metric_name: str) -> None:
         """Replace all metrics, ours too, as lm-eval's `--predict_only` asks."""
-        self._entries = []
+        self._entries, self._groups = [], {}
         self._needs_text = True
         super().override_metric(metric_name)
 
@@ -77,11 +83,30 @@ class XentTask(GoldAnswerTask):
         """Return lm-eval's aggregations and ours."""
         values = {entry.name: partial(total_value, entry.metric, meaning=entry.meaning) for entry in self._entries}
         errors = {f"{entry.name}_stderr": partial(total_standard_error, entry.metric) for entry in self._entries}
-        return {**super().aggregation_by_name(), **values, **errors}
+        found = {**super().aggregation_by_name(), **values, **errors}
+        for entry in self._entries:
+            if entry.name in self._groups:
+                found |= self._groups[entry.name].aggregations(entry.meaning)
+        return found
 
     def higher_is_better(self) -> dict[str, Any]:
         """Return the direction of each metric, for the arrow in lm-eval's table."""
-        return {**super().higher_is_better(), **{entry.name: entry.metric.higher_is_better for entry in self._entries}}
+        found = {**super().higher_is_better(), **{entry.name: entry.metric.higher_is_better for entry in self._entries}}
+        for groups in self._groups.values():
+            found |= dict.fromkeys([*groups.names, groups.macro], groups.metric.higher_is_better)
+        return found
+
+    def _labels(self, by: By) -> list[str]:
+        """The labels of all documents of the task, which don't depend on this process's share or on `--limit`."""
+        return sorted({self._label(doc, by) for doc in self.task_docs}) if by.field is not None else []
+
+    def _label(self, doc: Any, by: By) -> str:
+        """The document's label; lm-eval would take a field that isn't there for a template."""
+        if by.field is None:
+            return ""
+        if "{" not in by.field and by.field not in doc:
+            raise InvalidInputError(f"task {self.config.task}: by field: no field {by.field!r} in {doc!r}")
+        return str(self.resolve_field(doc, by.field))
 
     # Before the model runs.
 
@@ -99,6 +124,8 @@ class XentTask(GoldAnswerTask):
             return
         try:
             require_scores(ANY_MODEL_GIVES, entry.metric)
+            if entry.by is not None and entry.by.grouping is not None:
+                ANY_MODEL_GIVES.require((), row_kinds=frozenset({"token"}), metric=f"{entry.name} by group")
         except MissingScoreError as error:
             has_choices = self.OUTPUT_TYPE == "multiple_choice"
             hint = ". Over the choices it works with any model: `over: choices`" if has_choices else ""
@@ -172,22 +199,24 @@ class XentTask(GoldAnswerTask):
             emitted = dict.fromkeys(emitted, DocumentValue.placeholder())
         if ours is None:
             return emitted
-        if self.on_empty_rank:
-            values = [DocumentValue.placeholder(entry.metric) for entry in self._entries]
-        else:
-            values = self._values(doc, ours)
-        for entry, value in zip(self._entries, values, strict=True):
+        for entry, value in zip(self._entries, self._values(doc, ours), strict=True):
             emitted |= {entry.name: value, f"{entry.name}_stderr": DocumentSums.of(entry.metric, value.sums)}
+            if isinstance(value, DocumentGroups):
+                emitted |= self._groups[entry.name].emitted(value)
         return emitted
 
+    def _placeholder(self, entry: Entry) -> DocumentValue:
+        groups = self._groups.get(entry.name)
+        return DocumentValue.placeholder(entry.metric) if groups is None else groups.placeholder()
+
     def _values(self, doc: Any, results: Sequence[Any]) -> list[DocumentValue]:
-        if not self._entries:
-            return []
+        if self.on_empty_rank or not self._entries:
+            return [self._placeholder(entry) for entry in self._entries]
         self._check_texts(results)
         if self.scores_gold_answers:
             return self._values_of_gold_answers(doc, results)
         document = self._document(doc, results)
-        return [self._value(entry, [document], results) for entry in self._entries]
+        return [self._value(entry, [document], doc, results) for entry in self._entries]
 
     def _values_of_gold_answers(self, doc: Any, results: Sequence[Any]) -> list[DocumentValue]:
         answers = self.answers_by_entry(doc)
@@ -197,18 +226,27 @@ class XentTask(GoldAnswerTask):
         for entry in self._entries:
             texts = [scores[text] for text in answers[entry.name]]
             chosen.append([max(texts, key=lambda text: text.loglikelihood)] if entry.gold == "best" else texts)
-        return [self._value(entry, texts, results) for entry, texts in zip(self._entries, chosen, strict=True)]
+        return [self._value(entry, texts, doc, results) for entry, texts in zip(self._entries, chosen, strict=True)]
 
-    def _value(self, entry: Entry, texts: Sequence[DocumentScores], results: Sequence[Any]) -> DocumentValue:
+    def _value(self, entry: Entry, texts: Sequence[DocumentScores], doc: Any, results: Sequence[Any]) -> DocumentValue:
         """The metric of a document from its text's scores, or from those of several gold answers together."""
         try:
             scores = [text.scores_for(entry.metric, entry.over) for text in texts]
             for each in scores:
                 _require_extra_scores(entry, each)
-            return DocumentValue.of(entry.metric, *scores)
+            value = DocumentValue.of(entry.metric, *scores)
+            return self._in_groups(entry, value, texts, doc)
         except XentMetricsError as error:
             text = f"task {self.config.task}, metric {entry.name}: {error}{_cache_hint(error, results)}"
             raise type(error)(text) from error
+
+    def _in_groups(
+        self, entry: Entry, value: DocumentValue, texts: Sequence[DocumentScores], doc: Any
+    ) -> DocumentValue:
+        if entry.by is None:
+            return value
+        scores = [text.scores_of_tokens(entry.metric) for text in texts] if entry.by.grouping is not None else []
+        return self._groups[entry.name].of(value, scores, self._label(doc, entry.by))
 
     def _check_texts(self, results: Sequence[Any]) -> None:
         if not all(hasattr(result, "text") for result in results):
