@@ -176,6 +176,12 @@ def test_labels_that_give_one_name():
         XentTask(config("loglikelihood_rolling", documents, [{"metric": "cross_entropy", "by": {"field": "subject"}}]))
 
 
+def test_a_field_that_is_different_everywhere():
+    documents = [{"text": str(i)} for i in range(257)]
+    with pytest.raises(InvalidInputError, match="by field 'text' has 257 values; expected at most 256"):
+        XentTask(config("loglikelihood_rolling", documents, [{"metric": "cross_entropy", "by": {"field": "text"}}]))
+
+
 def test_groups_of_tokens_need_a_model_with_token_scores(monkeypatch):
     task = XentTask(config("loglikelihood", PAIRS, [{"metric": "bits_per_byte", "by": "position"}]))
     with pytest.raises(MissingScoreError, match="metric bits_per_byte: bits_per_byte by group is defined over token"):

@@ -37,6 +37,8 @@ from xent_metrics.scoring.scores import TokenScores
 
 __all__ = ["XentTask"]
 
+_MOST_GROUPS = 256
+
 aggregate_groups(with_exact_values)  # a group has no class of ours: whichever command builds it, it holds tasks of ours
 
 
@@ -98,7 +100,13 @@ class XentTask(GoldAnswerTask):
 
     def _labels(self, by: By) -> list[str]:
         """The labels of all documents of the task, which don't depend on this process's share or on `--limit`."""
-        return sorted({self._label(doc, by) for doc in self.task_docs}) if by.field is not None else []
+        labels = sorted({self._label(doc, by) for doc in self.task_docs}) if by.field is not None else []
+        if len(labels) > _MOST_GROUPS:
+            raise InvalidInputError(
+                f"task {self.config.task}: by field {by.field!r} has {len(labels)} values; expected at most {_MOST_GROUPS}, "
+                "since each is a name in the results. Take a template that puts several together"
+            )
+        return labels
 
     def _label(self, doc: Any, by: By) -> str:
         """The document's label; lm-eval would take a field that isn't there for a template."""
