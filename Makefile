@@ -7,7 +7,7 @@ PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: browser demo test lint bench setup clean
+.PHONY: browser demo test test-all-tasks lint bench setup clean
 
 demo: $(READY)            ## train a small language model, evaluate it with Lightning and with lm-eval, compare
 	$(BIN)/python -m xent_metrics.demo $(DEMO_ARGS)
@@ -20,6 +20,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 test: $(READY) browser    ## run every test, doctests included
 	XENT_METRICS_PLUGINS=emd,focal $(PYTEST) --ignore=plugins/xent-metrics-native/tests $(TEST_ARGS)
 	$(PYTEST) $(NATIVE_TESTS) $(TEST_ARGS)
+
+test-all-tasks: $(READY)  ## put metrics on all tasks that lm-eval ships, as far as that goes without their data (minutes)
+	ALL_TASKS=1 $(BIN)/python -m pytest -q -s tests/hosts/lm_eval/test_shipped_tasks.py
 
 lint: $(READY)            ## run ruff and mypy --strict
 	$(BIN)/ruff check .

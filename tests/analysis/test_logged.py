@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from xent_metrics.analysis.logged import choices_in, context_in, text_in
 from xent_metrics.analysis.runs import read_run
 from xent_metrics.analysis.samples import Sample
 
@@ -24,3 +25,13 @@ def test_tokens_of_another_schema_are_ignored(token_runs):
     other = json.loads(json.dumps(sample.raw).replace('\\"nll\\"', '\\"loss\\"'))
     assert Sample("x", other).tokens is None
     assert len(sample.tokens) > 0
+
+
+def test_the_text_of_a_generative_sample_is_its_gold_answer():
+    """The generation, whose second argument holds options, is no choice."""
+    generation = {"arg_0": "Why?", "arg_1": {"until": ["\n"]}}
+    gold = {"arg_0": "Why?", "arg_1": " because"}
+    raw = {"arguments": {"gen_args_0": generation, "gen_args_1": gold}, "resps": [["who knows"], [["-1.5", "True"]]]}
+    assert (context_in(raw), text_in(raw), choices_in(raw)) == ("Why?", " because", [])
+    alone = {"arguments": {"gen_args_0": generation}, "resps": [["7"]], "doc": "d"}
+    assert (context_in(alone), text_in(alone), choices_in(alone)) == ("Why?", "d", [])

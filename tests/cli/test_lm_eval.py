@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from support.generative_tasks import write_tasks as write_generative_tasks
 from support.lm_eval import TEXTS
 from support.task_yamls import write_tasks
 from typer.testing import CliRunner
@@ -117,6 +118,23 @@ def test_our_command_puts_metrics_on_existing_tasks(folder, model, tmp_path):
     assert found["both"]["bits_per_byte"] == pytest.approx(found["rolling_stock"]["bits_per_byte"], rel=1e-15)
 
 
+@pytest.mark.slow
+def test_only_our_metrics_generate_nothing(model, tmp_path):
+    write_generative_tasks(tmp_path)
+    done = command("xent_metrics.cli", "lm-eval", "run", "--model", "xent-hf", "--model_args", f"pretrained={model}",
+                   "--device", "cpu", "--tasks", "math,qa", f"--include_path={tmp_path}", "--output_path", tmp_path / "out",
+                   "--xent_metrics", "bits_per_byte,bits_per_byte:gold=best;name=best", "--xent_only",
+                   cache=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = numbers(tmp_path / "out")
+    assert {key for key in found["math"] if not key.endswith("stderr")} >= {"bits_per_byte", "best"}
+    assert not any("exact_match" in key for task in found.values() for key in task)
+    assert found["math"]["bits_per_byte"] == found["math"]["best"]
+    assert found["qa"]["bits_per_byte"] != found["qa"]["best"]
+    assert "Running loglikelihood requests" in done.stderr
+    assert "Running generate_until requests" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [
@@ -137,7 +155,8 @@ def test_metrics_that_do_not_exist_are_an_error_before_anything_runs(text, error
     assert printed.out == ""
 
 
-def test_its_own_help_names_our_option():
+def test_its_own_help_names_our_options():
     result = CliRunner(env={"COLUMNS": "300"}).invoke(cli.app, ["lm-eval", "--help"])
     assert "--xent_metrics" in result.stdout
+    assert "--xent_only" in result.stdout
     assert "xent lm-eval run --help" in result.stdout

@@ -117,12 +117,18 @@ def _parsed(response: Any) -> Any:
         return None
 
 
-def _requests(raw: Mapping[str, Any]) -> list[list[str]]:
-    """The strings of each request."""
+def _arguments(raw: Mapping[str, Any]) -> list[list[Any]]:
+    """The arguments of each request."""
     arguments = raw.get("arguments")
     if not isinstance(arguments, dict):
         return []
-    return [[str(value) for value in given.values()] for given in arguments.values() if isinstance(given, dict)]
+    return [list(given.values()) for given in arguments.values() if isinstance(given, dict)]
+
+
+def _requests(raw: Mapping[str, Any]) -> list[list[str]]:
+    """The strings of each request that was scored; a generation has options in place of a text."""
+    found = [given for given in _arguments(raw) if not any(isinstance(value, dict) for value in given[1:2])]
+    return [[str(value) for value in given] for given in found]
 
 
 def _gold_in(raw: Mapping[str, Any]) -> int:
@@ -135,8 +141,8 @@ def _gold_in(raw: Mapping[str, Any]) -> int:
 
 def context_in(raw: Mapping[str, Any]) -> str:
     """The context before the scored text; empty in a rolling task."""
-    requests = _requests(raw)
-    return requests[0][0] if requests and len(requests[0]) > 1 else ""
+    requests = _arguments(raw)
+    return str(requests[0][0]) if requests and len(requests[0]) > 1 else ""
 
 
 def text_in(raw: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from xent_metrics.sums.ratio import RatioMetric
 __all__ = ["LoggedMean", "configured_metrics", "lm_eval_metric"]
 
 #: Keys of a metric_list entry that belong to the task, not to the metric.
-_TASK_KEYS = ("metric", "name", "over", "aggregation", "higher_is_better", "hf_evaluate")
+_TASK_KEYS = ("metric", "name", "over", "by", "gold", "doc_to_gold", "aggregation", "higher_is_better", "hf_evaluate")
 #: Metrics that a multiple-choice task computes over the choices unless its list says otherwise.
 _OVER_CHOICES = ("brier_score",)
 #: Metrics for which lm-eval logs a pair (loglikelihood, length) per document.

@@ -20,6 +20,10 @@ def lm_eval(
             "--xent_metrics", metavar="a,b:option=value;…", help="Add these metrics to every task of the run."
         ),
     ] = None,
+    xent_only: Annotated[
+        bool,
+        typer.Option("--xent_only", help="Leave lm-eval's own metrics out; no text is then generated."),
+    ] = False,
 ) -> None:
     """Run lm-eval's own command with the models xent-hf and xent-torch, the tasks of xent-metrics and those of plugins.
 
@@ -30,4 +34,4 @@ def lm_eval(
         return
     from xent_metrics.hosts.lm_eval.command import run
 
-    run(context.args, xent_metrics)
+    run(context.args, xent_metrics, only=xent_only)

@@ -131,6 +131,9 @@ def test_metrics_are_parsed_with_their_options():
         {"metric": "cross_entropy", "unit": "bits", "name": "bits"},
     ]
     assert parse_metrics(None) == []
+    assert parse_metrics("bits_per_byte:doc_to_gold={{answer}};gold=all") == [
+        {"metric": "bits_per_byte", "doc_to_gold": "{{answer}}", "gold": "all"}
+    ]
 
 
 @pytest.mark.parametrize(

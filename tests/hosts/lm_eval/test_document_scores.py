@@ -35,7 +35,7 @@ def test_per_length_metrics_are_lm_evals_own(model):
     stock = values(evaluate(ConfigurableTask(config=config("loglikelihood_rolling", ROLLING, None)), model()))
     for name in LENGTHS:
         assert ours[name] == pytest.approx(stock[name], rel=1e-14)
-        assert type(ours[name]) is float
+        assert isinstance(ours[name], float)
 
 
 def test_token_scores_give_the_bits_that_torchmetrics_gives():
@@ -167,5 +167,5 @@ def test_metrics_of_all_kinds_are_python_floats():
               "token_accuracy", "expected_calibration_error", "calibration_weighted_cross_entropy")
               for over in ("gold", "choices")]  # fmt: skip
     found = values(evaluate(XentTask(config("multiple_choice", CHOICES, listed)), ScoredBigramLM()))
-    assert all(type(found[entry["name"]]) is float for entry in listed)
+    assert all(isinstance(found[entry["name"]], float) for entry in listed)
     assert not any(isinstance(value, torch.Tensor) for value in found.values())

@@ -8,8 +8,10 @@ sums, which rank 0 adds. The task side starts no collective of its own.
     metric_entry.py  one of them, checked             requested_text.py   the text that a result belongs to
     task_manager.py  metrics on existing tasks        requirements.py     scores that each kind of model gives
     empty_ranks.py   ranks without documents          extra_scores.py     scores that metrics ask a model for
-    command.py       `xent lm-eval`                   upstream.py         lm-eval's private names
-    python_docs.py   an offline corpus                models/             xent-hf and xent-torch
+    gold_answers.py  what generations should be       groups.py           exact values of groups
+    metric_groups.py a metric by groups               upstream.py         lm-eval's private names
+    command.py       `xent lm-eval`                   python_docs.py      an offline corpus
+    models/          xent-hf and xent-torch
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-r"""`xent lm-eval …`: lm-eval's own command, with our models, every task folder and the option `--xent_metrics`.
+r"""`xent lm-eval …`: lm-eval's own command, with our models, every task folder and two options.
 
     xent lm-eval run --model xent-hf --model_args pretrained=… --tasks wikitext,arc_easy \
         --xent_metrics "bits_per_byte,cross_entropy:unit=bits;name=bits_per_token"
+    xent lm-eval run … --tasks gsm8k --xent_metrics bits_per_byte --xent_only          # the gold answers; no generation
 
 All other options are lm-eval's.
 """
@@ -28,16 +29,17 @@ _MODELS = {
 }
 
 
-def run(arguments: Sequence[str], metrics: str | None = None) -> None:
+def run(arguments: Sequence[str], metrics: str | None = None, *, only: bool = False) -> None:
     """Run lm-eval's command.
 
     Args:
         arguments: the command line, without the program's name.
         metrics: added to every task; ``a,b:option=value;option=value``.
+        only: leave lm-eval's own metrics out, so that nothing is generated.
     """
     entries = parse_metrics(metrics)
     register_models()
-    with as_command(arguments, partial(XentTaskManager, entries=entries)) as command:
+    with as_command(arguments, partial(XentTaskManager, entries=entries, only=only)) as command:
         command()
 
 
@@ -63,6 +65,6 @@ def _parse_metric(text: str) -> dict[str, Any]:
         key, equals, value = option.partition("=")
         if not equals:
             raise MetricOptionError(f"--xent_metrics {text}: expected name:option=value;option=value; got {option!r}")
-        entry[key.strip()] = yaml.safe_load(value)
+        entry[key.strip()] = value if key.strip() == "doc_to_gold" else yaml.safe_load(value)  # YAML would read {{…}}
     get_metric(entry["metric"], **{key: value for key, value in entry.items() if key not in OWN_KEYS})
     return entry

@@ -71,6 +71,21 @@ class DocumentScores:
             return self.row
         return self.tokens if self._cover_the_text(self.tokens, metric.requires & _LENGTHS) else self.row
 
+    @property
+    def loglikelihood(self) -> float:
+        """ln p of the text that was scored."""
+        return float(self._answer if isinstance(self._answer, float) else self._answer[0])
+
+    def scores_of_tokens(self, metric: TokenMetric) -> TokenScores:
+        """The scores of the text's tokens, for what can't be computed from the whole.
+
+        Raises:
+            MissingScoreError: the model gave one loglikelihood for the whole.
+        """
+        found = self.row if self.tokens is None else self.tokens
+        found.require((), row_kinds=frozenset({"token"}), metric=f"{metric.name} by group")
+        return found
+
     def _over_choices(self, metric: TokenMetric) -> TokenScores:
         options = metric.ignore_index, metric.scoring_key, *metric.extra_scores()
         if options not in self._choices:
@@ -81,10 +96,9 @@ class DocumentScores:
     def row(self) -> TokenScores:
         """The document as one row, with the bytes and words of its text."""
         is_whole_text, text = isinstance(self._answer, float), self._answer.text
-        loglikelihood = self._answer if is_whole_text else self._answer[0]
         # The delimiter of a continuation is white space, which would add an empty word.
         num_words = self._count_words(text if is_whole_text else text.strip())
-        return from_loglikelihoods([float(loglikelihood)], num_bytes=[self._count_bytes(text)], num_words=[num_words])
+        return from_loglikelihoods([self.loglikelihood], num_bytes=[self._count_bytes(text)], num_words=[num_words])
 
     def _cover_the_text(self, tokens: TokenScores, lengths: frozenset[str]) -> bool:
         found = [(getattr(tokens, name), getattr(self.row, name)) for name in lengths]

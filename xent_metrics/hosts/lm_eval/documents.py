@@ -1,7 +1,8 @@
 """The values that lm-eval gathers: one document's value with its exact sums, and the totals over all documents.
 
 Who syncs: lm-eval does. It gathers every document's value to rank 0 and calls the two `total_…` functions there alone.
-They start no collective. They add packed integers, so the number of processes doesn't change a bit.
+They start no collective. They add packed integers, so the number of processes doesn't change a bit. A task's total keeps
+its documents' sums, from which a group's value follows (groups.py).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from xent_metrics.sums import exact_sum
 from xent_metrics.sums.metric import TokenMetric
 from xent_metrics.wrappers.standard_error import standard_error
 
-__all__ = ["DocumentSums", "DocumentValue", "is_placeholder", "total_standard_error", "total_value"]
+__all__ = ["DocumentSums", "DocumentValue", "TotalValue", "is_placeholder", "total_standard_error", "total_value"]
 
 
 class DocumentValue(float):
@@ -33,9 +34,9 @@ class DocumentValue(float):
         return self
 
     @classmethod
-    def of(cls, metric: TokenMetric, scores: TokenScores) -> DocumentValue:
-        """The metric of one document's scores. The metric's own state doesn't change."""
-        sums = metric.exact_sums(scores).cpu()
+    def of(cls, metric: TokenMetric, *scores: TokenScores) -> DocumentValue:
+        """The metric of one document's scores, or of all its texts' scores. The metric's own state doesn't change."""
+        sums = exact_sum.merge(torch.stack([metric.exact_sums(each).cpu() for each in scores]))
         return cls(float(metric.value_of(sums)), sums)
 
     @classmethod
@@ -79,14 +80,38 @@ def is_placeholder(value: Any) -> bool:
     return isinstance(value, DocumentValue | DocumentSums) and not bool(value.sums.any())
 
 
-def total_value(metric: TokenMetric, documents: Sequence[DocumentValue]) -> float:
+class TotalValue(float):
+    """A metric's value over documents, with their packed sums, int64 ``(D, rows, 8)``. Pickled as the plain float.
+
+    Attributes:
+        metric: the metric.
+        meaning: what was measured, in words: equal for values whose documents may be added up.
+        states: each document's sums.
+    """
+
+    metric: TokenMetric
+    meaning: str
+    states: Tensor
+
+    @classmethod
+    def of(cls, metric: TokenMetric, meaning: str, states: Tensor) -> TotalValue:
+        """The metric over documents with these sums."""
+        total = exact_sum.merge(states)
+        if bool(exact_sum.overflowed(total)):
+            raise CapacityError(f"{metric.name}: a sum left ±2^78, the range in which it is exact")
+        self = cls(float(metric.value_of(total)))
+        self.metric, self.meaning, self.states = metric, meaning, states
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return float, (float(self),)
+
+
+def total_value(metric: TokenMetric, documents: Sequence[DocumentValue], meaning: str = "") -> float:
     """The metric over all documents, or nan if there are none: lm-eval's aggregation of ``<name>``."""
     if not documents:
         return math.nan
-    total = exact_sum.merge(torch.stack([document.sums for document in documents]))
-    if bool(exact_sum.overflowed(total)):
-        raise CapacityError(f"{metric.name}: a sum left ±2^78, the range in which it is exact")
-    return float(metric.value_of(total))
+    return TotalValue.of(metric, meaning, torch.stack([document.sums for document in documents]))
 
 
 def total_standard_error(metric: TokenMetric, documents: Sequence[DocumentSums]) -> float:

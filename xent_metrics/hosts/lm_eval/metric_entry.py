@@ -20,6 +20,7 @@ from xent_metrics.errors import (
     XentMetricsError,
 )
 from xent_metrics.hosts.lm_eval.document_scores import choice_scores
+from xent_metrics.hosts.lm_eval.metric_groups import By, parse_by
 from xent_metrics.hosts.lm_eval.requirements import (
     ANY_MODEL_GIVES,
     CHOICES_GIVE,
@@ -31,11 +32,23 @@ from xent_metrics.hosts.lm_eval.upstream import EMITTED, METRICS
 from xent_metrics.plugins import get_metric, list_metrics, plugins
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums.metric import TokenMetric
+from xent_metrics.wrappers.grouped import Grouped
 
-__all__ = ["LM_EVAL_KEYS", "OWN_KEYS", "Entry", "build_entry", "did_you_mean", "raise_unknown", "refuse_keys"]
+__all__ = [
+    "GENERATIVE",
+    "LM_EVAL_KEYS",
+    "OWN_KEYS",
+    "Entry",
+    "build_entry",
+    "did_you_mean",
+    "raise_unknown",
+    "refuse_keys",
+]
 
+#: The output type of tasks whose gold answers are scored beside the generation.
+GENERATIVE = "generate_until"
 #: The keys of an entry that are no options of the metric, in an entry of ours and in one of lm-eval's.
-OWN_KEYS = ("metric", "name", "over")
+OWN_KEYS = ("metric", "name", "over", "by", "gold", "doc_to_gold")
 LM_EVAL_KEYS = ("metric", "aggregation", "higher_is_better", "hf_evaluate")
 
 _MOST_CHOICES = 26
@@ -48,12 +61,25 @@ class Entry:
     Attributes:
         name: its name in the results.
         metric: the metric.
-        over: "gold" or "choices" in multiple choice; None otherwise.
+        over: "gold" or "choices" in multiple choice, "gold" in generation; None otherwise.
+        gold: which of several gold answers of a generation: "first", "best" or "all".
+        doc_to_gold: the field, template or function of the gold answer, if it isn't the task's `doc_to_target`.
+        by: the groups in which it is shown, too.
     """
 
     name: str
     metric: TokenMetric
     over: str | None = None
+    gold: str = "first"
+    doc_to_gold: Any = None
+    by: By | None = None
+
+    @property
+    def meaning(self) -> str:
+        """What is measured, in words. Tasks of a group whose entries mean the same have a value together."""
+        if self.over == "choices":
+            return f"{self.metric.described()} over the choices"
+        return self.metric.described() + ("" if self.gold == "first" else f" of the {self.gold} gold")
 
 
 def build_entry(entry: Mapping[str, Any], output_type: str, where: str) -> Entry:
@@ -68,17 +94,14 @@ def build_entry(entry: Mapping[str, Any], output_type: str, where: str) -> Entry
         UnknownMetricError, MetricOptionError, MissingScoreError, InvalidInputError: each names the task and the entry.
     """
     where = f"{where}, metric {entry['metric']}"
-    if output_type not in EMITTED:
-        raise MissingScoreError(
-            f"{where}: output_type {output_type} (lm-eval's default if a task names none) gives text, not loglikelihoods; "
-            f"our metrics need one of {', '.join(EMITTED)}"
-        )
     refuse_keys(entry, ("aggregation", "higher_is_better"), f"{where} is a metric of xent-metrics, which has its own")
     refuse_keys(entry, ("ignore_index",), f"{where}: in a task every token of the text is a target")
     metric = _build_metric(entry, output_type, where)
     over = _over(entry, output_type, where)
-    _check_scores(metric, over, where)
-    return Entry(_result_name(entry, where), metric, over)
+    gold = _gold(entry, output_type, where)
+    _check_scores(metric, over, output_type, where)
+    by = _by(entry, metric, over, where)
+    return Entry(_result_name(entry, where), metric, over, gold, entry.get("doc_to_gold"), by)
 
 
 def _build_metric(entry: Mapping[str, Any], output_type: str, where: str) -> TokenMetric:
@@ -87,13 +110,17 @@ def _build_metric(entry: Mapping[str, Any], output_type: str, where: str) -> Tok
     except UnknownMetricError as error:
         raise_unknown(entry["metric"], output_type, where, error)
     except MetricOptionError as error:
-        raise MetricOptionError(f"{where}: {error}. In a task also: name, over") from error
+        raise MetricOptionError(f"{where}: {error}. In a task also: {', '.join(OWN_KEYS[1:])}") from error
     except XentMetricsError as error:
         raise type(error)(f"{where}: {error}") from error
 
 
 def _over(entry: Mapping[str, Any], output_type: str, where: str) -> str | None:
     over = entry.get("over")
+    if output_type == GENERATIVE:
+        if over not in (None, "gold"):
+            raise MetricOptionError(f"{where}: over is gold in output_type {GENERATIVE}; got {over!r}")
+        return "gold"
     if output_type != "multiple_choice":
         if over is not None:
             raise MetricOptionError(f"{where}: over belongs to output_type multiple_choice; this task is {output_type}")
@@ -104,7 +131,30 @@ def _over(entry: Mapping[str, Any], output_type: str, where: str) -> str | None:
     return over or ("choices" if entry["metric"] in EMITTED[output_type] else "gold")
 
 
-def _check_scores(metric: TokenMetric, over: str | None, where: str) -> None:
+def _by(entry: Mapping[str, Any], metric: TokenMetric, over: str | None, where: str) -> By | None:
+    if "by" not in entry:
+        return None
+    by = parse_by(entry["by"], where)
+    if by.grouping is not None:
+        try:
+            scores = CHOICES_GIVE if over == "choices" else token_model_gives(metric)
+            scores.require((), row_kinds=frozenset({"token"}), metric=f"{metric.name} by group")
+            require_scores(scores, Grouped(metric, by=by.grouping))
+        except XentMetricsError as error:
+            raise type(error)(f"{where}: {error}") from error
+    return by
+
+
+def _gold(entry: Mapping[str, Any], output_type: str, where: str) -> str:
+    if output_type != GENERATIVE and (given := [key for key in ("gold", "doc_to_gold") if key in entry]):
+        raise MetricOptionError(f"{where}: {given[0]} belongs to output_type {GENERATIVE}; this task is {output_type}")
+    gold = entry.get("gold", "first")
+    if gold not in ("first", "best", "all"):
+        raise MetricOptionError(f"{where}: gold is first, best or all; got {gold!r}")
+    return str(gold)
+
+
+def _check_scores(metric: TokenMetric, over: str | None, output_type: str, where: str) -> None:
     """Raise unless some lm-eval model can give what the metric needs."""
     try:
         if over == "choices":
@@ -114,15 +164,15 @@ def _check_scores(metric: TokenMetric, over: str | None, where: str) -> None:
             require_scores(token_model_gives(metric), metric)
             _check_options(metric)
     except MissingScoreError as error:
-        raise MissingScoreError(f"{where}: {error} ({_what_would_work(metric, over)})") from error
+        raise MissingScoreError(f"{where}: {error} ({_what_would_work(metric, over, output_type)})") from error
     except InvalidInputError as error:
         raise InvalidInputError(f"{where}: {error}") from error
 
 
-def _what_would_work(metric: TokenMetric, over: str | None) -> str:
+def _what_would_work(metric: TokenMetric, over: str | None, output_type: str) -> str:
     if over == "choices" and (can_score(ANY_MODEL_GIVES, metric) or can_score(token_model_gives(metric), metric)):
         return "over: choices has no text; over: gold has it"
-    if over == "gold":
+    if output_type == "multiple_choice":
         return "no lm-eval model gives it for the gold continuation; over: choices has the whole distribution"
     return "no lm-eval model gives it"
 

@@ -6,6 +6,9 @@ take, such a name means lm-eval's metric. Our entries take the options of `get_m
 
     over: gold | choices    multiple choice only: the gold continuation (default), or the distribution over the choices
                             (default for brier_score, as in lm-eval)
+    by: …                   the metric by field, position or frequency, too (metric_groups.py)
+    gold: first | best | all    generation only: which of several gold answers (gold_answers.py)
+    doc_to_gold: …          generation only: the gold answer, if it isn't the task's doc_to_target
     name: …                 the name in the results, so that one metric can appear twice
 
 All other entries are lm-eval's. lm-eval silently drops those that it can't compute; here they are errors.
@@ -16,9 +19,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from xent_metrics.errors import MetricOptionError
+from xent_metrics.errors import MetricOptionError, MissingScoreError
 from xent_metrics.hosts.lm_eval.extra_scores import extra_scores_of
 from xent_metrics.hosts.lm_eval.metric_entry import (
+    GENERATIVE,
     LM_EVAL_KEYS,
     Entry,
     build_entry,
@@ -29,10 +33,12 @@ from xent_metrics.hosts.lm_eval.metric_entry import (
 from xent_metrics.hosts.lm_eval.upstream import AGGREGATIONS, EMITTED, METRICS, default_metrics
 from xent_metrics.plugins import list_metrics
 
-__all__ = ["ADDED", "MetricList", "read_metric_list"]
+__all__ = ["ADDED", "ONLY", "MetricList", "read_metric_list"]
 
 #: The configuration key of the metrics that `xent lm-eval --xent_metrics` adds to a task of lm-eval's own.
 ADDED = "xent_metrics"
+#: The configuration key by which `xent lm-eval --xent_only` leaves lm-eval's own metrics out.
+ONLY = "xent_only"
 
 
 class MetricList(NamedTuple):
@@ -56,20 +62,27 @@ def read_metric_list(config: Mapping[str, Any]) -> MetricList:
         UnknownMetricError, MetricOptionError, MissingScoreError: each names the task and the entry.
     """
     where = f"task {config.get('task', 'without a name')}"
-    output_type = str(config.get("output_type", "generate_until"))
+    output_type = str(config.get("output_type", GENERATIVE))
     listed, added = config.get("metric_list"), config.get(ADDED)
     if added is not None:
         lm_evals = _besides(list(added), listed, output_type)
         shown = [*lm_evals, *added]
     elif listed is None:
-        return MetricList([], None, None)
+        added, lm_evals, shown = [], None, None
     else:
         added = [entry for entry in listed if _is_ours(entry, output_type)]
         lm_evals, shown = [entry for entry in listed if not _is_ours(entry, output_type)], listed
         for entry in lm_evals:
             _check_lm_evals(entry, output_type, config.get("process_results") is not None, where)
+    if config.get(ONLY):
+        lm_evals, shown = [], added
+        if not added:
+            raise MetricOptionError(f"{where}: --xent_only leaves it without a metric; add some by --xent_metrics")
     ours = [build_entry(entry, output_type, where) for entry in added]
-    _check_names([*(entry.name for entry in ours), *(_lm_evals_name(entry) for entry in lm_evals)], where)
+    _check_names([*(entry.name for entry in ours), *(_lm_evals_name(entry) for entry in lm_evals or ())], where)
+    if output_type == GENERATIVE:
+        for entry in ours:
+            _check_gold(entry, config, f"{where}, metric {entry.name}")
     _check_extra_scores(ours, where)
     return MetricList(ours, lm_evals, shown)
 
@@ -93,6 +106,28 @@ def _check_names(names: Sequence[str], where: str) -> None:
     for name in names:
         if names.count(name) > 1:
             raise MetricOptionError(f"{where}: {name} appears twice in metric_list; give one of them another `name: …`")
+
+
+def _check_gold(entry: Entry, config: Mapping[str, Any], where: str) -> None:
+    """Raise unless the task has a gold answer, as far as its configuration says."""
+    target, prompt = config.get("doc_to_target"), config.get("use_prompt")
+    if entry.doc_to_gold is not None:
+        if prompt is not None:
+            raise MetricOptionError(
+                f"{where}: the gold answer of a task with use_prompt is the prompt's; remove doc_to_gold"
+            )
+        return
+    name_it = "name the field or the template of the answer: `doc_to_gold: …`"
+    if config.get("unsafe_code"):
+        raise MissingScoreError(
+            f"{where}: the task runs code (unsafe_code), and its doc_to_target may be a test of the answer instead of the "
+            f"answer; {name_it}"
+        )
+    chosen = isinstance(target, int) and config.get("doc_to_choice") is not None
+    if prompt is None and not chosen and (target is None or isinstance(target, int) or not str(target).strip()):
+        raise MissingScoreError(
+            f"{where}: the task has no gold answer (doc_to_target: {target!r}). Leave the metric out, or {name_it}"
+        )
 
 
 def _check_extra_scores(entries: Sequence[Entry], where: str) -> None:

@@ -24,18 +24,25 @@ from lm_eval.api.model import LM
 from xent_metrics.errors import InvalidInputError, InvalidTargetError, MissingScoreError, XentMetricsError
 from xent_metrics.hosts.lm_eval.document_scores import DocumentScores, choice_scores
 from xent_metrics.hosts.lm_eval.documents import DocumentSums, DocumentValue, total_standard_error, total_value
-from xent_metrics.hosts.lm_eval.empty_ranks import EmptyRankTask
 from xent_metrics.hosts.lm_eval.extra_scores import ask_for, extra_scores_of
-from xent_metrics.hosts.lm_eval.metric_entry import Entry
-from xent_metrics.hosts.lm_eval.metric_list import ADDED, read_metric_list
+from xent_metrics.hosts.lm_eval.gold_answers import GoldAnswerTask
+from xent_metrics.hosts.lm_eval.groups import with_exact_values
+from xent_metrics.hosts.lm_eval.metric_entry import GENERATIVE, Entry
+from xent_metrics.hosts.lm_eval.metric_groups import By, DocumentGroups, MetricGroups
+from xent_metrics.hosts.lm_eval.metric_list import ADDED, ONLY, read_metric_list
 from xent_metrics.hosts.lm_eval.requested_text import attach_text, requested_text
 from xent_metrics.hosts.lm_eval.requirements import ANY_MODEL_GIVES, require_scores
+from xent_metrics.hosts.lm_eval.upstream import aggregate_groups
 from xent_metrics.scoring.scores import TokenScores
 
 __all__ = ["XentTask"]
 
+_MOST_GROUPS = 256
 
-class XentTask(EmptyRankTask):
+aggregate_groups(with_exact_values)  # a group has no class of ours: whichever command builds it, it holds tasks of ours
+
+
+class XentTask(GoldAnswerTask):
     """A YAML task whose `metric_list` may name our metrics (see metric_list.py) among lm-eval's own.
 
     Mistakes are found as early as they can be:
@@ -54,28 +61,60 @@ class XentTask(EmptyRankTask):
     def __init__(self, config: Mapping[str, Any], **kwargs: Any) -> None:
         metrics = read_metric_list(config)
         self._entries = metrics.ours
-        self._lm_eval_has_metrics = metrics.lm_evals is None or bool(metrics.lm_evals)
         self._tried_choices: set[int] = set()
-        own = {key: value for key, value in config.items() if key not in ("class", ADDED)}
+        own = {key: value for key, value in config.items() if key not in ("class", ADDED, ONLY)}
+        if config.get(ONLY):
+            own["process_results"] = None
+        self._needs_text = metrics.lm_evals is None or bool(metrics.lm_evals) or callable(own.get("process_results"))
         super().__init__(config=own | {"metric_list": metrics.lm_evals}, **kwargs)
         self.set_config("metric_list", metrics.shown)
         self._check_one_gold_answer()
+        self._groups = {
+            entry.name: MetricGroups(entry.name, entry.metric, entry.by, self._labels(entry.by))
+            for entry in self._entries
+            if entry.by is not None
+        }
 
     def override_metric(self, metric_name: str) -> None:
         """Replace all metrics, ours too, as lm-eval's `--predict_only` asks."""
-        self._entries = []
-        self._lm_eval_has_metrics = True
+        self._entries, self._groups = [], {}
+        self._needs_text = True
         super().override_metric(metric_name)
 
     def aggregation_by_name(self) -> dict[str, Any]:
         """Return lm-eval's aggregations and ours."""
-        values = {entry.name: partial(total_value, entry.metric) for entry in self._entries}
+        values = {entry.name: partial(total_value, entry.metric, meaning=entry.meaning) for entry in self._entries}
         errors = {f"{entry.name}_stderr": partial(total_standard_error, entry.metric) for entry in self._entries}
-        return {**super().aggregation_by_name(), **values, **errors}
+        found = {**super().aggregation_by_name(), **values, **errors}
+        for entry in self._entries:
+            if entry.name in self._groups:
+                found |= self._groups[entry.name].aggregations(entry.meaning)
+        return found
 
     def higher_is_better(self) -> dict[str, Any]:
         """Return the direction of each metric, for the arrow in lm-eval's table."""
-        return {**super().higher_is_better(), **{entry.name: entry.metric.higher_is_better for entry in self._entries}}
+        found = {**super().higher_is_better(), **{entry.name: entry.metric.higher_is_better for entry in self._entries}}
+        for groups in self._groups.values():
+            found |= dict.fromkeys([*groups.names, groups.macro], groups.metric.higher_is_better)
+        return found
+
+    def _labels(self, by: By) -> list[str]:
+        """The labels of all documents of the task, which don't depend on this process's share or on `--limit`."""
+        labels = sorted({self._label(doc, by) for doc in self.task_docs}) if by.field is not None else []
+        if len(labels) > _MOST_GROUPS:
+            raise InvalidInputError(
+                f"task {self.config.task}: by field {by.field!r} has {len(labels)} values; expected at most {_MOST_GROUPS}, "
+                "since each is a name in the results. Take a template that puts several together"
+            )
+        return labels
+
+    def _label(self, doc: Any, by: By) -> str:
+        """The document's label; lm-eval would take a field that isn't there for a template."""
+        if by.field is None:
+            return ""
+        if "{" not in by.field and by.field not in doc:
+            raise InvalidInputError(f"task {self.config.task}: by field: no field {by.field!r} in {doc!r}")
+        return str(self.resolve_field(doc, by.field))
 
     # Before the model runs.
 
@@ -93,8 +132,11 @@ class XentTask(EmptyRankTask):
             return
         try:
             require_scores(ANY_MODEL_GIVES, entry.metric)
+            if entry.by is not None and entry.by.grouping is not None:
+                ANY_MODEL_GIVES.require((), row_kinds=frozenset({"token"}), metric=f"{entry.name} by group")
         except MissingScoreError as error:
-            hint = ". Over the choices it works with any model: `over: choices`" if entry.over else ""
+            has_choices = self.OUTPUT_TYPE == "multiple_choice"
+            hint = ". Over the choices it works with any model: `over: choices`" if has_choices else ""
             raise MissingScoreError(f"task {self.config.task}: {error}{hint}") from error
 
     def construct_requests(self, doc: Any, ctx: Any, **kwargs: Any) -> Any:
@@ -148,46 +190,80 @@ class XentTask(EmptyRankTask):
         """Apply lm-eval's filters, then attach the text to each result, since `process_results` gets bare results."""
         done = super().apply_filters()
         for instance in self.instances if self._entries else ():
+            if instance.request_type == GENERATIVE:
+                continue
             text = requested_text(instance.request_type, instance.args)
             for name, result in instance.filtered_resps.items():
-                instance.filtered_resps[name] = attach_text(result, text)
+                instance.filtered_resps[name] = result if result is None else attach_text(result, text)
         return done
 
     def process_results(self, doc: Any, results: Sequence[Any]) -> dict[str, Any]:
         """Compute lm-eval's metrics of a document, then ours: ``<name>`` and ``<name>_stderr`` with the exact sums."""
         emitted: dict[str, Any] = {}
-        if self._lm_eval_has_metrics or callable(self.config.process_results):
-            emitted |= super().process_results(doc, results)
+        lm_evals, ours = self.split_results(results)
+        if lm_evals is not None and self._needs_text:
+            emitted |= super().process_results(doc, lm_evals)
         if self.on_empty_rank:
             emitted = dict.fromkeys(emitted, DocumentValue.placeholder())
-            values = [DocumentValue.placeholder(entry.metric) for entry in self._entries]
-        else:
-            values = self._values(doc, results)
-        for entry, value in zip(self._entries, values, strict=True):
+        if ours is None:
+            return emitted
+        for entry, value in zip(self._entries, self._values(doc, ours), strict=True):
             emitted |= {entry.name: value, f"{entry.name}_stderr": DocumentSums.of(entry.metric, value.sums)}
+            if isinstance(value, DocumentGroups):
+                emitted |= self._groups[entry.name].emitted(value)
         return emitted
 
-    def _values(self, doc: Any, results: Sequence[Any]) -> list[DocumentValue]:
-        if not self._entries:
-            return []
-        document = self._document(doc, results)
-        return [self._value(entry, document, results) for entry in self._entries]
+    def _placeholder(self, entry: Entry) -> DocumentValue:
+        groups = self._groups.get(entry.name)
+        return DocumentValue.placeholder(entry.metric) if groups is None else groups.placeholder()
 
-    def _value(self, entry: Entry, document: DocumentScores, results: Sequence[Any]) -> DocumentValue:
+    def _values(self, doc: Any, results: Sequence[Any]) -> list[DocumentValue]:
+        if self.on_empty_rank or not self._entries:
+            return [self._placeholder(entry) for entry in self._entries]
+        self._check_texts(results)
+        if self.scores_gold_answers:
+            return self._values_of_gold_answers(doc, results)
+        document = self._document(doc, results)
+        return [self._value(entry, [document], doc, results) for entry in self._entries]
+
+    def _values_of_gold_answers(self, doc: Any, results: Sequence[Any]) -> list[DocumentValue]:
+        answers = self.answers_by_entry(doc)
+        found = self.results_by_answer(answers, results)
+        scores = {text: DocumentScores(result, self.count_bytes, self.count_words) for text, result in found.items()}
+        chosen = []
+        for entry in self._entries:
+            texts = [scores[text] for text in answers[entry.name]]
+            chosen.append([max(texts, key=lambda text: text.loglikelihood)] if entry.gold == "best" else texts)
+        return [self._value(entry, texts, doc, results) for entry, texts in zip(self._entries, chosen, strict=True)]
+
+    def _value(self, entry: Entry, texts: Sequence[DocumentScores], doc: Any, results: Sequence[Any]) -> DocumentValue:
+        """The metric of a document from its text's scores, or from those of several gold answers together."""
         try:
-            scores = document.scores_for(entry.metric, entry.over)
-            _require_extra_scores(entry, scores)
-            return DocumentValue.of(entry.metric, scores)
+            scores = [text.scores_for(entry.metric, entry.over) for text in texts]
+            for each in scores:
+                _require_extra_scores(entry, each)
+            value = DocumentValue.of(entry.metric, *scores)
+            return self._in_groups(entry, value, texts, doc)
         except XentMetricsError as error:
             text = f"task {self.config.task}, metric {entry.name}: {error}{_cache_hint(error, results)}"
             raise type(error)(text) from error
 
-    def _document(self, doc: Any, results: Sequence[Any]) -> DocumentScores:
+    def _in_groups(
+        self, entry: Entry, value: DocumentValue, texts: Sequence[DocumentScores], doc: Any
+    ) -> DocumentValue:
+        if entry.by is None:
+            return value
+        scores = [text.scores_of_tokens(entry.metric) for text in texts] if entry.by.grouping is not None else []
+        return self._groups[entry.name].of(value, scores, self._label(doc, entry.by))
+
+    def _check_texts(self, results: Sequence[Any]) -> None:
         if not all(hasattr(result, "text") for result in results):
             raise InvalidInputError(
                 f"task {self.config.task}: expected results with their texts; got plain ones. Call task.apply_filters() "
                 "first, and pass the instances' filtered_resps"
             )
+
+    def _document(self, doc: Any, results: Sequence[Any]) -> DocumentScores:
         lengths = self.count_bytes, self.count_words
         if self.OUTPUT_TYPE != "multiple_choice":
             return DocumentScores(results[0], *lengths)

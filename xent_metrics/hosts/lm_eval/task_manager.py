@@ -13,10 +13,12 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from lm_eval.api.group import Group
+from lm_eval.config.group import AggMetricConfig
 from lm_eval.tasks import TaskManager
 
 from xent_metrics.errors import InvalidInputError, MetricOptionError
-from xent_metrics.hosts.lm_eval.metric_list import ADDED
+from xent_metrics.hosts.lm_eval.metric_list import ADDED, ONLY
 from xent_metrics.hosts.lm_eval.task import XentTask
 from xent_metrics.hosts.lm_eval.upstream import METRICS, configure_tasks
 from xent_metrics.plugins import list_metrics
@@ -32,11 +34,17 @@ class XentTaskManager(TaskManager):  # type: ignore[misc]  # lm-eval is untyped
         args: lm-eval's own.
         include_path: folders of the user's own tasks. Their tasks replace ours of the same name.
         entries: entries of a `metric_list` to add to every task. A YAML task is then built as an `XentTask`.
+        only: leave lm-eval's own metrics out of every task. Nothing is then generated.
         kwargs: lm-eval's own.
     """
 
     def __init__(
-        self, *args: Any, include_path: Any = None, entries: Sequence[dict[str, Any]] = (), **kwargs: Any
+        self,
+        *args: Any,
+        include_path: Any = None,
+        entries: Sequence[dict[str, Any]] = (),
+        only: bool = False,
+        **kwargs: Any,
     ) -> None:
         given = include_path if isinstance(include_path, list | tuple) else [include_path] if include_path else []
         user = [Path(path) for path in given]
@@ -45,23 +53,38 @@ class XentTaskManager(TaskManager):  # type: ignore[misc]  # lm-eval is untyped
         super().__init__(
             *args, include_path=[*ours, *user], **kwargs
         )  # a task of a later folder replaces an earlier one
-        self._added = list(entries)
+        self._added, self._only = list(entries), only
         configure_tasks(self, self._configure)
 
     def load(self, task_list: Any) -> Any:
         """Load tasks as lm-eval does, and make sure that each of them has the added metrics."""
         loaded = super().load(task_list)
         for name, task in loaded["tasks"].items():
-            if self._added and not isinstance(task, XentTask):
+            if (self._added or self._only) and not isinstance(task, XentTask):
                 raise InvalidInputError(
                     f"--xent_metrics can't be added to {name}, which is defined inside its group. Name the group's other "
                     "tasks instead of the group"
                 )
+        for group in loaded.get("groups", {}).values():
+            self._add_to(group)
         return loaded
 
+    def _add_to(self, group: Group) -> None:
+        """Add the metrics to those that the group aggregates, if it aggregates any, weighted as its first is."""
+        listed = group.aggregate_metric_list or []
+        if not listed:
+            return
+        names = {entry.metric for entry in listed}
+        added = [_name(entry) for entry in self._added if _name(entry) not in names]
+        if self._only:
+            left = {name for task in group.get_all_tasks() for name in task.aggregation()}
+            listed = [entry for entry in listed if entry.metric in left]
+        weighted = group.aggregate_metric_list[0].weight_by_size
+        group.aggregate_metric_list = [*listed, *(AggMetricConfig(name, weight_by_size=weighted) for name in added)]
+
     def _configure(self, task: str, config: dict[str, Any]) -> dict[str, Any]:
-        if self._added:
-            return _with_metrics(task, config, deepcopy(self._added))
+        if self._added or self._only:
+            return _with_metrics(task, config, deepcopy(self._added)) | {ONLY: self._only}
         _check_metrics_are_lm_evals(task, config)
         return config
 

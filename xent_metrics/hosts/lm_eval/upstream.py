@@ -14,14 +14,16 @@ Three habits of lm-eval's evaluator are relied on as well. Tests notice when the
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from importlib.metadata import version
 from typing import Any
 
 import lm_eval.api.metrics  # fills the registries of metrics and aggregations
 import lm_eval.models  # lm-eval registers its own models only while its registry is empty: before we add ours
 import lm_eval.tasks
+from lm_eval.api.group import Group
 from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, aggregation_registry, metric_registry, model_registry
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Kind
@@ -33,9 +35,11 @@ __all__ = [
     "EMITTED",
     "METRICS",
     "Configure",
+    "aggregate_groups",
     "as_command",
     "configure_tasks",
     "default_metrics",
+    "filter_names",
     "register_model",
 ]
 
@@ -59,6 +63,11 @@ Configure = Callable[[str, dict[str, Any]], dict[str, Any]]
 def default_metrics(output_type: str) -> list[str]:
     """The metrics that lm-eval computes for a task without a `metric_list`."""
     return list(DEFAULT_METRIC_REGISTRY.get(output_type, []))
+
+
+def filter_names(task: Any) -> list[str]:
+    """The names of a task's filters: `ConfigurableTask._filters`, read in lm-eval 0.4.13."""
+    return [each.name for each in task._filters]
 
 
 def register_model(name: str, target: str) -> None:
@@ -104,6 +113,25 @@ def configure_tasks(manager: lm_eval.tasks.TaskManager, configure: Configure) ->
             "doesn't have it. Install lm_eval==0.4.13"
         )
     manager._factory = _ConfiguringFactory(configure, meta=manager.metadata)
+
+
+def aggregate_groups(exact: Callable[[Group, dict[str, Any], Mapping[str, Any]], dict[str, Any]]) -> None:
+    """Let `exact` replace values in the results of every group, under any command.
+
+    lm-eval makes its groups itself, and has no hook for what they compute. So `Group.aggregate`, read in lm-eval 0.4.13
+    (lm_eval/api/group.py), is wrapped, once in a process. If it moves, wrap whatever turns the results of tasks, by
+    name, into those of a group.
+
+    Args:
+        exact: takes the group, its results as lm-eval has them, and the results of all tasks.
+    """
+    lm_evals = getattr(Group.aggregate, "__wrapped__", Group.aggregate)
+
+    @wraps(lm_evals)
+    def aggregate(group: Group, task_metrics: dict[str, Any]) -> dict[str, Any]:
+        return exact(group, lm_evals(group, task_metrics), task_metrics)
+
+    Group.aggregate = aggregate
 
 
 @contextmanager
