@@ -1,4 +1,4 @@
-"""What the processes of test_faults.py do, and what goes wrong in them, see distributed.py."""
+"""What the processes of test_sync_faults.py do, and what goes wrong in them, see distributed.py."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ def _fail(metrics: TokenMetricCollection, what: str, when: str) -> None:
     except MemoryError:
         return
     except SyncError as error:
-        if not isinstance(error.__cause__, MemoryError):
+        unreduced = what == "hangs" and "what came back is not the sum over 3 processes" in str(error)
+        if not (unreduced or isinstance(error.__cause__, MemoryError)):
             raise
 
 

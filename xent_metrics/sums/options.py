@@ -53,7 +53,12 @@ def check_options(metric: Any, given: Iterable[str]) -> None:
 
 
 def readable(value: Any) -> str:
-    """An option as it appears in names; a tensor or a NumPy array by the hash of its content, which `repr` shortens."""
+    """An option as it appears in names: the same in every process.
+
+    A tensor or a NumPy array by the hash of its content, which `repr` shortens; a set in a fixed order.
+    """
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(map(readable, value)))}}}"
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         return _with_hash(value.shape, value.tobytes())
     if isinstance(value, Tensor):
