@@ -51,3 +51,8 @@ def test_an_array_reads_as_its_whole_content(array):
     other[1500] = 1e-30
     assert readable(one) != readable(other)
     assert readable(array(())).startswith("()#")
+
+
+def test_a_set_reads_in_one_order():
+    words = [f"word {i}" for i in range(20)]
+    assert readable(set(words)) == readable(frozenset(reversed(words))) == f"{{{', '.join(sorted(map(repr, words)))}}}"

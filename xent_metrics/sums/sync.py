@@ -95,7 +95,7 @@ def all_reduce_states(metrics: Sequence[SyncedState], group: Any = None) -> list
             theirs = True
             carrier.all_reduce(packed, group)
             theirs = False
-            if fault := canary.fault_in(packed[[0, -1]].tolist()):
+            if fault := canary.fault_in([packed[0].tolist(), packed[-1].tolist()]):
                 raise SyncError(fault)
     except Exception as error:  # whatever it is, `SharedSync` counts it as a sync, as the other processes do
         raise SyncError(_failure(metrics, group, error, theirs)) from error
@@ -114,9 +114,9 @@ def _packed(local: Sequence[Tensor], restored_alone: Sequence[bool], canary: Seq
     states = torch.cat([state.to(device) for state in local]).cpu()  # one copy from the device
     rows = 2 + len(states) + len(local)
     padding = max(_FEWEST, 1 << (rows - 1).bit_length()) - rows
-    flags = torch.zeros(len(local) + padding, exact_sum.ROW, dtype=torch.int64)
-    flags[: len(local), 0] = torch.tensor(restored_alone)
-    ends = torch.tensor([canary])
+    flags = states.new_zeros(len(local) + padding, exact_sum.ROW)
+    flags[: len(local), 0] = states.new_tensor(restored_alone)
+    ends = states.new_tensor([canary])
     return torch.cat([ends, states, flags, ends])
 
 
