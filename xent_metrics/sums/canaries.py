@@ -7,6 +7,7 @@ returns before, or without, adding up is seen by them, as is a process that is o
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,5 +71,10 @@ class Canary:
         return ""
 
     def _words(self) -> list[int]:
-        digest = hashlib.sha256(repr(list(self.contents)).encode()).digest()
-        return [int.from_bytes(digest[i * _WORD : (i + 1) * _WORD], "big") for i in range(exact_sum.ROW - 4)]
+        return _hashed(tuple(self.contents))
+
+
+@functools.lru_cache(maxsize=64)
+def _hashed(contents: tuple[str, ...]) -> list[int]:
+    digest = hashlib.sha256(repr(contents).encode()).digest()
+    return [int.from_bytes(digest[i * _WORD : (i + 1) * _WORD], "big") for i in range(exact_sum.ROW - 4)]
