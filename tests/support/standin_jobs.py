@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from support import standins
 from support.distributed import join, wait_for_all
 from support.distributed_jobs import NAMES, batch
-from support.fault_jobs import SECONDS, _error, _states
+from support.fault_jobs import SECONDS, error_of, states_of
 from xent_metrics import CrossEntropy, TokenMetricCollection, from_loglikelihoods
 from xent_metrics.sums import groups
 
@@ -72,10 +72,10 @@ def unreduced(rank: int, size: int, rendezvous: str, backend: str) -> dict[str, 
     """A backend that returns too early."""
     rejoin(rendezvous, rank, size, backend)
     metrics = collection(rank)
-    local = _states(metrics)
-    errors = [_error(metrics.compute), _error(metrics["perplexity"].compute)]
+    local = states_of(metrics)
+    errors = [error_of(metrics.compute), error_of(metrics["perplexity"].compute)]
     time.sleep(2 * standins.DELAY)  # a tensor that is added up only now has been thrown away
-    return {"errors": errors, "intact": _states(metrics) == local}
+    return {"errors": errors, "intact": states_of(metrics) == local}
 
 
 def fault(rank: int, size: int, what: str, when: str, rendezvous: str) -> dict[str, Any]:
@@ -84,15 +84,15 @@ def fault(rank: int, size: int, what: str, when: str, rendezvous: str) -> dict[s
     metrics = collection(rank)
     if when == "later":
         metrics.compute()
-    local, found = _states(metrics), dict[str, Any]()
+    local, found = states_of(metrics), dict[str, Any]()
     wait_for_all("ready", rank, size)
     if rank == size - 1:
         _go_wrong(what)
     began = time.monotonic()
     with mock.patch("torch.cat", side_effect=MemoryError("mine")) if what == "raises" and rank == size - 1 else made():
-        found["error"] = _error(metrics.compute)
+        found["error"] = error_of(metrics.compute)
     found["seconds"] = time.monotonic() - began
-    found["intact"] = _states(metrics) == local
+    found["intact"] = states_of(metrics) == local
     if what == "dies":
         rejoin(f"{rendezvous} again", rank, size - 1, standins.CUDA_ONLY)
     else:
