@@ -27,13 +27,15 @@ FIVE = [
 
 @pytest.fixture
 def thousand_ranks():
-    """This process as rank 7 of 1,024, whose collectives carry nothing; yields the sizes of those that it makes."""
+    """This process as rank 7 of 1,024, of which the others have no data; yields the sizes of its all_reduces."""
     sizes: list[int] = []
     made = dist.all_reduce
 
     def all_reduce(tensor, *args, **kwargs):
         sizes.append(tensor.numel() * tensor.element_size())
-        return made(tensor, *args, **kwargs)
+        made(tensor, *args, **kwargs)
+        tensor[[0, -1]] *= RANKS
+        tensor[[0, -1], 1:3] = torch.tensor([sum(range(RANKS)), sum(rank**2 for rank in range(RANKS))])
 
     with fake_ranks(7, RANKS), mock.patch.object(dist, "all_reduce", all_reduce):
         yield sizes
@@ -42,15 +44,13 @@ def thousand_ranks():
 def test_a_compute_is_one_all_reduce_of_a_few_kilobytes(thousand_ranks):
     metrics = TokenMetricCollection(FIVE)
     metrics.update(torch.randn(64, 11), torch.randint(11, (64,)))
-    rows = sum(len(metric.state) for metric in metrics.members().values())
     with CommDebugMode() as mode:
-        metrics.compute()
-        assert thousand_ranks == [64 * (rows + len(FIVE))]
-        for metric in metrics.members().values():  # as log_dict does
-            metric.compute()
-        assert thousand_ranks == [64 * (rows + len(FIVE))] * 2
+        together = metrics.compute()
+        assert thousand_ranks == [16384]
+        for name, metric in metrics.members().items():  # as log_dict does
+            assert metric.compute() == together[name]
+        assert thousand_ranks == [16384] * 2
         assert mode.get_total_counts() == 2
-    assert 64 * (rows + len(FIVE)) == 8384
     metrics.persistent(True)
     assert metrics.state_dict()["perplexity.sums_origin"].tolist() == [0, 7, RANKS]
 

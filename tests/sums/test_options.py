@@ -79,3 +79,8 @@ def test_options_of_other_content_read_differently_and_alike_in_every_process():
     assert readable([0.5, ("a",), {"b": None}]) == "[0.5, ('a',), {'b': None}]"
     assert readable(Table) == "<class 'sums.test_options.Table'>".replace("sums.test_options", Table.__module__)
     assert readable(functools.partial(readable, object())) == "functools.partial(<function readable>, <object object>)"
+
+
+def test_a_set_reads_in_one_order():
+    words = [f"word {i}" for i in range(20)]
+    assert readable(set(words)) == readable(frozenset(reversed(words))) == f"{{{', '.join(sorted(map(repr, words)))}}}"

@@ -5,14 +5,19 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import distributed_jobs as jobs
-from support.distributed import run
+from support.distributed import DIED, run
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.wrappers import MetricTracker
 
 from xent_metrics import CrossEntropy, Perplexity, TokenAccuracy, TokenMetricCollection, from_loglikelihoods
 from xent_metrics.errors import MetricOptionError
+from xent_metrics.sums import sync
+from xent_metrics.sums.canaries import Canary
 
 ALL_REDUCE = "c10d.allreduce_"
 
@@ -135,6 +140,98 @@ def test_any_sequence_keeps_ranks_in_step_and_gives_the_total_or_an_error(sequen
     for rank, answer in enumerate(run(RANKS, jobs.play, sequence)):
         assert [readable(result) for result in answer["results"]] == results[rank]
         assert answer["local"] == {key: list(own) for key, own in sums[rank].items()}
+
+
+def test_members_may_be_computed_in_another_order_on_each_rank():
+    for found in run(3, jobs.in_other_orders):
+        assert found["values"] == found["together"]
+        assert found["calls"] == 1
+
+
+@pytest.mark.parametrize(
+    "by_rank",
+    [
+        [["cross_entropy"], ["perplexity"], ["cross_entropy"]],
+        [["cross_entropy"], ["cross_entropy"], ["expected_calibration_error"]],
+        [["cross_entropy", "perplexity"], ["perplexity", "cross_entropy"], ["cross_entropy", "perplexity"]],
+        [["cross_entropy", "token_accuracy"], ["cross_entropy"], ["cross_entropy"]],
+    ],
+)
+def test_different_metrics_at_once_are_an_error_on_every_rank_and_the_next_sync_is_right(by_rank):
+    for rank, found in enumerate(run(3, jobs.different, by_rank)):
+        assert f"rank {rank} of 3: adding up {', '.join(by_rank[rank])} over the processes failed: " in found["error"]
+        assert "the processes sent different metrics. Compute the same metrics in the same order" in found["error"]
+        assert found["intact"]
+        assert found["later"] == found["expected"]
+
+
+class Copies(TorchDispatchMode):
+    """The copies from one device to another inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and isinstance(args[0], torch.Tensor) and result.device != args[0].device:
+            self.made.append((args[0].device.type, result.device.type))
+        return result
+
+
+def test_states_on_a_device_are_copied_once_each_way():
+    with FakeTensorMode(), Copies() as copies:
+        states = [torch.zeros(rows, 8, dtype=torch.int64, device="cuda") for rows in (5, 48)]
+        packed = sync._packed(states, [False, True], Canary(0, 2, 1, []).row())
+        assert (packed.device.type, tuple(packed.shape)) == ("cpu", (128, 8))
+        totals = sync._split(packed[1:54], states)
+        assert [(total.device.type, len(total)) for total in totals] == [("cuda", 5), ("cuda", 48)]
+    assert copies.made == [("cuda", "cpu"), ("cpu", "cuda")]
+
+
+def test_what_is_sent_has_its_canary_at_both_ends_and_flags_after_the_states():
+    states = [torch.full((rows, 8), rows) for rows in (5, 130)]
+    canary = Canary(0, 2, 1, []).row()
+    with torch.device("meta"):  # a default device, as of `torch.set_default_device("cuda")`
+        packed = sync._packed(states, [False, True], canary)
+    assert len(packed) == 256
+    assert packed[0].tolist() == packed[-1].tolist() == canary
+    assert packed[1:136].equal(torch.cat(states))
+    assert packed[136:138, 0].tolist() == [0, 1]
+    assert not packed[138:-1].any()
+    totals = sync._split(packed[1:136], states)
+    assert all(total.equal(state) for total, state in zip(totals, states, strict=True))
+    assert not {total.untyped_storage().data_ptr() for total in totals} & {packed.untyped_storage().data_ptr()}
+
+
+def test_another_option_is_another_metric():
+    for found in run(2, jobs.different_options, {"num_bins": 10}, {"num_bins": 12}):
+        assert "the processes sent different metrics" in found
+
+
+def test_metrics_of_very_different_sizes_give_nobody_a_total():
+    """gloo ends the process that gets more than it expects; see "Faults" in docs/distributed.md."""
+    wide, mass = run(2, jobs.different_options, {"binning": "width"}, {"binning": "mass"})
+    assert wide == DIED
+    assert mass.startswith(
+        "rank 1 of 2: adding up expected_calibration_error over the processes failed: RuntimeError: "
+    )
+
+
+def test_a_rank_that_failed_by_itself_is_out_of_step_and_its_next_sums_are_not_added_to_the_others_last():
+    for rank, found in enumerate(run(3, jobs.one_ahead)):
+        number = 3 if rank == 2 else 2
+        assert f"out of step: here this is sync {number} of the group, elsewhere another one" in found["error"]
+        assert found["intact"]
+
+
+def test_groups_after_one_that_failed_are_still_synced():
+    assert run(4, jobs.one_group_fails) == [("error", 2), (3.0, 2), ("error", 2), (3.0, 2)]
+
+
+def test_options_read_alike_in_every_process():
+    for one, *others in zip(*run(2, jobs.descriptions), strict=True):
+        assert [one] == others
 
 
 def test_another_member_may_come_first_after_a_reset():

@@ -26,10 +26,17 @@ TRIES = 3  # at that: gloo's processes now and then miss each other on a machine
 PATIENCE = 600  # for a machine that has much else to do
 
 
-def join(file: str, rank: int, size: int, seconds: float = 300) -> None:
+def join(file: str, rank: int, size: int, seconds: float = 300, backend: str = "gloo") -> None:
     """Make the default process group; `seconds` is its time limit once all are there."""
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=size, timeout=LIMIT)
+    dist.init_process_group(backend, init_method=f"file://{file}", rank=rank, world_size=size, timeout=LIMIT)
     dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
+
+
+def wait_for_all(what: str, rank: int, size: int) -> None:
+    """Go on when all processes are here, by the default group's store, for groups that have failed."""
+    store = dist.distributed_c10d._get_default_store()
+    store.set(f"{what}/{rank}", "here")
+    store.wait([f"{what}/{other}" for other in range(size)], LIMIT)
 
 
 @contextlib.contextmanager

@@ -180,6 +180,91 @@ def another_first(rank: int, size: int) -> list[tuple[bool, int]]:
     return found
 
 
+def in_other_orders(rank: int, size: int) -> dict[str, Any]:
+    """Members that hold the same kinds of sums, computed in an order that each rank chooses."""
+    metrics = TokenMetricCollection({key: CrossEntropy() for key in "abc"})
+    for place, metric in enumerate(metrics.members().values()):
+        metric.update(from_loglikelihoods([-float(10**place + rank)], row_kind="token"))
+    with counting() as calls:
+        values = {key: metrics[key].compute().item() for key in ("abc", "cab", "bca")[rank]}
+    together = {key: value.item() for key, value in metrics.compute().items()}
+    return {"values": values, "together": together, "calls": len(calls)}
+
+
+def _sync_error(compute: Any) -> str:
+    try:
+        return f"no error but {compute()}"
+    except SyncError as error:
+        return str(error)
+
+
+def different(rank: int, size: int, by_rank: list[list[str]]) -> dict[str, Any]:
+    """Each rank computes a collection of its own, and then all the same."""
+    metrics, same = TokenMetricCollection({f"{i}": name for i, name in enumerate(by_rank[rank])}), CrossEntropy()
+    for each in (metrics, same):
+        each.update(batch(rank))
+    before = [metric.state for metric in metrics.members().values()]
+    error = _sync_error(metrics.compute)
+    intact = all(metric.state is state for metric, state in zip(metrics.members().values(), before, strict=True))
+    expected = CrossEntropy(sync_on_compute=False)
+    for other in range(size):
+        expected.update(batch(other))
+    return {"error": error, "intact": intact, "later": same.compute().item(), "expected": expected.compute().item()}
+
+
+def different_options(rank: int, size: int, *options: dict[str, Any]) -> str:
+    metric = get_metric("expected_calibration_error", **options[rank])
+    metric.update(batch(rank))
+    return _sync_error(metric.compute)
+
+
+def one_ahead(rank: int, size: int) -> dict[str, Any]:
+    """The last rank fails in its second sync before it sends anything, and goes on to its third while the others wait."""
+    metric = CrossEntropy()
+    metric.update(batch(rank))
+    metric.compute()
+    if rank == size - 1:
+        with mock.patch("torch.cat", side_effect=MemoryError("mine")):
+            assert "MemoryError: mine. It failed in this process itself" in _sync_error(metric.compute)
+        metric.update(batch(8))
+    before = metric.state
+    return {"error": _sync_error(metric.compute), "intact": metric.state is before}
+
+
+def one_group_fails(rank: int, size: int) -> tuple[Any, int]:
+    """Ranks 0 and 2 compute different metrics in a group of their own; all four then meet in the default group."""
+    even, odd = dist.new_group([0, 2]), dist.new_group([1, 3])
+    kind = Perplexity if rank == 2 else CrossEntropy
+    own, everyone = kind(process_group=even if rank % 2 == 0 else odd), CrossEntropy()
+    metrics = TokenMetricCollection({"own": own, "everyone": everyone})
+    metrics.update(from_loglikelihoods([-2.0 * rank], row_kind="token"))
+    with counting() as calls:
+        try:
+            result: Any = metrics.compute()["everyone"].item()
+        except SyncError:
+            result = "error"
+    return result, len(calls)
+
+
+def descriptions(rank: int, size: int) -> list[str]:
+    """What is in the states of metrics, among them one with an option that has an address, and a set."""
+
+    class Odd(CrossEntropy):
+        name = "odd"
+
+        def __init__(self, function: Any = print, words: Any = (), **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+
+        def shared_sums(self) -> Any:
+            return ()
+
+        def sums(self, scores: TokenScores) -> Any:
+            return {"nats": scores.weighted(scores.nll), "tokens": scores.weighted(scores.nll)}
+
+    odd = Odd(function=lambda: 0, words=frozenset("abcdefgh"))
+    return [metric.described_sums for metric in (odd, *everything().members().values())]
+
+
 def copies(rank: int, size: int) -> dict[str, int]:
     """How many collectives copies need, computed one by one, beside what they were copied from."""
     metrics = TokenMetricCollection(NAMES[:3])

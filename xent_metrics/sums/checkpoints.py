@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from xent_metrics.sums.groups import rank_in
 from xent_metrics.sums.packed import PackedMetric
-from xent_metrics.sums.sync import rank_in
 
 __all__ = ["CheckpointedMetric"]
 

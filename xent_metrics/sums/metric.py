@@ -86,6 +86,7 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
         self._take_options(given, base=TokenMetric)
         self.layout = self._made_layout()
         self._sum_keys = self._made_keys()
+        self.described_sums = self._made_description()
         self._state_name = self._made_state_name()
         empty = torch.zeros(self.layout.size, exact_sum.ROW, dtype=torch.int64)
         self.add_state(self._state_name, empty, dist_reduce_fx=exact_sum.merge)

@@ -56,13 +56,15 @@ def check_options(metric: Any, given: Iterable[str]) -> None:
 def readable(value: Any) -> str:
     """An option as it appears in names: the same in every process, different for different content.
 
-    A tensor or an array is shown by its dtype, its shape and the hash of its content, which `repr` shortens. Addresses are
-    left out.
+    A tensor or an array is shown by its dtype, its shape and the hash of its content, which `repr` shortens. A set is
+    in a fixed order, and addresses are left out.
     """
     if isinstance(value, np.generic):
         return readable(value.item())
     if isinstance(value, list | tuple):
         return f"{type(value).__name__ if type(value) not in (list, tuple) else ''}{_bracketed(value)}"
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(map(readable, value)))}}}"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{readable(key)}: {readable(each)}' for key, each in value.items())}}}"
     if isinstance(value, Tensor):

@@ -27,6 +27,7 @@ class PackedMetric(Metric):
     """A torchmetrics Metric with one int64 tensor of exact sums, ``(rows, 8)``, as its whole state."""
 
     name: ClassVar[str]
+    described_sums: str
     shared_sync: SharedSync | None = None  # the collection's, if the metric is in one
     was_restored_alone = False
     _state_name: str

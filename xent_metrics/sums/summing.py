@@ -7,6 +7,7 @@ changes the metric.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -47,10 +48,16 @@ class SummingMetric(MetricDefinition, CheckpointedMetric):
 
     def _made_state_name(self) -> str:
         """A name that says all that is in the state: torchmetrics merges metrics with equal names and first values."""
+        return f"sums_{hashlib.sha256(self._contents().encode()).hexdigest()[:12]}"
+
+    def _made_description(self) -> str:
+        """What is in the state, in the same words on all processes: without the addresses of objects in their options."""
+        return re.sub(r"\bat 0x[0-9a-f]+", "", self._contents())
+
+    def _contents(self) -> str:
         shared = {name: repr(each) for name, each in self.shared_by_name().items()}
         own = f"{type(self).__qualname__} {self.described()}"
-        content = repr((self.ignore_index, self.layout.rows, [shared.get(name, own) for name in self.layout.rows]))
-        return f"sums_{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+        return repr((self.ignore_index, self.layout.rows, [shared.get(name, own) for name in self.layout.rows]))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

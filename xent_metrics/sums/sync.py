@@ -4,9 +4,10 @@ Who syncs: torchmetrics' `compute`, `sync` and `sync_context`, through `PackedMe
 
 How many all_reduces a process makes depends only on its sequence of compute and sync calls and on resets of whole
 collections: never on updates, on a metric's own resets, on loads, caches or errors, which differ between processes.
-Nothing local changes before an all_reduce has succeeded.
+Nothing local changes before an all_reduce has succeeded, and canaries have shown that what came back is the total.
 
-Shown with gloo in real processes and with a fake process group of 1,024 ranks; NCCL was not run.
+The all_reduce runs on CPUs, see groups.py: the states are copied there in one piece, and the totals back in one.
+docs/distributed.md says which promise was shown how; NCCL was not run.
 """
 
 from __future__ import annotations
@@ -22,8 +23,12 @@ from torch import Tensor
 
 from xent_metrics.errors import SyncError
 from xent_metrics.sums import exact_sum
+from xent_metrics.sums.canaries import Canary
+from xent_metrics.sums.groups import cpu_group, is_member, rank_in
 
-__all__ = ["SharedSync", "SyncedState", "all_reduce_states", "rank_in", "synced"]
+__all__ = ["SharedSync", "SyncedState", "all_reduce_states", "synced"]
+
+_FEWEST = 128  # rows that are sent, at the least: 8 kB
 
 
 class SyncedState(Protocol):
@@ -32,9 +37,11 @@ class SyncedState(Protocol):
     Attributes:
         name: for error messages.
         process_group: the group over which it is synced; None is the default group.
+        described_sums: what its rows are, in the same words on all processes.
     """
 
     process_group: Any
+    described_sums: str
 
     @property
     def name(self) -> str:
@@ -68,53 +75,94 @@ class SyncedState(Protocol):
         ...
 
 
-def rank_in(group: Any = None) -> tuple[int, int]:
-    """This process' rank in `group` and the group's size; ``(0, 1)`` without a group, or outside of it."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return 0, 1
-    rank = dist.get_rank(group)
-    return (rank, dist.get_world_size(group)) if rank >= 0 else (0, 1)
-
-
 def all_reduce_states(metrics: Sequence[SyncedState], group: Any = None) -> list[Tensor]:
     """The sums of `metrics` over the processes of `group`, by one all_reduce; the metrics are left as they are.
 
     Raises:
-        SyncError: another process died, hung or never came; this one failed; or a checkpoint would count more than once.
+        SyncError: another process died, hung or never came; it computed other metrics; this process failed itself; what
+            came back is not a total; or a checkpoint would count more than once.
     """
+    if not is_member(group):
+        return [metric.local_state.clone() for metric in metrics]
     local = [metric.local_state for metric in metrics]
-    reducing = False
+    theirs = False
     try:
-        # One more row per metric: on how many processes its checkpoint was loaded as if there were no others.
-        alone = local[0].new_tensor([[metric.was_restored_alone] + [0] * (exact_sum.ROW - 1) for metric in metrics])
-        packed = torch.cat([*(state.to(alone.device) for state in local), alone])
-        reducing = True
-        dist.all_reduce(packed, group=group)
-        restored_on = packed[-len(metrics) :, 0].tolist()
+        rank, size = dist.get_rank(group), dist.get_world_size(group)
+        carrier = cpu_group(group)
+        with carrier.sync() as number:
+            canary = Canary(rank, size, number, [f"{metric.name} {metric.described_sums}" for metric in metrics])
+            packed = _packed(local, [metric.was_restored_alone for metric in metrics], canary.row())
+            theirs = True
+            carrier.all_reduce(packed, group)
+            theirs = False
+            if fault := canary.fault_in([packed[0].tolist(), packed[-1].tolist()]):
+                raise SyncError(fault)
     except Exception as error:  # whatever it is, `SharedSync` counts it as a sync, as the other processes do
-        theirs = reducing and isinstance(error, RuntimeError)  # the base of what torch.distributed raises
         raise SyncError(_failure(metrics, group, error, theirs)) from error
-    for metric, processes in zip(metrics, restored_on, strict=True):
+    rows = sum(len(state) for state in local)
+    _check_restored(metrics, packed[1 + rows :, 0].tolist())
+    return _split(exact_sum.carry(packed[1 : 1 + rows]), local)
+
+
+def _packed(local: Sequence[Tensor], restored_alone: Sequence[bool], canary: Sequence[int]) -> Tensor:
+    """What a process sends: a canary, its states, a row per metric with a flag, zeros, the canary again; on the CPU.
+
+    Zeros, so that processes with different metrics mostly send as much as each other. gloo aborts a process that gets more
+    than it expects, before it could read the canaries.
+    """
+    device = local[0].device
+    states = torch.cat([state.to(device) for state in local]).cpu()  # one copy from the device
+    rows = 2 + len(states) + len(local)
+    padding = max(_FEWEST, 1 << (rows - 1).bit_length()) - rows
+    flags = states.new_zeros(len(local) + padding, exact_sum.ROW)
+    flags[: len(local), 0] = states.new_tensor(restored_alone)
+    ends = states.new_tensor([canary])
+    return torch.cat([ends, states, flags, ends])
+
+
+def _split(totals: Tensor, local: Sequence[Tensor]) -> list[Tensor]:
+    """The totals of each state, where the state is; one copy to each device."""
+    sizes = [len(state) for state in local]
+    by_device = {device: torch.split(totals.to(device), sizes) for device in {state.device for state in local}}
+    return [by_device[state.device][i].clone() for i, state in enumerate(local)]
+
+
+def _check_restored(metrics: Sequence[SyncedState], restored_on: Sequence[int]) -> None:
+    for metric, processes in zip(metrics, restored_on, strict=False):
         if processes > 1:
             raise SyncError(
                 f"{metric.name}: a checkpoint was loaded on {processes} processes before their process group existed, and "
                 f"would count {processes} times. Load it after torch.distributed.init_process_group"
             )
-    totals = torch.split(exact_sum.carry(packed[: -len(metrics)]), [len(state) for state in local])
-    return [total.to(state.device, copy=True) for total, state in zip(totals, local, strict=True)]
 
 
 def _failure(metrics: Sequence[SyncedState], group: Any, error: Exception, theirs: bool) -> str:
-    rank, size = rank_in(group)
     names = ", ".join(str(metric.name) for metric in metrics)
-    others = "Another process died, hung or raised before it got here, or the group's time limit is too short"
-    own = "It failed in this process itself; the others, which wait for it, learn of it at the group's time limit"
+    if isinstance(error, SyncError):
+        reason = f"{error}. "
+    elif theirs and isinstance(error, RuntimeError):  # the base of what torch.distributed raises
+        reason = (
+            f"{type(error).__name__}: {error}. Another process died, hung or raised before it got here, or the group's time "
+            "limit is too short. "
+        )
+    else:
+        reason = (
+            f"{type(error).__name__}: {error}. It failed in this process itself; the others, which wait for it, learn of it "
+            "at the group's time limit. "
+        )
     return (
-        f"rank {rank} of {size}: adding up {names} over the processes failed: {type(error).__name__}: {error}. "
-        f"{others if theirs else own}. The local sums are unchanged: update, state_dict "
-        "and compute can be called again; a group that failed is best replaced (destroy_process_group and "
+        f"{_place(group)}: adding up {names} over the processes failed: {reason}The local sums are unchanged: update, "
+        "state_dict and compute can be called again; a group that failed is best replaced (destroy_process_group and "
         "init_process_group, or metric.process_group = …)"
     )
+
+
+def _place(group: Any) -> str:
+    try:
+        rank, size = rank_in(group)
+    except ValueError:
+        return "in a process group that was destroyed"
+    return f"rank {rank} of {size}"
 
 
 @contextmanager
@@ -128,7 +176,14 @@ def synced(metrics: Sequence[SyncedState]) -> Iterator[None]:
         if metric.can_sync():
             by_group.setdefault(id(metric.process_group), []).append(metric)
     members = [metric for group in by_group.values() for metric in group]
-    totals = [total for group in by_group.values() for total in all_reduce_states(group, group[0].process_group)]
+    totals, failures = list[Tensor](), list[SyncError]()
+    for group in by_group.values():
+        try:
+            totals += all_reduce_states(group, group[0].process_group)
+        except SyncError as error:  # the processes of the next group wait for this one
+            failures.append(error)
+    if failures:
+        raise failures[0]
     for metric, total in zip(members, totals, strict=True):
         metric.hold(total)
     try:
@@ -184,11 +239,13 @@ class SharedSync:
         return unread.total
 
     def _sync_all(self, metric: SyncedState) -> None:
-        others = [m for m in self.metrics if m is not metric and m.syncs_with(metric)]
-        members, totals = [metric, *others], list[Tensor | SyncError]()
+        # In the collection's order, whichever comes first: so processes may differ in that.
+        members = [member for member in self.metrics if member is metric or member.syncs_with(metric)]
+        totals: Sequence[Tensor | SyncError]
         try:
-            totals += all_reduce_states(members, metric.process_group)
+            totals = all_reduce_states(members, metric.process_group)
         except SyncError as error:  # a failure is everyone's: the number of collectives stays the same on all processes
-            totals += [error, *(SyncError(f"synced together with {metric.name}: {error}") for _ in others)]
+            with_it = f"synced together with {metric.name}: {error}"
+            totals = [error if member is metric else SyncError(with_it) for member in members]
         for member, total in zip(members, totals, strict=True):
             self._unread[id(member)] = _Unread(metric.name, member.local_state, total)
