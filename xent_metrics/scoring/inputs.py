@@ -91,9 +91,14 @@ class ScoringPlan:
     chunk_rows: int
 
     @property
+    def has_loss(self) -> bool:
+        """True if the loss with label smoothing or class weights is asked for."""
+        return bool(self.label_smoothing) or self.class_weight is not None
+
+    @property
     def plain(self) -> bool:
-        """True if only nll, confidence and correct of class ids are asked for, as a backend gives them."""
-        return self.soft is None and not self.label_smoothing and self.class_weight is None and not self.extra_scores
+        """True if only nll, confidence and correct of class ids are asked for."""
+        return self.soft is None and not self.has_loss and not self.extra_scores
 
 
 def make_plan(logits_shape: torch.Size, device: torch.device, target: Any, options: ScoreOptions) -> ScoringPlan:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xent_metrics.errors import InvalidInputError
-from xent_metrics.scoring.backends import is_plain, score_by_backend
+from xent_metrics.scoring.backends import is_plain
 from xent_metrics.scoring.inputs import LOGITS_DTYPES, ScoringPlan, as_tensor
 from xent_metrics.scoring.rows import block_maxima, first_argmax
 
@@ -110,21 +110,10 @@ def prefers_blocks(head: LMHead, plan: ScoringPlan) -> bool:
 def score_by_vocabulary(hidden: Tensor, head: LMHead, index: Tensor) -> dict[str, Tensor]:
     """nll, confidence and correct of hidden states ``(R, H)`` with targets ``(R,)`` in [0, V).
 
-    A plugin's backend is asked first, but only for a plain product in the dtype of its factors.
-
     >>> scores = score_by_vocabulary(torch.ones(2, 3), LMHead(torch.zeros(8, 3)), torch.tensor([0, 5]))
     >>> scores["nll"], scores["correct"]
     (tensor([2.0794, 2.0794]), tensor([ True, False]))
     """
-    hidden = hidden.to(head.weight.dtype)
-    if head.plain and not torch.is_autocast_enabled(hidden.device.type):
-        found = score_by_backend("linear_cross_entropy_backend", hidden_states=hidden, weight=head.weight, target=index)
-        if found is not None:
-            return found
-    return _score_blocks(hidden, head, index)
-
-
-def _score_blocks(hidden: Tensor, head: LMHead, index: Tensor) -> dict[str, Tensor]:
     width = max(512, _BLOCK // max(1, len(hidden)))
     maxima, sums = [], []
     wanted = torch.zeros_like(index, dtype=_wide(hidden.dtype))  # the target's logit

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xent_metrics.scoring.backends import score_by_backend
 from xent_metrics.scoring.binary import Binary, two_classes
 from xent_metrics.scoring.inputs import ScoreOptions, as_tensor, check_logits, make_plan, matmul_rows, split
 from xent_metrics.scoring.linear import BLOCK_ROWS, LMHead, make_head, prefers_blocks, score_by_vocabulary
@@ -136,14 +137,32 @@ def score_hidden_states(
 def _score_under(head: LMHead, hidden: Tensor, target: Any, options: ScoreOptions) -> TokenScores:
     shape = torch.Size((*hidden.shape[:-1], head.vocab_size))
     plan = make_plan(shape, hidden.device, target, options)
-    rows = RowScorer(plan)
-    if prefers_blocks(head, plan):
-        for block in split(hidden, BLOCK_ROWS):
-            rows.add_scores(score_by_vocabulary(block, head, rows.next_targets(len(block))))
-    else:
-        for block in split(hidden, matmul_rows(head.vocab_size)):
-            rows.add(head.logits(block))
+    rows, by_vocabulary = RowScorer(plan), prefers_blocks(head, plan)
+    for block in split(hidden, BLOCK_ROWS if by_vocabulary else max(1, hidden.numel())):
+        block = block.to(head.weight.dtype)
+        scores = _score_by_backend(block, head, rows)
+        if scores is None and by_vocabulary:
+            scores = score_by_vocabulary(block, head, rows.next_targets(len(block)))
+        if scores is not None:
+            rows.add_scores(scores)
+        else:
+            for part in split(block, matmul_rows(head.vocab_size)):
+                rows.add(head.logits(part))
     return rows.scores()
+
+
+def _score_by_backend(hidden: Tensor, head: LMHead, rows: RowScorer) -> dict[str, Tensor] | None:
+    """Scores of the next rows from a plugin that needs no logits; None if there is none, or more is asked for."""
+    if rows.plan.soft is not None or rows.plan.has_loss or torch.is_autocast_enabled(hidden.device.type):
+        return None
+    return score_by_backend(
+        "linear_cross_entropy_backend",
+        rows.plan.extra_scores,
+        need_all=True,
+        hidden_states=hidden,
+        head=head,
+        target=rows.next_targets(len(hidden)),
+    )
 
 
 def _any_dtensor(*arrays: Any) -> bool:
