@@ -34,8 +34,8 @@ class Answers:
 
 
 CALLS = {
-    "score_backend": {"logits": None, "target": None},
-    "linear_cross_entropy_backend": {"hidden_states": None, "weight": None, "target": None},
+    "score_backend": {"logits": None, "target": None, "extra_scores": None},
+    "linear_cross_entropy_backend": {"hidden_states": None, "head": None, "target": None, "extra_scores": None},
     "forward_context": {"model": None},
 }
 

@@ -6,7 +6,7 @@ with, rather than return values, so that the traceback of an error shows the lin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ import pluggy
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    Scores = tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Mapping[str, Tensor]]
 
 __all__ = [
     "PROJECT", "forward_context", "hookimpl", "hooks", "hookspec", "linear_cross_entropy_backend", "register_commands",
@@ -34,7 +36,7 @@ def set_hooks(source: Callable[[], pluggy.HookRelay]) -> None:
 
 
 def hooks() -> pluggy.HookRelay:
-    """Return the hooks of the loaded plugins, which are called by name: ``hooks().score_backend(logits=…, target=…)``."""
+    """Return the hooks of the loaded plugins, which are called by name: ``hooks().forward_context(model=…)``."""
     assert _source is not None  # importing any module of the package imports the package
     return _source()
 
@@ -58,44 +60,51 @@ def register_commands(app: Any) -> None:
 
 
 @hookspec(firstresult=True)
-def score_backend(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+def score_backend(logits: Tensor, target: Tensor, extra_scores: Mapping[str, Any]) -> Scores | None:
     """Score rows of logits instead of torch, or return None to leave these rows to others; the first result wins.
 
     Args:
         logits: ``(N, V)`` with N ≥ 1, a plain tensor of any float dtype, device and strides, without gradients. It is a
             block of whole rows, large enough to be worth splitting among threads.
         target: ``(N,)`` int64 on the same device, contiguous, every value in ``[0, V)``.
+        extra_scores: the `ExtraScore`s that are wanted of these rows, by name; empty if none are. A backend recognises one
+            by its function: ``extra_scores[name].function is xent_metrics.metrics.distribution.entropy``.
 
     Returns:
-        ``(nll, confidence, correct)``, each ``(N,)`` on the same device.
+        ``(nll, confidence, correct)``, each ``(N,)`` on the same device, or ``(nll, confidence, correct, extras)``.
         `nll` is −ln softmax(logits)[target] in nats, float32 or wider.
         `confidence` is the largest probability, of the same dtype.
         `correct` is bool: the target is the first of the classes with the largest logit.
+        `extras` holds, by name, those of the wanted extra scores that the backend computed, ``(N, *shape)``: whole numbers,
+        bools, or floats in float32 or wider. Torch reads the logits again only for the others.
         A row with nan or +inf among its logits gets nan, as from `torch.log_softmax`. The bits of a row must depend on
         that row alone. On a GPU the backend must not synchronise with the host.
 
-    The hook isn't called under `torch.compile`, for tensor subclasses (fake tensors included) or for soft targets. Extra
-    scores and the losses with label smoothing or class weights always come from torch. A backend that raises or returns
-    something else causes a `PluginError` that names the plugin.
+    The hook isn't called under `torch.compile`, for tensor subclasses (fake tensors included) or for soft targets. The
+    losses with label smoothing or class weights always come from torch. A backend that raises or returns something else
+    causes a `PluginError` that names the plugin.
     """
 
 
 @hookspec(firstresult=True)
 def linear_cross_entropy_backend(
-    hidden_states: Tensor, weight: Tensor, target: Tensor
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Score rows of hidden states by their logits ``hidden_states @ weight.T``, or return None; the first result wins.
+    hidden_states: Tensor, head: Any, target: Tensor, extra_scores: Mapping[str, Any]
+) -> Scores | None:
+    """Score rows of hidden states by the logits that `head` makes of them, or return None; the first result wins.
 
     Args:
-        hidden_states: ``(N, H)`` with N ≥ 1, plain tensors without gradients, as for `score_backend`.
-        weight: ``(V, H)``, of the same dtype.
+        hidden_states: ``(N, H)`` with N ≥ 1, a plain tensor without gradients in the dtype of ``head.weight``.
+        head: a `xent_metrics.scoring.linear.LMHead`, which has the formula: `weight` ``(V, H)``, `bias` ``(V,)``, `scale`
+            and `softcap`, where the last three are None if they aren't used. It is `plain` if all three are None.
         target: ``(N,)`` int64 on the same device, contiguous, every value in ``[0, V)``.
+        extra_scores: the extra scores that are wanted, as for `score_backend`.
 
     Returns:
-        ``(nll, confidence, correct)``, as from `score_backend`.
+        What `score_backend` returns, with *all* wanted extra scores: there are no logits that torch could read again. A
+        backend that can't compute one of them returns None.
 
-    The hook is called on a CPU in float32 or float64 when the logits have no bias, scale or softcap and only these three
-    scores are wanted.
+    The hook is called on every device and for every float dtype, with all rows at once where torch wouldn't go by blocks of
+    the vocabulary. It isn't called when `score_backend` isn't, nor for label smoothing and class weights.
     """
 
 

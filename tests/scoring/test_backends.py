@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from support.backends import Backend, assert_same
+from support.backends import Backend, ExtrasBackend, assert_same
 from torch.nn import functional as F
 
 from xent_metrics import hookimpl, score_hidden_states, score_tokens
@@ -74,7 +74,7 @@ def test_rows_without_a_flat_view_come_in_parts_and_in_order(install):
 
 
 def test_hidden_states_in_half_precision_are_scored_by_the_backend_block_by_block(install, monkeypatch):
-    monkeypatch.setattr("xent_metrics.scoring.inputs._MATMUL_CHUNK", 70)
+    monkeypatch.setattr("xent_metrics.scoring.devices._CPU_MATMUL", 70)
     backend = Backend(lambda logits, target: (logits.float().amax(-1), logits.float().amax(-1), target == 0))
     install(backend)
     hidden, head = torch.randn(2, 12, 3).bfloat16(), torch.randn(7, 3).bfloat16()
@@ -265,6 +265,63 @@ def test_what_else_is_asked_comes_from_torch_and_changes_nothing_of_the_backend_
         assert torch.equal(*values)
 
 
+def reads(name: str, seen: list[str]) -> ExtraScore:
+    """An extra score that notes when torch computes it: the row's number of classes."""
+
+    def function(log_prob, index):
+        seen.append(name)
+        return torch.full(index.shape, log_prob.shape[-1])
+
+    return ExtraScore(function)
+
+
+def test_torch_computes_only_the_extra_scores_that_a_backend_leaves_out(install, batch):
+    seen: list[str] = []
+    wanted = {name: reads(name, seen) for name in ("one", "two")}
+    backend = ExtrasBackend(lambda rows: {"two": torch.arange(rows)})
+    install(backend)
+    scores = score_tokens(*batch, extra_scores=wanted)
+    assert backend.wanted == [wanted]
+    assert backend.wanted[0]["two"].function is wanted["two"].function
+    assert seen == ["one"]
+    assert torch.equal(scores.extra_scores["two"], torch.arange(24).reshape(3, 8))
+    assert torch.equal(scores.extra_scores["one"], torch.full((3, 8), 13))
+    assert scores.nll.max() == 7.5
+
+
+def test_torch_reads_no_logits_if_a_backend_gives_all_extra_scores(install, batch, monkeypatch):
+    monkeypatch.setattr("xent_metrics.scoring.rows.RowScorer._by_torch", broken)
+    wanted = {"pair": ExtraScore(broken, shape=(2,))}
+    install(ExtrasBackend(lambda rows: {"pair": torch.ones(rows, 2)}))
+    assert torch.equal(score_tokens(*batch, extra_scores=wanted).extra_scores["pair"], torch.ones(3, 8, 2))
+    install(ExtrasBackend(lambda rows: {}))
+    assert score_tokens(*batch).extra_scores == {}
+
+
+@pytest.mark.parametrize(
+    ("extras", "message"),
+    [
+        (lambda rows: {"other": torch.ones(rows)}, r"extra scores \['other'\], which aren't wanted; expected pair$"),
+        (lambda rows: {"pair": torch.ones(rows)}, r"the extra score 'pair' as \(24,\) .*, of shape \(24, 2\) on cpu"),
+        (lambda rows: {"pair": torch.ones(rows, 2).bfloat16()}, r"'pair' as .* of bfloat16 on cpu; expected whole"),
+        (lambda rows: {"pair": [1.0] * rows}, r"the extra score 'pair' as \[1.0"),
+        (lambda rows: {"pair": torch.ones(rows, 2, device="meta")}, r"'pair' as .* on meta"),
+        (lambda rows: torch.ones(rows, 2), r"expected three tensors and, perhaps, the extra scores by name"),
+    ],
+    ids=["unknown", "another shape", "too narrow", "a list", "other device", "no dict"],
+)
+def test_a_backend_that_returns_other_extra_scores_is_named(install, batch, extras, message):
+    install(ExtrasBackend(extras))
+    with pytest.raises(PluginError, match="backend1 of a-third-party: score_backend returned .*" + message):
+        score_tokens(*batch, extra_scores={"pair": ExtraScore(lambda rows, index: rows[:, :2], shape=(2,))})
+
+
+def test_a_fifth_result_is_an_error(install, batch):
+    install(Backend((real, real, truth, {}, {})))
+    with pytest.raises(PluginError, match="expected three tensors and, perhaps, the extra scores by name"):
+        score_tokens(*batch)
+
+
 def test_soft_targets_and_empty_batches_are_left_to_torch(install):
     install(Backend(broken))
     logits = torch.randn(4, 9)
@@ -277,7 +334,9 @@ def test_fake_tensors_and_torch_compile_never_meet_a_backend(install):
     install(Backend(broken))
     with no_host_sync() as device:
         assert (
-            score_tokens(torch.empty(4, 9, device=device), torch.zeros(4, dtype=torch.long)).nll.device.type
+            score_tokens(
+                torch.empty(4, 9, device=device), torch.zeros(4, dtype=torch.long, device=device)
+            ).nll.device.type
             == device.type
         )
     logits, target = torch.randn(4, 9), torch.arange(4)

@@ -21,8 +21,8 @@ class Backend:
         self.asked = []
 
         @hookimpl
-        def linear_cross_entropy_backend(hidden_states, weight, target):
-            self.asked.append((hidden_states, weight, target))
+        def linear_cross_entropy_backend(hidden_states, head, target, extra_scores):
+            self.asked.append((hidden_states, head, target, extra_scores))
             return result(len(hidden_states)) if callable(result) else result
 
         self.linear_cross_entropy_backend = linear_cross_entropy_backend
@@ -48,9 +48,11 @@ def test_a_backend_gives_the_scores_and_the_core_the_rest(install):
     assert scores.nll[1, 4].isnan()
     assert torch.equal(scores.correct, valid)
     assert torch.equal(scores.confidence[valid], torch.full((22,), 0.25))
-    [(hidden, weight, index)] = backend.asked
+    [(hidden, head, index, extra_scores)] = backend.asked
     assert torch.equal(hidden, HIDDEN.reshape(24, 3))
-    assert torch.equal(weight, HEAD)
+    assert torch.equal(head.weight, HEAD)
+    assert head.plain
+    assert extra_scores == {}
     assert torch.equal(index, torch.where(valid, target, 0).reshape(24))
 
 
@@ -74,26 +76,71 @@ def test_a_wrapper_changes_the_scores_of_the_backend_that_it_wraps(install):
     class Wrapper:
         @staticmethod
         @hookimpl(wrapper=True)
-        def linear_cross_entropy_backend(weight):
+        def linear_cross_entropy_backend(head):
             nll, *others = yield
-            return nll + len(weight), *others
+            return nll + head.vocab_size, *others
 
     install(Backend(), Wrapper)
     assert score_hidden_states(HIDDEN, HEAD, TARGET).nll.max() == 14.5
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"bias": torch.zeros(7)},
-        {"logit_scale": 1.0},
-        {"logit_softcap": 1e6},
-        {"label_smoothing": 0.1},
-        {"class_weight": torch.ones(7)},
-        {"extra_scores": {"largest": ExtraScore(lambda rows, index: rows.amax(-1), of="logits")}},
-    ],
+    ("option", "field"), [("bias", "bias"), ("logit_scale", "scale"), ("logit_softcap", "softcap"), (None, "weight")]
 )
-def test_it_is_not_asked_for_more_than_plain_products_and_scores(options, install):
+def test_it_is_asked_for_every_dtype_and_every_head_with_all_rows(dtype, option, field, install):
+    backend, value = Backend(), torch.ones(7) if option == "bias" else 2.0
+    install(backend)
+    options = {} if option is None else {option: value}
+    scores = score_hidden_states(HIDDEN.to(dtype), HEAD.to(dtype), TARGET, **options)
+    assert scores.nll.min() == 7.5
+    [(hidden, head, _, _)] = backend.asked
+    assert (hidden.shape, hidden.dtype, head.weight.dtype) == ((24, 3), dtype, dtype)
+    given = {name: getattr(head, name) for name in ("bias", "scale", "softcap")}
+    if option:
+        assert torch.as_tensor(given.pop(field)).tolist() == torch.as_tensor(value).tolist()
+    assert list(given.values()) == [None] * len(given)
+
+
+def test_hidden_states_come_in_the_dtype_of_the_head(install):
+    backend = Backend()
+    install(backend)
+    score_hidden_states(HIDDEN.bfloat16(), HEAD, TARGET)
+    score_hidden_states(HIDDEN, HEAD.bfloat16(), TARGET)
+    assert [(hidden.dtype, head.weight.dtype) for hidden, head, _, _ in backend.asked] == [(torch.float32,) * 2] * 2
+
+
+LARGEST = {"largest": ExtraScore(lambda rows, index: rows.amax(-1), of="logits")}
+
+
+def gives(**extras):
+    """The result of a backend that gives these extra scores."""
+    return lambda rows: (*Backend().linear_cross_entropy_backend(torch.ones(rows, 3), None, None, {}), extras)
+
+
+def test_it_gives_the_extra_scores_or_leaves_all_to_torch(install):
+    backend = Backend(gives(largest=torch.arange(24.0)))
+    install(backend)
+    scores = score_hidden_states(HIDDEN, HEAD, TARGET, extra_scores=LARGEST)
+    assert torch.equal(scores.extra_scores["largest"], torch.arange(24.0).reshape(2, 12))
+    assert scores.nll.min() == 7.5
+    assert backend.asked[0][3] == LARGEST
+    install(Backend(None))
+    scores = score_hidden_states(HIDDEN, HEAD, TARGET, extra_scores=LARGEST)
+    torch.testing.assert_close(scores.extra_scores["largest"], (HIDDEN @ HEAD.T).amax(-1))
+
+
+def test_a_backend_that_lacks_an_extra_score_is_named(install):
+    for backend in (Backend(), Backend(gives())):
+        install(backend)
+        with pytest.raises(
+            PluginError, match="returned no extra score largest; expected largest, or None for a backend"
+        ):
+            score_hidden_states(HIDDEN, HEAD, TARGET, extra_scores=LARGEST)
+
+
+@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"class_weight": torch.ones(7)}])
+def test_it_is_not_asked_for_losses(options, install):
     backend = Backend()
     install(backend)
     torch.testing.assert_close(
@@ -102,10 +149,9 @@ def test_it_is_not_asked_for_more_than_plain_products_and_scores(options, instal
     assert not backend.asked
 
 
-def test_it_is_not_asked_in_half_precision_for_soft_targets_for_nothing_or_for_what_has_no_memory(install):
+def test_it_is_not_asked_for_soft_targets_for_nothing_or_for_what_has_no_memory(install):
     backend = Backend()
     install(backend)
-    score_hidden_states(HIDDEN.bfloat16(), HEAD.bfloat16(), TARGET)
     score_hidden_states(HIDDEN, HEAD, torch.full((2, 12, 7), 1 / 7))
     score_hidden_states(HIDDEN[:0], HEAD, TARGET[:0])
     with FakeTensorMode() as mode:
@@ -115,12 +161,12 @@ def test_it_is_not_asked_in_half_precision_for_soft_targets_for_nothing_or_for_w
     assert not backend.asked
 
 
-def test_mixed_precision_is_left_to_torch(install):
+def test_under_autocast_it_gets_what_it_gets_without(install):
     backend = Backend()
     install(backend)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         score_hidden_states(HIDDEN, HEAD, TARGET)
-    assert not backend.asked
+    assert [hidden.dtype for hidden, *_ in backend.asked] == [torch.float32]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pluggy import HookCaller, HookImpl
@@ -18,37 +18,51 @@ from torch._C._functorch import is_functorch_wrapped_tensor  # torch.func has no
 
 from xent_metrics.errors import PluginError
 from xent_metrics.hookspecs import hooks
+from xent_metrics.scoring.scores import ExtraScore
 
-__all__ = ["first_result", "is_plain", "score_by_backend"]
+__all__ = ["first_result", "is_plain", "is_traced", "score_by_backend"]
+
+_NAMES = ("nll", "confidence", "correct")
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """True for a tensor with memory of its own: not traced, not transformed by torch.func, not fake, not a subclass."""
-    return type(tensor) is Tensor and not torch.compiler.is_compiling() and not is_functorch_wrapped_tensor(tensor)
+    """True for a tensor with memory of its own: not traced, not fake, not another subclass."""
+    return type(tensor) is Tensor and not is_traced(tensor)
 
 
-def score_by_backend(hook: str, **given: Tensor) -> dict[str, Tensor] | None:
+def is_traced(tensor: Tensor) -> bool:
+    """True for a tensor that `torch.compile` traces or torch.func transforms."""
+    return torch.compiler.is_compiling() or is_functorch_wrapped_tensor(tensor)
+
+
+def score_by_backend(
+    hook: str, extra_scores: Mapping[str, ExtraScore], *, need_all: bool = False, **given: Any
+) -> dict[str, Tensor] | None:
     """Scores from the first backend that accepts these rows; None if there is none.
 
     Args:
         hook: the name of the hook.
-        given: its arguments; the rows come first.
+        extra_scores: the extra scores that are wanted.
+        need_all: whether a backend must give all of them.
+        given: the hook's other arguments; the rows come first.
 
     Returns:
-        `nll`, `confidence` and `correct`, each ``(N,)``.
+        `nll`, `confidence` and `correct`, each ``(N,)``, and the extra scores that the backend gave, by name.
 
     Raises:
         PluginError: a backend raised, or returned something else than the hook's contract says.
     """
     rows = next(iter(given.values()))
-    if not (all(map(is_plain, given.values())) and len(rows)):
+    if not (all(is_plain(value) for value in given.values() if isinstance(value, Tensor)) and len(rows)):
         return None
+    given["extra_scores"] = extra_scores
     result = first_result(hook, **given)
     if result is None:
         return None
-    if problem := _problem(result, rows):
-        raise PluginError(f"{_plugin_that_returned(hook, given, rows)}: {hook} returned {problem}")
-    return dict(zip(("nll", "confidence", "correct"), result, strict=True))
+    contract = _Contract(rows, extra_scores, need_all)
+    if problem := contract.problem(result):
+        raise PluginError(f"{_plugin_that_returned(hook, given, contract)}: {hook} returned {problem}")
+    return dict(zip(_NAMES, result, strict=False)) | dict(*result[3:])
 
 
 def first_result(hook: str, **given: Any) -> Any:
@@ -79,14 +93,14 @@ def _plugin_that_raised(caller: HookCaller, error: Exception) -> str:
     return _names(implementations)
 
 
-def _plugin_that_returned(hook: str, given: Mapping[str, Tensor], rows: Tensor) -> str:
+def _plugin_that_returned(hook: str, given: Mapping[str, Any], contract: _Contract) -> str:
     """The plugin that returned something wrong, found by asking again: the first backend, or else a wrapper around it."""
     implementations: list[HookImpl] = getattr(hooks(), hook).get_hookimpls()
     wrappers = [each for each in implementations if each.wrapper or each.hookwrapper]
     for each in reversed(implementations):  # the order in which pluggy calls them
         result = None if each in wrappers else each.function(*map(given.get, each.argnames))
         if result is not None:
-            return each.plugin_name if _problem(result, rows) else _names(wrappers)
+            return each.plugin_name if contract.problem(result) else _names(wrappers)
     return _names(wrappers or implementations)
 
 
@@ -94,18 +108,47 @@ def _names(implementations: list[HookImpl]) -> str:
     return ", ".join(each.plugin_name for each in implementations)
 
 
-def _problem(result: Any, rows: Tensor) -> str:
-    """What is wrong with a backend's result; empty if nothing is."""
-    if not isinstance(result, tuple | list) or [type(column) for column in result] != [Tensor] * 3:
-        return f"{_described(result)}; expected three tensors: nll, confidence, correct"
-    wide = torch.float64 if result[0].dtype == torch.float64 else torch.float32
-    for column, dtype in zip(result, (wide, wide, torch.bool), strict=True):
-        if column.shape != rows.shape[:1] or column.dtype != dtype or column.device != rows.device:
-            return (
-                f"{_described(result)}; expected nll and confidence in float32 or wider and "
-                f"correct as bool, each of shape ({len(rows)},) on {rows.device}"
-            )
-    return ""
+class _Contract(NamedTuple):
+    """What a backend has to return for these rows."""
+
+    rows: Tensor
+    extra_scores: Mapping[str, ExtraScore]
+    need_all: bool
+
+    def problem(self, result: Any) -> str:
+        """What is wrong with a backend's result; empty if nothing is."""
+        if not isinstance(result, tuple | list) or [type(column) for column in result[:3]] != [Tensor] * 3:
+            return f"{_described(result)}; expected three tensors: nll, confidence, correct"
+        if len(result) > 4 or not all(isinstance(extras, Mapping) for extras in result[3:]):
+            return f"{_described(result)}; expected three tensors and, perhaps, the extra scores by name"
+        wide = torch.float64 if result[0].dtype == torch.float64 else torch.float32
+        for column, dtype in zip(result, (wide, wide, torch.bool), strict=False):
+            if not self._fits(column) or column.dtype != dtype:
+                return (
+                    f"{_described(result[:3])}; expected nll and confidence in float32 or wider and "
+                    f"correct as bool, each of shape ({len(self.rows)},) on {self.rows.device}"
+                )
+        return self._problem_of_extras(*result[3:])
+
+    def _problem_of_extras(self, extras: Mapping[str, Any] | None = None) -> str:
+        extras = extras or {}
+        wanted = f"expected {', '.join(self.extra_scores) or 'none'}"
+        if unknown := extras.keys() - self.extra_scores.keys():
+            return f"extra scores {_described(sorted(unknown))}, which aren't wanted; {wanted}"
+        if self.need_all and (missing := self.extra_scores.keys() - extras.keys()):
+            return f"no extra score {', '.join(sorted(missing))}; {wanted}, or None for a backend that can't give all"
+        for name, column in extras.items():
+            shape = self.extra_scores[name].shape
+            narrow = isinstance(column, Tensor) and column.dtype in (torch.float16, torch.bfloat16)
+            if type(column) is not Tensor or not self._fits(column, shape) or narrow:
+                return (
+                    f"the extra score {name!r} as {_described(column)}; expected whole numbers, bools, or floats in "
+                    f"float32 or wider, of shape {(len(self.rows), *shape)} on {self.rows.device}"
+                )
+        return ""
+
+    def _fits(self, column: Tensor, shape: tuple[int, ...] = ()) -> bool:
+        return column.shape == (len(self.rows), *shape) and column.device == self.rows.device
 
 
 def _described(value: Any) -> str:

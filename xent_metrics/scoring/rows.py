@@ -10,20 +10,21 @@ the cache between torch's passes over them, and reuse one buffer: fresh pages ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from xent_metrics.scoring.backends import is_plain, score_by_backend
+from xent_metrics.scoring.devices import argmax_rows, chunks
 from xent_metrics.scoring.inputs import ScoringPlan
-from xent_metrics.scoring.scores import TokenScores
+from xent_metrics.scoring.scores import ExtraScore, TokenScores
 
 __all__ = ["RowScorer", "block_maxima", "first_argmax"]
 
 _ARGMAX_BLOCK = 128  # columns whose maximum is taken first
-_PLAIN_ROWS = 2048  # rows whose top-1 classes are found together
 
 # MKL chooses its implementation of exp and log at the first call. If several threads make that call at once, one of them
 # may get a less accurate one, with a relative error of 4e-5; this was seen in 3 of 100 processes. One call by one thread
@@ -54,33 +55,40 @@ class RowScorer:
         """The targets of the next `rows` rows: class ids ``(rows,)`` or distributions ``(rows, V)``."""
         targets = self.plan.index if self.plan.soft is None else self.plan.soft
         assert targets is not None
-        start = self._next_row
-        self._next_row += rows
-        return targets[start : self._next_row]
+        return targets[self._next_row : self._next_row + rows]
 
     def add(self, logits: Tensor) -> None:
         """Score the next rows, ``(rows, V)``, by a plugin's backend if one takes them; torch computes the rest."""
-        targets = self.next_targets(len(logits))
-        scores = None
+        targets, wanted, scores = self.next_targets(len(logits)), self.plan.extra_scores, None
         if self.plan.soft is None:
-            scores = score_by_backend("score_backend", logits=logits, target=targets)
+            scores = score_by_backend("score_backend", wanted, logits=logits, target=targets)
         if scores is None:
-            self._parts += self._by_torch(logits, targets)
-        elif self.plan.plain:
-            self.add_scores(scores)
-        else:
-            self.add_scores(_joined(self._by_torch(logits, targets)) | scores)
+            self._take(self._by_torch(logits, targets, wanted))
+            return
+        missing = {name: score for name, score in wanted.items() if name not in scores}
+        if missing or self.plan.has_loss:
+            scores = _joined(self._by_torch(logits, targets, missing)) | scores
+        self.add_scores(scores)
 
     def add_scores(self, scores: dict[str, Tensor]) -> None:
         """Take scores of the next rows that were computed elsewhere, for the targets from `next_targets`."""
-        self._parts.append(scores)
+        self._take([scores])
 
-    def _by_torch(self, logits: Tensor, targets: Tensor) -> list[dict[str, Tensor]]:
-        score, size = self._score_classes if self.plan.soft is None else self._score_distributions, self.plan.chunk_rows
-        if self.plan.plain and _on_cpu(logits):
-            score, size = self._score_plain, _PLAIN_ROWS
-        chunks = zip(*(torch.split(tensor, size) for tensor in (logits, targets)), strict=True)
-        return [score(*chunk) for chunk in chunks]
+    def _take(self, parts: list[dict[str, Tensor]]) -> None:
+        self._parts += parts
+        self._next_row += sum(len(part["nll"]) for part in parts)
+
+    def _by_torch(
+        self, logits: Tensor, targets: Tensor, extra_scores: Mapping[str, ExtraScore]
+    ) -> list[dict[str, Tensor]]:
+        size = self.plan.chunk_rows
+        score: Callable[[Tensor, Tensor], dict[str, Tensor]] = partial(self._score_classes, extra_scores=extra_scores)
+        if self.plan.soft is not None:
+            score = self._score_distributions
+        elif self.plan.plain:
+            size = argmax_rows(self.plan.vocab_size, logits.device)
+            score = self._score_plain if _on_cpu(logits) else self._score_plain_elsewhere
+        return [score(*chunk) for chunk in chunks(size, logits, targets)]
 
     def _score_plain(self, logits: Tensor, index: Tensor) -> dict[str, Tensor]:
         """nll, confidence and correct for class ids, on a CPU, without computing every ln p."""
@@ -97,23 +105,34 @@ class RowScorer:
         nll = (torch.cat(largest) - wanted) + log_sum
         return {"nll": nll, "confidence": log_sum.neg_().exp_(), "correct": top == index}
 
-    def _score_classes(self, logits: Tensor, index: Tensor) -> dict[str, Tensor]:
+    def _score_plain_elsewhere(self, logits: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """The same on any other device, in two reads and one write: torch's log_softmax is one kernel there, exp is not."""
+        top = first_argmax(logits)
+        ids = torch.stack([index, top], dim=-1)
+        parts = [self._log_prob(rows).gather(-1, of) for rows, of in chunks(self.plan.chunk_rows, logits, ids)]
+        nll, top_nll = torch.cat(parts).neg_().unbind(-1)
+        return {"nll": nll, "confidence": top_nll.neg().exp_(), "correct": top == index}
+
+    def _score_classes(
+        self, logits: Tensor, index: Tensor, extra_scores: Mapping[str, ExtraScore]
+    ) -> dict[str, Tensor]:
         """nll, confidence, correct, loss and extra scores; on a CPU the first three have `_score_plain`'s bits."""
         log_prob = self._log_prob(logits)
         top = first_argmax(logits)
         nll, top_nll = log_prob.gather(-1, torch.stack([index, top], dim=-1)).neg_().unbind(-1)
         scores = {"nll": nll, "confidence": top_nll.neg().exp_(), "correct": top == index}
-        rows = {"log_prob": log_prob, "logits": logits.to(log_prob.dtype)} if self.plan.extra_scores else {}
-        extra_scores = {name: score.function(rows[score.of], index) for name, score in self.plan.extra_scores.items()}
-        return scores | self._loss(log_prob, nll, index) | extra_scores
+        rows = {"log_prob": log_prob}
+        if any(score.of == "logits" for score in extra_scores.values()):
+            rows["logits"] = logits.to(log_prob.dtype)
+        extras = {name: score.function(rows[score.of], index) for name, score in extra_scores.items()}
+        return scores | self._loss(log_prob, nll, index) | extras
 
     def _loss(self, log_prob: Tensor, nll: Tensor, index: Tensor) -> dict[str, Tensor]:
         """(1 − ε) w_y nll + ε/V Σ_c w_c (−ln p_c), and w_y; empty if neither option is used."""
         smoothing, class_weight = self.plan.label_smoothing, self.plan.class_weight
-        if not smoothing and class_weight is None:
+        if not self.plan.has_loss:
             return {}
-        ones = torch.ones(self.plan.vocab_size, dtype=torch.float64, device=nll.device)
-        weights = (ones if class_weight is None else class_weight).to(nll.dtype)
+        weights = nll.new_ones(self.plan.vocab_size) if class_weight is None else class_weight.to(nll.dtype)
         loss_weight = weights[index]
         loss = (1 - smoothing) * loss_weight * nll
         if smoothing:
@@ -129,7 +148,7 @@ class RowScorer:
         terms = torch.where(soft > 0, soft * log_prob, 0.0)  # 0 ln 0 = 0
         scores = {"nll": -terms.sum(-1), "confidence": confidence, "correct": top == soft.argmax(-1)}
         smoothing, class_weight = self.plan.label_smoothing, self.plan.class_weight
-        if not smoothing and class_weight is None:
+        if not self.plan.has_loss:
             return scores
         smooth = (1 - smoothing) * terms
         if smoothing:

@@ -12,6 +12,7 @@ import torch
 from support import native as native_build
 
 from xent_metrics.plugins import Plugins
+from xent_metrics.scoring.linear import LMHead
 
 native, SITE = native_build.build(), native_build.SITE
 
@@ -94,7 +95,7 @@ def test_the_scores_work_where_the_layers_could_not_be_compiled(monkeypatch, tmp
     target = torch.zeros(64, dtype=torch.long)
     states, weight = torch.randn(64, 8), torch.randn(5, 8)
     assert half.score_backend(torch.zeros(64, 3), target) is not None
-    assert half.linear_cross_entropy_backend(states, weight, target) is None
+    assert half.linear_cross_entropy_backend(states, LMHead(weight), target, {}) is None
     assert half.forward_context(torch.nn.Linear(2, 2)) is None
     assert half.attention.causal_attention(*torch.randn(3, 1, 2, 64, 8), 1.0) is None
     assert half.rms_norm.rms_norm(states, torch.ones(8), 1e-6) is None

@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from support import native as native_build
 from torch.nn import functional as F
 
+from xent_metrics.scoring.linear import LMHead
+from xent_metrics.scoring.scores import ExtraScore
+
 native = native_build.build()
 level = native_build.every_level(native)
 
@@ -31,7 +34,7 @@ def gated(states, gate, up):
 
 
 def head(states, weight, target):
-    result = native.linear_cross_entropy_backend(states, weight, target)
+    result = native.linear_cross_entropy_backend(states, LMHead(weight), target, {})
     assert result is not None
     return result
 
@@ -202,27 +205,40 @@ STATES, WEIGHT, TARGET = torch.randn(128, 8), torch.randn(20, 8), torch.zeros(12
 
 
 @pytest.mark.parametrize(
-    ("function", "given"),
+    "given",
     [
-        ("gated_products", (STATES[:127], WEIGHT, WEIGHT)),
-        ("gated_products", (STATES.half(), WEIGHT.half(), WEIGHT.half())),
-        ("gated_products", (STATES, WEIGHT, WEIGHT[:19])),
-        ("gated_products", (STATES, WEIGHT, WEIGHT.double())),
-        ("gated_products", (STATES, WEIGHT[:, :7], WEIGHT[:, :7])),
-        ("gated_products", (STATES, WEIGHT[:0], WEIGHT[:0])),
-        ("gated_products", (STATES, WEIGHT, WEIGHT.T.contiguous().T)),
-        ("gated_products", (STATES.to("meta"), WEIGHT, WEIGHT)),
-        ("linear_cross_entropy_backend", (STATES.double(), WEIGHT.double(), TARGET)),
-        ("linear_cross_entropy_backend", (STATES.bfloat16(), WEIGHT.bfloat16(), TARGET)),
-        ("linear_cross_entropy_backend", (STATES, WEIGHT.double(), TARGET)),
-        ("linear_cross_entropy_backend", (STATES[None], WEIGHT, TARGET)),
-        ("linear_cross_entropy_backend", (STATES, WEIGHT, TARGET[1:])),
-        ("linear_cross_entropy_backend", (STATES, WEIGHT, TARGET.int())),
-        ("linear_cross_entropy_backend", (STATES, WEIGHT[:, :7], TARGET)),
-        ("linear_cross_entropy_backend", (STATES, WEIGHT.T.contiguous().T, TARGET)),
-        ("linear_cross_entropy_backend", (STATES[:0], WEIGHT, TARGET[:0])),
-        ("linear_cross_entropy_backend", (STATES, torch._efficientzerotensor((20, 8)), TARGET)),
+        (STATES[:127], WEIGHT, WEIGHT),
+        (STATES.half(), WEIGHT.half(), WEIGHT.half()),
+        (STATES, WEIGHT, WEIGHT[:19]),
+        (STATES, WEIGHT, WEIGHT.double()),
+        (STATES, WEIGHT[:, :7], WEIGHT[:, :7]),
+        (STATES, WEIGHT[:0], WEIGHT[:0]),
+        (STATES, WEIGHT, WEIGHT.T.contiguous().T),
+        (STATES.to("meta"), WEIGHT, WEIGHT),
     ],
 )
-def test_other_products_are_left_to_torch(function, given):
-    assert getattr(native.products, function)(*given) is None
+def test_other_products_are_left_to_torch(given):
+    assert native.products.gated_products(*given) is None
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        (STATES.double(), LMHead(WEIGHT.double()), TARGET, {}),
+        (STATES.bfloat16(), LMHead(WEIGHT.bfloat16()), TARGET, {}),
+        (STATES, LMHead(WEIGHT.double()), TARGET, {}),
+        (STATES[None], LMHead(WEIGHT), TARGET, {}),
+        (STATES, LMHead(WEIGHT), TARGET[1:], {}),
+        (STATES, LMHead(WEIGHT), TARGET.int(), {}),
+        (STATES, LMHead(WEIGHT[:, :7]), TARGET, {}),
+        (STATES, LMHead(WEIGHT.T.contiguous().T), TARGET, {}),
+        (STATES[:0], LMHead(WEIGHT), TARGET[:0], {}),
+        (STATES, LMHead(torch._efficientzerotensor((20, 8))), TARGET, {}),
+        (STATES, LMHead(WEIGHT, bias=torch.zeros(20)), TARGET, {}),
+        (STATES, LMHead(WEIGHT, scale=1.0), TARGET, {}),
+        (STATES, LMHead(WEIGHT, softcap=30.0), TARGET, {}),
+        (STATES, LMHead(WEIGHT), TARGET, {"largest": ExtraScore(lambda rows, index: rows.amax(-1))}),
+    ],
+)
+def test_other_heads_and_rows_are_left_to_torch(given):
+    assert native.linear_cross_entropy_backend(*given) is None

@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from xent_metrics import hookimpl
+from xent_metrics.scoring.linear import LMHead
+from xent_metrics.scoring.scores import ExtraScore
 from xent_metrics_native import libraries
 from xent_metrics_native.tensors import are_readable, is_weight_of, num_threads
 
@@ -46,13 +49,15 @@ _products = libraries.declare(
 
 @hookimpl
 def linear_cross_entropy_backend(
-    hidden_states: Tensor, weight: Tensor, target: Tensor
+    hidden_states: Tensor, head: LMHead, target: Tensor, extra_scores: Mapping[str, ExtraScore]
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """nll (float32, nats), confidence (float32) and correct (bool) of x Wᵀ with targets ``(N,)``."""
+    """nll (float32, nats), confidence (float32) and correct (bool) of x Wᵀ with targets ``(N,)``, and nothing else."""
     rows = hidden_states.ndim == 2 and target.shape == hidden_states.shape[:1] and target.dtype == torch.int64
-    if not rows or not are_readable(target) or not is_weight_of(hidden_states, weight):
+    if extra_scores or not head.plain or not rows or not are_readable(target):
         return None
-    return _scores(hidden_states.contiguous(), weight, target.contiguous())
+    if not is_weight_of(hidden_states, head.weight):
+        return None
+    return _scores(hidden_states.contiguous(), head.weight, target.contiguous())
 
 
 def gated_products(states: Tensor, gate: Tensor, up: Tensor) -> Tensor | None:
