@@ -48,6 +48,7 @@ _SHORTCUTS = {
     "hidden": ("hidden", "the model's own logits are scored"),
     "packing": ("packing", "windows that branch run row by row"),
     "caching": ("caching", "shared prefixes aren't cached"),
+    "end_to_end": ("end_to_end", "rows are padded"),
     "context_on": ("forward_context", "the model runs without the plugin"),
 }
 _ALONE = "its results are {} off those of windows alone"
@@ -61,8 +62,8 @@ def tolerance(forward: Forward) -> float:
 
 def distance(found: Tensor, expected: Tensor) -> float:
     """‖found − expected‖ / ‖expected‖; nan if either isn't finite."""
-    wanted = expected.double()
-    return float((found.double() - wanted).norm() / wanted.norm())
+    wanted = expected.to("cpu").double()  # some devices have no float64
+    return float((found.to("cpu").double() - wanted).norm() / wanted.norm())
 
 
 def verify(forward: HFForward, ids: Sequence[int], max_length: int) -> None:
@@ -82,7 +83,9 @@ def verify(forward: HFForward, ids: Sequence[int], max_length: int) -> None:
         _verify_sharing(forward, windows, length)
     _verify_context(forward, ids, max_length)
     states = ", ".join(
-        f"{label} {'on' if getattr(forward, name) else 'off'}" for name, (label, _) in _SHORTCUTS.items()
+        f"{label} {'on' if getattr(forward, name) else 'off'}"
+        for name, (label, _) in _SHORTCUTS.items()
+        if name != "end_to_end" or forward.varlen
     )
     log.info("xent-hf runs %s with %s", forward.name, states)
 
@@ -98,6 +101,9 @@ def _verify_sharing(forward: HFForward, windows: Sequence[Window], length: int) 
     )  # fmt: skip
     group = after(length // 2 - 1, windows, packing=forward.packing)
     _try(forward, "caching", _Check(_ALONE, lambda: _error(forward, group, expected), bound))
+    if forward.varlen:
+        chains = PrefixGroup((), [alone(place, window) for place, window in enumerate(windows)])
+        _try(forward, "end_to_end", _Check(_ALONE, lambda: _error(forward, chains, expected), bound))
 
 
 def _verify_context(forward: HFForward, ids: Sequence[int], max_length: int) -> None:
