@@ -59,6 +59,28 @@ def test_a_batch_that_does_not_fit_runs_in_halves(build, lm, monkeypatch, caplog
     assert [one[0] for one in found] == pytest.approx([one[0] for one in choices(lm)], rel=1e-6)
 
 
+def test_half_a_batch_after_a_prefix_is_half_its_rows(build, monkeypatch):
+    """The prefix counts in each row, as it does where batches are made."""
+    lm = build(batch_size=64, max_length=96)
+    lm.forward.packing = False
+    context = list(range(1, 61))
+    requests = [(None, context, [100 + i, i + 1]) for i in range(8)]
+    expected = lm._loglikelihood_tokens(requests)
+    states, tried = lm.forward.states, []
+
+    def small_memory(rows, cache=None):
+        if cache is not None:
+            tried.append(len(rows))
+        if len(rows) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return states(rows, cache)
+
+    monkeypatch.setattr(lm.forward, "states", small_memory)
+    found = lm._loglikelihood_tokens(requests)
+    assert tried == [8, 4, 4]
+    assert [one[0] for one in found] == pytest.approx([one[0] for one in expected], rel=1e-6)
+
+
 def test_a_request_that_never_fits_is_an_error(build, monkeypatch, caplog):
     lm = build(batch_size=64)
 

@@ -39,7 +39,7 @@ class _TooLargeError(Exception):
     def __init__(self, error: RuntimeError, rows: Sequence[Row]) -> None:
         super().__init__(str(error))
         self.error = error
-        self.num_rows, self.num_tokens = len(rows), len(rows) * max(map(len, rows))
+        self.num_rows, self.num_tokens = len(rows), len(rows) * (rows[0].prefix + max(map(len, rows)))
 
 
 @contextmanager
