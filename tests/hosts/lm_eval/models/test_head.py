@@ -1,4 +1,4 @@
-"""Heads that scale and cap their logits."""
+"""Heads that scale and cap their logits, and heads that can't be read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import pytest
 import torch
 from support.hf_model import tiny_model
 
+from xent_metrics.errors import InvalidInputError
 from xent_metrics.hosts.lm_eval import XentHFLM
+from xent_metrics.hosts.lm_eval.models.head import Head
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -20,3 +22,13 @@ def test_a_cap_and_a_scale_of_large_logits_agree_in_any_dtype(name, dtype, token
         head.weight = torch.nn.Parameter(head.weight * (16 / spread))
     lm = XentHFLM(pretrained=model.to(dtype), tokenizer=tokenizer, max_length=88)
     assert lm.forward.hidden
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.uint8])
+def test_a_quantized_head_is_not_read(dtype):
+    """Its numbers mean nothing without their scales, which each kind of quantization keeps elsewhere."""
+    model = tiny_model("llama_untied")
+    weight = model.lm_head.weight.data.to(dtype)
+    model.lm_head.weight = torch.nn.Parameter(weight, requires_grad=False)
+    with pytest.raises(InvalidInputError, match=f"the output embeddings are Linear of {dtype}, whose weights can't be"):
+        Head.of(model)

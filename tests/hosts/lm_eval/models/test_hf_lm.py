@@ -20,6 +20,7 @@ from support.hf_model import (
 
 from xent_metrics.errors import InvalidInputError
 from xent_metrics.hosts.lm_eval import XentHFLM
+from xent_metrics.hosts.lm_eval.models.hf_forward import HFForward
 
 PAIRS = multiple_choice()
 
@@ -33,19 +34,31 @@ def test_any_batch_size_gives_the_same(build, lm, batch_size):
     assert rolling(other, TEXT, TEXT[:30]) == pytest.approx(rolling(lm, TEXT, TEXT[:30]), rel=1e-6)
 
 
-def test_auto_lowers_the_batch_until_it_fits(build, monkeypatch):
-    lm = build(batch_size="auto", max_batch_size=7)
-    states, tried = lm.forward.states, []
-
-    def small_memory(rows, cache=None):
-        tried.append(len(rows))
-        if len(rows) > 5:
-            raise RuntimeError("CUDA out of memory. Tried to allocate")
-        return states(rows, cache)
-
-    monkeypatch.setattr(lm.forward, "states", small_memory)
-    assert lm._largest_batch(40) == 5
-    assert tried == [7, 6, 5]
+@pytest.mark.parametrize(
+    ("options", "free", "tokens"),
+    [
+        ({}, 2**27, "fit"),  # 1, lm-eval's own default, leaves it to us
+        ({"batch_size": 3}, 2**27, 3 * 40),
+        ({"batch_size": "auto", "max_batch_size": 7}, 2**27, 7 * 40),
+        ({"batch_size": "auto", "max_batch_size": 10**6}, 2**27, "fit"),
+        ({"batch_size": 1}, None, 40),
+        ({"batch_size": "auto", "max_batch_size": 7}, None, 7 * 40),
+    ],
+)
+def test_a_gpu_s_batches_follow_its_free_memory(build, monkeypatch, options, free, tokens):
+    lm = build(**{"batch_size": 1} | options)
+    monkeypatch.setattr(XentHFLM, "device", torch.device("cuda", 0))
+    monkeypatch.setattr(HFForward, "devices", {torch.device("cuda", 0)})
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    if free is None:
+        monkeypatch.delattr(torch.cuda, "mem_get_info")
+    else:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
+    fit = lm.forward.ids_that_fit(40)
+    assert lm._batch_tokens(40, None) == (fit if tokens == "fit" else tokens)
+    if free is not None:
+        assert 1000 < fit < 2**16
 
 
 @pytest.mark.parametrize("options", [{"add_bos_token": True}, {"prefix_token_id": 7}, {"max_length": 30}])

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from support.byte_model import TEXTS, Watched, pairs
+from support.byte_model import TEXTS, ByteNet, Watched, pairs
 from support.byte_model import rolling as rolling_requests
 from support.hf_model import (
     TEXT,
@@ -16,7 +16,7 @@ from support.hf_model import (
 
 from xent_metrics import CrossEntropy
 from xent_metrics.hosts.lm_eval import TorchLM
-from xent_metrics.hosts.lm_eval.models import hf_lm
+from xent_metrics.hosts.lm_eval.models import hf_lm, runner
 from xent_metrics.hosts.lm_eval.models.windows import Window, padded, rolling_windows
 
 
@@ -57,6 +57,28 @@ def test_a_batch_that_does_not_fit_runs_in_halves(build, lm, monkeypatch, caplog
     assert max(run) > 150
     assert "out of memory; batches have at most" in caplog.text
     assert [one[0] for one in found] == pytest.approx([one[0] for one in choices(lm)], rel=1e-6)
+
+
+def test_half_a_batch_after_a_prefix_is_half_its_rows(build, monkeypatch):
+    """The prefix counts in each row, as it does where batches are made."""
+    lm = build(batch_size=64, max_length=96)
+    lm.forward.packing = False
+    context = list(range(1, 61))
+    requests = [(None, context, [100 + i, i + 1]) for i in range(8)]
+    expected = lm._loglikelihood_tokens(requests)
+    states, tried = lm.forward.states, []
+
+    def small_memory(rows, cache=None):
+        if cache is not None:
+            tried.append(len(rows))
+        if len(rows) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return states(rows, cache)
+
+    monkeypatch.setattr(lm.forward, "states", small_memory)
+    found = lm._loglikelihood_tokens(requests)
+    assert tried == [8, 4, 4]
+    assert [one[0] for one in found] == pytest.approx([one[0] for one in expected], rel=1e-6)
 
 
 def test_a_request_that_never_fits_is_an_error(build, monkeypatch, caplog):
@@ -165,3 +187,49 @@ def test_with_keep_order_short_windows_are_padded_to_one_shape():
     watched.seen.clear()
     lm.loglikelihood_rolling(rolling_requests("ab", "c", "d"))
     assert [tuple(ids.shape) for ids in watched.seen] == [(2, 16), (1, 16)]
+
+
+# Results are read one batch behind.
+
+
+def watched(lm, monkeypatch):
+    """What happens in order: batches that start, and batches whose results are read."""
+    events, states, start_copy = [], lm.forward.states, runner.start_copy
+
+    def start(rows, cache=None):
+        events.append("start")
+        return states(rows, cache)
+
+    def copying(scores):
+        arrive = start_copy(scores)
+        return lambda: events.append("read") or arrive()
+
+    monkeypatch.setattr(lm.forward, "states", start)
+    monkeypatch.setattr(runner, "start_copy", copying)
+    return events
+
+
+def test_a_batch_is_read_once_the_next_is_started(monkeypatch):
+    lm = TorchLM(ByteNet(), max_length=16, batch_size=1)
+    events = watched(lm, monkeypatch)
+    lm.loglikelihood_rolling(rolling_requests("abcdefgh", "bcdefgh", "cdefghi"))
+    assert events == ["start", "start", "read", "start", "read", "read"]
+
+
+@pytest.mark.parametrize("fails", [2, 3])
+def test_what_was_started_is_kept_if_the_next_batch_does_not_fit(monkeypatch, fails):
+    """No window runs twice, and none is lost."""
+    lm, texts = TorchLM(ByteNet(), max_length=16, batch_size=2), ["abcdefgh", "bcdefgh", "cdefg", "defg", "efgh", "f"]
+    expected = lm.loglikelihood_rolling(rolling_requests(*texts))
+    events = watched(lm, monkeypatch)
+    scored, states = [], lm.forward.states
+
+    def small_memory(rows, cache=None):
+        if len(events) and events.count("start") == fails - 1 and len(rows) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        scored.extend(place for row in rows for place, _, _ in row.places)
+        return states(rows, cache)
+
+    monkeypatch.setattr(lm.forward, "states", small_memory)
+    assert lm.loglikelihood_rolling(rolling_requests(*texts)) == pytest.approx(expected, rel=1e-6)
+    assert sorted(scored) == list(range(len(texts)))

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from xent_metrics.errors import InvalidInputError
-from xent_metrics.hosts.lm_eval.models.packing import Row
+from xent_metrics.hosts.lm_eval.models.packing import Costs, Row
 from xent_metrics.hosts.lm_eval.models.rope_switch import RopeSwitch
+from xent_metrics.hosts.lm_eval.models.transfer import send
 from xent_metrics.scoring.score import score_tokens
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
 
@@ -38,11 +39,13 @@ class Forward:
         extra_scores: extra scores of each token, for the following calls. They are computed in a separate pass, so that the
             other scores don't change by a bit.
         packing, caching: whether rows may be trees, and may start after a cached prefix. Always off here.
+        costs: what sharing costs.
         rope_switch: the length at which a batch changes its rotary frequencies, if the module does that.
         rounding: the measured relative change of the outputs by rounding alone.
     """
 
     packing = caching = False
+    costs = Costs()
     rope_switch: RopeSwitch | None = None
     rounding = 0.0
 
@@ -59,7 +62,7 @@ class Forward:
         self.model, self.device, self.fill, self.row_length, self.context = module, device, fill, row_length, context
         self.extra_scores: Mapping[str, ExtraScore] = {}
         self._bytes_table = bytes_table
-        self._tables: dict[int, Tensor | None] = {}
+        self._tables: dict[tuple[int, torch.device], Tensor | None] = {}
 
     @property
     def name(self) -> str:
@@ -81,18 +84,17 @@ class Forward:
     def states(self, rows: Sequence[Row], cache: Any = None) -> Tensor:
         """The logits (or hidden states) that predict the targets of the rows, ``(N, V or H)``, in the order of `places`."""
         found = self._outputs(rows, cache)
-        length = self._length(rows)
-        virtual = found.shape[1] - length  # the virtual tokens of a prompt-tuned model
+        starts = self._starts(rows, found.shape[1])
         wanted = [
-            i * found.shape[1] + virtual + column
-            for i, row in enumerate(rows)
+            start + column
+            for start, row in zip(starts, rows, strict=True)
             for _, columns, _ in row.places
             for column in columns
         ]
         flat = found.flatten(0, 1)
         if wanted == list(range(len(flat))):
             return flat  # no copy of all logits
-        return flat[torch.tensor(wanted, device=flat.device)]
+        return flat[send(wanted, flat.device)]
 
     @torch.no_grad()
     def logits_of(self, ids: Tensor) -> Tensor:
@@ -102,7 +104,7 @@ class Forward:
             InvalidInputError: the module returns something else.
         """
         with self.context():
-            output = self.model(ids.to(self.device))
+            output = self.model(send(ids, self.device))
         logits = getattr(output, "logits", output)
         if isinstance(logits, tuple | list):
             logits = logits[0]
@@ -118,6 +120,11 @@ class Forward:
         """The logits (or hidden states) of every position, ``(B, T, V or H)``."""
         return self.logits_of(self._ids(rows))
 
+    def _starts(self, rows: Sequence[Row], width: int) -> list[int]:
+        """Where each row begins among the outputs of a batch, of which each row has `width`."""
+        virtual = width - self._length(rows)  # the virtual tokens of a prompt-tuned model
+        return [i * width + virtual for i in range(len(rows))]
+
     def _length(self, rows: Sequence[Row]) -> int:
         return self.row_length or max(map(len, rows))
 
@@ -131,21 +138,23 @@ class Forward:
     # Scoring.
 
     def score(self, states: Tensor, targets: Sequence[int]) -> TokenScores:
-        """The scores of targets under logits (or hidden states), in float32 or wider, on the CPU."""
+        """The scores of targets under logits (or hidden states), in float32 or wider, on the device of these."""
         scores = self._scored(states, targets)
         if self.extra_scores:
             extra_scores = self._scored(states, targets, self.extra_scores).extra_scores
             scores = dataclasses.replace(scores, extra_scores=extra_scores)
-        return scores.to("cpu")
+        return scores
 
     def _scored(
         self, states: Tensor, targets: Sequence[int], extra_scores: Mapping[str, ExtraScore] | None = None
     ) -> TokenScores:
-        target = torch.tensor(targets, device=states.device)
-        return score_tokens(states, target, token_bytes=self._num_bytes(states.shape[-1]), extra_scores=extra_scores)
+        target, token_bytes = send(targets, states.device), self._num_bytes(states.shape[-1], states.device)
+        return score_tokens(states, target, token_bytes=token_bytes, extra_scores=extra_scores)
 
-    def _num_bytes(self, vocab_size: int) -> Tensor | None:
-        """UTF-8 bytes by id, looked up once."""
-        if vocab_size not in self._tables:
-            self._tables[vocab_size] = self._bytes_table(vocab_size)
-        return self._tables[vocab_size]
+    def _num_bytes(self, vocab_size: int, device: torch.device) -> Tensor | None:
+        """UTF-8 bytes by id, looked up and copied to the device once."""
+        key = vocab_size, device
+        if key not in self._tables:
+            table = self._bytes_table(vocab_size)
+            self._tables[key] = None if table is None else table.to(device)
+        return self._tables[key]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from xent_metrics.errors import InvalidInputError
+from xent_metrics.scoring.inputs import LOGITS_DTYPES
 
 __all__ = ["Head"]
 
@@ -27,8 +28,11 @@ class Head:
         """The head that the output embeddings and the configuration describe. `verify` checks that this is all of it."""
         layer, config = model.get_output_embeddings(), model.config.get_text_config()
         weight = getattr(layer, "weight", None)
-        if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.is_meta:
-            raise InvalidInputError(f"the output embeddings are {type(layer).__name__}, whose weights can't be read")
+        if not isinstance(weight, Tensor) or weight.dtype not in LOGITS_DTYPES or weight.is_meta:
+            dtype = f" of {weight.dtype}" if isinstance(weight, Tensor) else ""
+            raise InvalidInputError(
+                f"the output embeddings are {type(layer).__name__}{dtype}, whose weights can't be read"
+            )
         softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
         return cls(weight, getattr(layer, "bias", None), _scale(config), softcap)
 

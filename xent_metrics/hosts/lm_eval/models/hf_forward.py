@@ -3,8 +3,9 @@
 A shortcut is on only if verify.py found that it agrees with the model's own forward:
 
     hidden       the base model gives hidden states, and only scored positions go through `lm_head`
-    packing      several windows run in one row, as a tree, with a 4-D mask and position ids
+    packing      several windows run in one row, as a tree, with a mask (masks.py) and position ids
     caching      rows reuse the cached keys and values of a prefix
+    end_to_end   rows that don't branch run end to end, without padding, if the model's attention has varlen
     context_on   the model runs within a plugin's `forward_context`
 
 Without them it runs ``model(ids).logits``, as stock `hf` does, and scores the positions that are asked for.
@@ -15,26 +16,35 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from xent_metrics.errors import InvalidInputError
 from xent_metrics.hosts.lm_eval.models.forward import Forward
 from xent_metrics.hosts.lm_eval.models.head import Head
+from xent_metrics.hosts.lm_eval.models.masks import Trees
 from xent_metrics.hosts.lm_eval.models.packing import Row
 from xent_metrics.hosts.lm_eval.models.rope_switch import RopeSwitch
+from xent_metrics.hosts.lm_eval.models.sizes import bytes_per_id, costs_on, free_memory, ids_that_fit
+from xent_metrics.hosts.lm_eval.models.transfer import send
 from xent_metrics.hosts.lm_eval.models.upstream import attention_implementation
 from xent_metrics.scoring.backends import first_result
+from xent_metrics.scoring.inputs import LOGITS_DTYPES
 from xent_metrics.scoring.score import score_hidden_states
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
 
-__all__ = ["HFForward"]
+__all__ = ["HFForward", "repeated"]
 
 #: What configurations call their number of experts.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+#: Layers of a cache that put new tensors in place of their keys and values, and write into none.
+_REPLACING = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 class HFForward(Forward):
@@ -48,8 +58,9 @@ class HFForward(Forward):
         bytes_table: as for `Forward`.
 
     Attributes:
-        hidden, packing, caching, context_on: the shortcuts, all off at first; `verify` switches them on.
+        hidden, packing, caching, end_to_end, context_on: the shortcuts, all off at first; `verify` switches them on.
         head: the model's head, after `find_head`.
+        varlen: whether the model's attention takes rows end to end.
         window: the size of the sliding window, if the model has one.
     """
 
@@ -64,7 +75,7 @@ class HFForward(Forward):
     ) -> None:
         super().__init__(model, device=device, bytes_table=bytes_table)
         self.autocast, self.score_dtype = autocast, score_dtype
-        self.hidden = self.packing = self.caching = self.context_on = False
+        self.hidden = self.packing = self.caching = self.end_to_end = self.context_on = False
         self.head: Head | None = None
         self._plugin_context: AbstractContextManager[Any] | None = None
         self._causal = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -72,7 +83,11 @@ class HFForward(Forward):
         slides = getattr(self._config, "use_sliding_window", True) and (not kinds or "sliding_attention" in kinds)
         self.window: int | None = getattr(self._config, "sliding_window", None) if slides else None
         self._mixed = len(kinds) > 1
-        self._additive = attention_implementation(self._config) == "eager"
+        attention = attention_implementation(self._config) or ""
+        self.varlen = attention.startswith("flash_attention")
+        self._in_blocks = attention == "flex_attention" and not self.is_split
+        self._additive = attention in ("eager", "flex_attention")
+        self.costs = costs_on(device, self._config)
         self.rope_switch = RopeSwitch.of(self._config)
 
     @property
@@ -86,8 +101,18 @@ class HFForward(Forward):
 
     @property
     def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self.autocast or self._causal.dtype
-        return dtype
+        stored = (parameter.dtype for parameter in self._causal.parameters())  # quantized ones are in other dtypes
+        return self.autocast or next((dtype for dtype in stored if dtype in LOGITS_DTYPES), torch.float32)
+
+    @property
+    def devices(self) -> set[torch.device]:
+        """The devices that hold the model, among which `device_map` splits it."""
+        return {parameter.device for parameter in self._causal.parameters()}
+
+    @property
+    def is_split(self) -> bool:
+        """True if `device_map` split the model among devices."""
+        return len(set((getattr(self._causal, "hf_device_map", None) or {}).values())) > 1
 
     @property
     def is_quantized(self) -> bool:
@@ -102,6 +127,14 @@ class HFForward(Forward):
         parts = (self._config, getattr(self._config, "ffn_config", None))
         return self.is_quantized or any(getattr(part, name, None) for part in parts for name in _EXPERTS)
 
+    def ids_that_fit(self, longest: int) -> int | None:
+        """The ids of a batch, of rows of at most `longest`, for the free memory; None if a device doesn't say."""
+        free = free_memory(device for device in self.devices if device.type not in ("cpu", "meta"))
+        if free is None:
+            return None
+        options = {"logits": not self.hidden, "packing": self.packing, "caching": self.caching}
+        return ids_that_fit(free, bytes_per_id(self._config, self.dtype.itemsize, longest=longest, **options))
+
     def find_head(self) -> None:
         """Find the head that `hidden` needs; raises `InvalidInputError` if the model has no separate base model."""
         if self._causal.base_model is self._causal:
@@ -111,12 +144,13 @@ class HFForward(Forward):
     def find_context(self) -> bool:
         """Ask the plugins for a `forward_context`; True if one of them gives one.
 
-        With mixed precision they aren't asked, because the model alone doesn't show it.
+        With mixed precision they aren't asked, because the model alone doesn't show it, nor if the model is split.
 
         Raises:
             PluginError: the hook raised; names the plugin.
         """
-        self._plugin_context = None if self.autocast else first_result("forward_context", model=self.model)
+        asked = not self.autocast and not self.is_split
+        self._plugin_context = first_result("forward_context", model=self.model) if asked else None
         return self._plugin_context is not None
 
     @property
@@ -129,13 +163,14 @@ class HFForward(Forward):
 
     @torch.no_grad()
     def prefix_cache(self, prefix: Sequence[int]) -> Any:
-        tokens = torch.tensor([prefix], device=self.device)
         # Our mask attends to the whole prefix, so the cache must not slide.
         own = {"past_key_values": DynamicCache()} if self.packing else {}
-        return self._run(tokens, use_cache=True, **own).past_key_values
+        return self._run(send([[*prefix]], self.device), use_cache=True, **own).past_key_values
 
     def _outputs(self, rows: Sequence[Row], cache: Any) -> Tensor:
-        output = self._run(self._ids(rows).to(self.device), **self._arguments(rows, cache))
+        arguments = self._arguments(rows, cache)
+        ids = send([[i for row in rows for i in row.tokens]] if self._joined(rows) else self._ids(rows), self.device)
+        output = self._run(ids, **arguments)
         found = output[0] if self.hidden else getattr(output, "logits", None)
         if not isinstance(found, Tensor) or found.ndim != 3:
             raise InvalidInputError(
@@ -153,34 +188,61 @@ class HFForward(Forward):
     def _arguments(self, rows: Sequence[Row], cache: Any) -> dict[str, Any]:
         arguments: dict[str, Any] = {}
         if cache is not None:
-            cache = copy.deepcopy(cache)  # the forward writes the keys of the rows into it
-            cache.batch_repeat_interleave(len(rows))
-            arguments = {"past_key_values": cache, "use_cache": True}
+            arguments = {"past_key_values": repeated(cache, len(rows)), "use_cache": True}
         elif self.hidden or self.packing:
             arguments = {"use_cache": False}
-        if self.packing and (cache is not None or not all(row.is_chain for row in rows)):
-            arguments |= self._tree(rows)
-        return arguments
+        if self._joined(rows):
+            return arguments | self._lengths(rows)
+        branches = self._in_blocks or cache is not None or not all(row.is_chain for row in rows)
+        return arguments | (self._tree(rows) if self.packing and branches else {})
+
+    # Rows end to end.
+
+    def _joined(self, rows: Sequence[Row]) -> bool:
+        """True if the rows run end to end."""
+        return self.end_to_end and not any(row.prefix for row in rows) and all(row.is_chain for row in rows)
+
+    def _starts(self, rows: Sequence[Row], width: int) -> list[int]:
+        if not self._joined(rows):
+            return super()._starts(rows, width)
+        return [0, *accumulate(map(len, rows))][:-1]
+
+    def _lengths(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Position ids that begin again with each row, and where that is, which saves flash attention a search per layer."""
+        bounds = send(torch.tensor([0, *accumulate(map(len, rows))], dtype=torch.int32), self.device)
+        longest = max(map(len, rows))
+        return {
+            "position_ids": send([[depth for row in rows for depth in row.depths]], self.device),
+            "cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest,
+        }  # fmt: skip
+
+    # Rows that branch.
 
     def _tree(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """The block mask ``(B, 1, S, prefix + S)`` and the position ids ``(B, S)``."""
-        length, prefix = self._length(rows), rows[0].prefix
-        depths = torch.zeros(len(rows), length, dtype=torch.long)
-        seen = torch.eye(length, dtype=torch.bool).repeat(len(rows), 1, 1)  # padding sees itself: every row needs a key
-        for i, row in enumerate(rows):
-            depths[i, : len(row)] = torch.tensor(row.depths)
-            seen[i, : len(row), : len(row)] = row.sees()
-        seen = torch.cat([torch.ones(len(rows), length, prefix, dtype=torch.bool), seen], dim=-1)
-        full = self._mask(seen)
-        if self.window is None:
-            return {"attention_mask": full, "position_ids": depths.to(self.device)}
-        keys = torch.cat([torch.arange(prefix).expand(len(rows), -1), depths], dim=-1)
-        sliding = self._mask(seen & (depths[:, :, None] - keys[:, None, :] < self.window))
-        mask = {"full_attention": full, "sliding_attention": sliding} if self._mixed else sliding
-        return {"attention_mask": mask, "position_ids": depths.to(self.device)}
+        """The mask and the position ids ``(B, S)``."""
+        trees = self._trees(rows)
+        mask = full = self._mask(trees, None) if self._mixed or self.window is None else None
+        if self.window is not None:
+            mask = self._mask(trees, self.window)
+            mask = {"full_attention": full, "sliding_attention": mask} if self._mixed else mask
+        return {"attention_mask": mask, "position_ids": trees.depths[:, trees.prefix :]}
 
-    def _mask(self, seen: Tensor) -> Tensor:
-        mask = seen[:, None].to(self.device)
+    def _trees(self, rows: Sequence[Row]) -> Trees:
+        length, prefix = self._length(rows), rows[0].prefix
+        ends, depths = torch.zeros(2, len(rows), prefix + length, dtype=torch.long)
+        ends[:, :prefix] = prefix + length
+        ends[:, prefix:] = torch.arange(prefix + 1, prefix + length + 1)  # padding sees itself: every row needs a key
+        depths[:, :prefix] = torch.arange(prefix)
+        for i, row in enumerate(rows):
+            own = slice(prefix, prefix + len(row))
+            ends[i, own], depths[i, own] = prefix + torch.tensor(row.ends()), torch.tensor(row.depths)
+        ends, depths = send(torch.stack([ends, depths]), self.device)
+        return Trees(ends, depths, prefix)
+
+    def _mask(self, trees: Trees, window: int | None) -> Any:
+        if self._in_blocks:
+            return trees.blocks(window)
+        mask = trees.dense(window)
         if not self._additive:
             return mask
         hidden = torch.finfo(self.dtype).min
@@ -197,13 +259,32 @@ class HFForward(Forward):
         head = self.head if self.hidden else None
         if head is None:
             return super()._scored(states, targets, extra_scores)
+        device = head.weight.device
         return score_hidden_states(
-            states.to(head.weight.device),
+            states.to(device),
             head.weight,
-            torch.tensor(targets, device=head.weight.device),
+            send(targets, device),
             bias=head.bias,
             logit_scale=head.scale,
             logit_softcap=head.softcap,
-            token_bytes=self._num_bytes(len(head.weight)),
+            token_bytes=self._num_bytes(len(head.weight), device),
             extra_scores=extra_scores,
         )
+
+
+def repeated(cache: Any, times: int) -> Any:
+    """A copy of a prefix's cache with as many rows, which a forward may extend.
+
+    Layers that replace their keys and values, as those of transformers do, get views; others get copies.
+    """
+    layers = getattr(cache, "layers", ())
+    if not layers or type(cache) is not DynamicCache or any(type(layer) not in _REPLACING for layer in layers):
+        cache = copy.deepcopy(cache)
+        cache.batch_repeat_interleave(times)
+        return cache
+    cache = copy.copy(cache)
+    cache.layers = [copy.copy(layer) for layer in layers]
+    for layer in cache.layers:
+        if layer.is_initialized:
+            layer.keys, layer.values = (x.expand(times, *x.shape[1:]) for x in (layer.keys, layer.values))
+    return cache

@@ -20,7 +20,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils.memory import find_executable_batch_size  # type: ignore[import-untyped]
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
@@ -30,12 +29,10 @@ from xent_metrics.hosts.lm_eval.models.checks import check_backend, check_positi
 from xent_metrics.hosts.lm_eval.models.hf_forward import HFForward
 from xent_metrics.hosts.lm_eval.models.logged_tokens import Results
 from xent_metrics.hosts.lm_eval.models.model_args import at_least_one
-from xent_metrics.hosts.lm_eval.models.packing import alone
 from xent_metrics.hosts.lm_eval.models.scoring_lm import ScoringLM
 from xent_metrics.hosts.lm_eval.models.tokenizers import bytes_table, text_ids, tokenizer_label
 from xent_metrics.hosts.lm_eval.models.upstream import set_max_length, set_rank
 from xent_metrics.hosts.lm_eval.models.verify import verify
-from xent_metrics.hosts.lm_eval.models.windows import Window
 
 __all__ = ["XentHFLM"]
 
@@ -50,8 +47,10 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
 
     Args:
         pretrained, *args, **kwargs: as for `hf`. `batch_size` is how many of the longest requests of a call fit into a
-            batch; shorter ones fill it up to as many tokens (on a CPU at most 2,048). With `logits_cache=False` requests
-            share nothing. Log-probabilities are float32 whatever the `softmax_dtype`, or wider if that is.
+            batch; shorter ones fill it up to as many tokens (on a CPU at most 2,048). On a GPU, 1 (the default) means as
+            many ids as fit into its free memory, at most 65,536; "auto" at most `max_batch_size` of the longest requests of
+            those. With `logits_cache=False` requests share nothing. Log-probabilities are float32 whatever the
+            `softmax_dtype`, or wider if that is.
         stride: score long texts by overlapping windows, each of which predicts `stride` new tokens after
             ``max_length − stride`` tokens of context. By default windows are lm-eval's own, which hardly overlap.
         log_tokens: with `--log_samples`, write the text, id, nll and bytes of every token into the samples. No value changes.
@@ -163,26 +162,17 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
         return int(self.model.get_input_embeddings().weight.shape[0])
 
     def _batch_tokens(self, longest: int, override_bs: int | None) -> int:
-        on_cpu = self.device.type == "cpu"
-        if self.batch_size == "auto":
-            rows = self.max_batch_size if on_cpu else self._largest_batch(longest)
-        else:
-            rows = override_bs or self.batch_size
-        return min(rows * longest, _CPU_TOKENS) if on_cpu else rows * longest
-
-    def _largest_batch(self, longest: int) -> int:
-        """The most rows of `longest` ids that fit into memory, at most `max_batch_size`."""
-        row = alone(0, Window((0,) * longest, (0,) * longest))
-
-        @find_executable_batch_size(starting_batch_size=self.max_batch_size)  # type: ignore[untyped-decorator]
-        def largest(batch_size: int) -> int:
-            states = self.forward.states([row] * batch_size)
-            self.forward.score(states, [0] * len(states))
-            return batch_size
-
-        size = int(largest())  # not agreed between processes: one whose requests are all cached doesn't get here
-        log.info("xent-hf: batch_size=auto is %d requests of %d tokens", size, longest)
-        return size
+        rows = self.max_batch_size if self.batch_size == "auto" else override_bs or self.batch_size
+        asked = int(rows * longest)
+        if self.device.type == "cpu":
+            return min(asked, _CPU_TOKENS)
+        if self.batch_size != "auto" and rows > 1:
+            return asked
+        fit = self.forward.ids_that_fit(longest)
+        log.info("xent-hf: batches of up to %s ids", fit or asked)
+        if fit is None:  # the device doesn't say how much memory it has
+            return asked
+        return min(asked, fit) if self.batch_size == "auto" else fit
 
 
 def _check_names(names: Iterable[str]) -> None:

@@ -5,7 +5,8 @@ it shares with the window before it. An id attends only to its own ancestors (a 
 in its own window. Caching runs a prefix by itself and keeps its keys and values. The rows of all windows with this prefix
 then start after it. `plan` combines both and picks the cheapest layout it finds, measured in tokens run.
 
-This module only plans. It knows no model, and the mask is its only tensor.
+This module only plans. It knows no model, and a row's mask is its only tensor. What is worth sharing depends on the model and
+its device (`Costs`).
 """
 
 from __future__ import annotations
@@ -18,11 +19,9 @@ from torch import Tensor
 
 from xent_metrics.hosts.lm_eval.models.windows import Window
 
-__all__ = ["PrefixGroup", "Row", "after", "alone", "batches_of", "plan"]
+__all__ = ["Costs", "PrefixGroup", "Row", "after", "alone", "batches_of", "plan"]
 
 _SHORTEST_PREFIX = 32  # tokens; below this, a forward for the prefix costs more than it saves
-_PREFIX_OVERHEAD = 64  # tokens that take as long to run as the forward of a prefix takes to start
-_PAIRS_PER_TOKEN = 4096  # pairs of ids whose attention costs as much as the rest of one token (about 6 hidden sizes)
 _LONGEST_TREE = 4096  # ids: bounds the block mask
 _LEVELS = 8  # of prefixes within prefixes that are considered
 
@@ -65,16 +64,23 @@ class Row:
         scored = range(len(window.inputs))[window.scored]
         self.places.append((place, [self.path[depth - self.prefix] for depth in scored], window.targets))
 
+    def ends(self) -> list[int]:
+        """For each column the first one after it that doesn't attend to it.
+
+        Branches are added depth first, so the ids that attend to a column are those from it up to its end.
+        """
+        ends = [len(self)] * len(self)
+        path: list[int] = []
+        for (start, parent), after_it in zip(self.branches, [*self.branches[1:], (len(self), -1)], strict=True):
+            while path and path[-1] > parent:
+                ends[path.pop()] = start
+            path += range(start, after_it[0])
+        return ends
+
     def sees(self) -> Tensor:
         """The mask ``(S, S)``, bool: True if the id of the row attends to the id of the column."""
-        length = len(self)
-        seen = torch.zeros(length, length, dtype=torch.bool)
-        ends = [start for start, _ in self.branches[1:]] + [length]
-        for (start, parent), end in zip(self.branches, ends, strict=True):
-            if parent >= 0:
-                seen[start:end] = seen[parent]
-            seen[start:end, start:end] = torch.ones(end - start, end - start, dtype=torch.bool).tril()
-        return seen
+        column = torch.arange(len(self))
+        return (column <= column[:, None]) & (column[:, None] < torch.tensor(self.ends(), dtype=torch.long))
 
 
 @dataclass(frozen=True)
@@ -85,13 +91,6 @@ class PrefixGroup:
     rows: list[Row]
 
     @property
-    def cost(self) -> float:
-        """In tokens run; a row's attention to itself and to the prefix is counted by its pairs of ids."""
-        prefix = len(self.prefix)
-        own = prefix + _PREFIX_OVERHEAD if prefix else 0
-        return own + sum(len(row) * (1 + (prefix + len(row)) / _PAIRS_PER_TOKEN) for row in self.rows)
-
-    @property
     def num_tokens(self) -> int:
         """The ids that are run, the prefix's among them."""
         return len(self.prefix) + sum(map(len, self.rows))
@@ -100,6 +99,30 @@ class PrefixGroup:
     def longest(self) -> int:
         """The ids of the longest row, the prefix's among them."""
         return len(self.prefix) + max(map(len, self.rows))
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a layout costs on a device, in tokens run. The defaults were measured on CPUs.
+
+    Attributes:
+        pairs_per_token: pairs of ids whose attention costs as much as the rest of one token.
+        prefix_overhead: tokens that take as long to run as the forward of a prefix takes to start.
+        branches_apart: run rows that branch in batches of their own, so that the other batches need no mask.
+    """
+
+    pairs_per_token: float = 4096  # about 6 hidden sizes
+    prefix_overhead: float = 64
+    branches_apart: bool = False
+
+    def of(self, group: PrefixGroup) -> float:
+        """In tokens run; a row's attention to itself and to the prefix is counted by its pairs of ids."""
+        prefix = len(group.prefix)
+        own = prefix + self.prefix_overhead if prefix else 0
+        return own + sum(len(row) * (1 + (prefix + len(row)) / self.pairs_per_token) for row in group.rows)
+
+
+_ON_CPU = Costs()
 
 
 def alone(place: int, window: Window) -> Row:
@@ -115,7 +138,9 @@ def after(prefix: int, windows: Sequence[Window], *, packing: bool) -> PrefixGro
     return PrefixGroup(windows[0].inputs[:prefix], planner.rows(0, len(windows), prefix))
 
 
-def plan(windows: Sequence[Window], places: Sequence[int], *, packing: bool, caching: bool) -> list[PrefixGroup]:
+def plan(
+    windows: Sequence[Window], places: Sequence[int], *, packing: bool, caching: bool, costs: Costs = _ON_CPU
+) -> list[PrefixGroup]:
     """The cheapest layout found for the windows at `places`, longest first.
 
     Windows with equal inputs, or with inputs that begin another window, run once even without `packing` and `caching`.
@@ -125,7 +150,7 @@ def plan(windows: Sequence[Window], places: Sequence[int], *, packing: bool, cac
     >>> group.rows[0].tokens, group.rows[0].depths
     ([1, 2, 3, 4, 7], [0, 1, 2, 3, 3])
     """
-    groups = _Planner(windows, places, packing=packing, caching=caching).groups()
+    groups = _Planner(windows, places, packing=packing, caching=caching, costs=costs).groups()
     without = [row for group in groups if not group.prefix for row in group.rows]
     found = [group for group in groups if group.prefix] + ([PrefixGroup((), without)] if without else [])
     for group in found:
@@ -133,27 +158,42 @@ def plan(windows: Sequence[Window], places: Sequence[int], *, packing: bool, cac
     return sorted(found, key=lambda group: group.longest, reverse=True)
 
 
-def batches_of(group: PrefixGroup, max_tokens: int, *, row_length: int | None = None) -> Iterator[list[Row]]:
+def batches_of(
+    group: PrefixGroup, max_tokens: int, *, row_length: int | None = None, branches_apart: bool = False
+) -> Iterator[list[Row]]:
     """The rows of a group in batches of at most `max_tokens` padded ids, but of at least one row.
 
     Args:
         group: a group whose rows are sorted, longest first.
         max_tokens: the most ids of a batch, prefix and padding included.
         row_length: the length that every row is padded to; by default that of the first row of its batch.
+        branches_apart: as in `Costs`. Rows after a prefix stay together, since all of them need a mask.
     """
-    start = 0
-    while start < len(group.rows):
-        length = row_length or len(group.prefix) + len(group.rows[start])
-        size = max(1, max_tokens // length)
-        yield group.rows[start : start + size]
-        start += size
+    parts = [group.rows]
+    if branches_apart and not group.prefix:
+        parts = [[row for row in group.rows if row.is_chain is chain] for chain in (False, True)]
+    for rows in parts:
+        start = 0
+        while start < len(rows):
+            length = row_length or len(group.prefix) + len(rows[start])
+            size = max(1, max_tokens // length)
+            yield rows[start : start + size]
+            start += size
 
 
 class _Planner:
     """Windows sorted by their ids, so that windows with a shared prefix are neighbours."""
 
-    def __init__(self, windows: Sequence[Window], places: Sequence[int], *, packing: bool, caching: bool) -> None:
-        self.packing, self.caching = packing, caching
+    def __init__(
+        self,
+        windows: Sequence[Window],
+        places: Sequence[int],
+        *,
+        packing: bool,
+        caching: bool,
+        costs: Costs = _ON_CPU,
+    ) -> None:
+        self.packing, self.caching, self.costs = packing, caching, costs
         self.order = sorted(places, key=lambda place: (windows[place].inputs, place))
         self.windows = [windows[place] for place in self.order]
         pairs = zip(self.windows, self.windows[1:], strict=False)
@@ -179,7 +219,7 @@ class _Planner:
             if level < _LEVELS:
                 parts = self._parts(low, high, max(shared + 1, shared * 5 // 4, _SHORTEST_PREFIX))
                 options.append([group for part in parts for group in self._best(*part, level + 1)])
-        return min(options, key=lambda groups: sum(group.cost for group in groups))
+        return min(options, key=lambda groups: sum(map(self.costs.of, groups)))
 
     def rows(self, low: int, high: int, prefix: int) -> list[Row]:
         rows: list[Row] = []
@@ -196,7 +236,7 @@ class _Planner:
         if shared == len(row.path):
             return True
         masked = 2 * new * len(row)  # pairs that attention computes and the mask discards
-        return self.packing and len(row) + new <= _LONGEST_TREE and shared * _PAIRS_PER_TOKEN >= masked
+        return self.packing and len(row) + new <= _LONGEST_TREE and shared * self.costs.pairs_per_token >= masked
 
 
 def _common(first: tuple[int, ...], second: tuple[int, ...]) -> int:

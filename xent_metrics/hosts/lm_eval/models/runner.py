@@ -4,6 +4,9 @@ If a batch that shares more than any before it disagrees with its windows alone 
 with one line in the log. Everything that isn't scored yet, including this batch, then runs window by window.
 
 A batch that doesn't fit into memory runs again at half the size.
+
+The results of a batch are read after the next batch has been started, so a device has work while the host reads one batch
+and lays out another (transfer.py).
 """
 
 from __future__ import annotations
@@ -11,16 +14,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size  # type: ignore[import-untyped]
-from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from xent_metrics.hosts.lm_eval.models.forward import Forward
 from xent_metrics.hosts.lm_eval.models.freed_memory import keep_freed_memory
 from xent_metrics.hosts.lm_eval.models.packing import PrefixGroup, Row, alone, batches_of, plan
 from xent_metrics.hosts.lm_eval.models.sharing_check import DisagreementError, SharingCheck
+from xent_metrics.hosts.lm_eval.models.transfer import start_copy
 from xent_metrics.hosts.lm_eval.models.windows import Window
 from xent_metrics.scoring.scores import TokenScores
 
@@ -35,7 +39,7 @@ class _TooLargeError(Exception):
     def __init__(self, error: RuntimeError, rows: Sequence[Row]) -> None:
         super().__init__(str(error))
         self.error = error
-        self.num_rows, self.num_tokens = len(rows), len(rows) * max(map(len, rows))
+        self.num_rows, self.num_tokens = len(rows), len(rows) * (rows[0].prefix + max(map(len, rows)))
 
 
 @contextmanager
@@ -46,6 +50,22 @@ def _noticing_too_large(rows: Sequence[Row]) -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error):
             raise _TooLargeError(error, rows) from error
         raise
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A batch that was started, and what waits for its scores."""
+
+    rows: Sequence[Row]
+    arrive: Callable[[], TokenScores]
+
+    def results(self) -> Iterator[tuple[int, TokenScores]]:
+        """The place and the scores of each window."""
+        scores, start = self.arrive(), 0
+        for place, _, targets in (place for row in self.rows for place in row.places):
+            own = scores[start : start + len(targets)].map(torch.clone)  # a view would pickle the whole batch
+            start += len(targets)
+            yield place, own
 
 
 class Runner:
@@ -102,21 +122,31 @@ class Runner:
     def _run(
         self, windows: Sequence[Window], places: Sequence[int], share: bool, max_tokens: int, bar: tqdm
     ) -> Iterator[tuple[int, TokenScores]]:
-        forward = self.forward
         groups = list(self._groups(windows, places, share))
         bar.total = bar.n + sum(group.num_tokens for group in groups)
         bar.refresh()
+        for batch in _one_behind(self._start(windows, groups, max_tokens, bar)):
+            yield from batch.results()
+            bar.update(sum(map(len, batch.rows)))
+
+    def _start(
+        self, windows: Sequence[Window], groups: Sequence[PrefixGroup], max_tokens: int, bar: tqdm
+    ) -> Iterator[_Batch]:
+        """Start the batches one after the other, without reading any result."""
+        forward = self.forward
+        apart = forward.costs.branches_apart
         for group in groups:
             with _noticing_too_large([Row(tokens=[*group.prefix])]):
                 cache = forward.prefix_cache(group.prefix) if group.prefix else None
             bar.update(len(group.prefix))
-            for rows in batches_of(group, max_tokens, row_length=forward.row_length):
+            for rows in batches_of(group, max_tokens, row_length=forward.row_length, branches_apart=apart):
                 with _noticing_too_large(rows):
                     states = forward.states(rows, cache)
                     self.sharing.check(group, rows, states, windows)
-                    scored = list(self._score(rows, states))
-                yield from scored
-                bar.update(sum(map(len, rows)))
+                    targets = [target for row in rows for _, _, targets in row.places for target in targets]
+                    arrive = start_copy(forward.score(states, targets))
+                del states
+                yield _Batch(rows, arrive)
 
     def _groups(self, windows: Sequence[Window], places: Sequence[int], share: bool) -> Iterator[PrefixGroup]:
         """The layout of the windows at `places`.
@@ -133,18 +163,26 @@ class Runner:
         switch = self.forward.rope_switch
         long = [place for place in places if switch is not None and len(windows[place].inputs) > switch.length]
         beyond = set(long)
-        yield from plan(windows, [place for place in places if place not in beyond], packing=packing, caching=caching)
+        costs, short = self.forward.costs, [place for place in places if place not in beyond]
+        yield from plan(windows, short, packing=packing, caching=caching, costs=costs)
         if switch is not None and switch.once:
-            yield from plan(windows, long, packing=packing, caching=False)
+            yield from plan(windows, long, packing=packing, caching=False, costs=costs)
         else:
             for place in sorted(long, key=lambda place: len(windows[place].inputs)):
                 yield from plan(windows, [place], packing=False, caching=False)
 
-    def _score(self, rows: Sequence[Row], states: Tensor) -> Iterator[tuple[int, TokenScores]]:
-        places = [place for row in rows for place in row.places]
-        scores = self.forward.score(states, [target for _, _, targets in places for target in targets])
-        start = 0
-        for place, _, targets in places:
-            own = scores[start : start + len(targets)].map(torch.clone)  # a view would pickle the whole batch
-            start += len(targets)
-            yield place, own
+
+def _one_behind(batches: Iterator[_Batch]) -> Iterator[_Batch]:
+    """Each batch once the next one was started, or failed to start."""
+    started: _Batch | None = None
+    try:
+        for batch in batches:
+            if started is not None:
+                yield started
+            started = batch
+    except (_TooLargeError, DisagreementError):
+        if started is not None:
+            yield started
+        raise
+    if started is not None:
+        yield started

@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from xent_metrics.errors import InvalidInputError, PluginError
 from xent_metrics.hosts.lm_eval.models.forward import Forward
 from xent_metrics.hosts.lm_eval.models.hf_forward import HFForward
-from xent_metrics.hosts.lm_eval.models.packing import PrefixGroup, after, alone
+from xent_metrics.hosts.lm_eval.models.packing import PrefixGroup, Row, after, alone
 from xent_metrics.hosts.lm_eval.models.windows import Window, continuation_window
 from xent_metrics.scoring.score import score_tokens
 
@@ -48,6 +48,7 @@ _SHORTCUTS = {
     "hidden": ("hidden", "the model's own logits are scored"),
     "packing": ("packing", "windows that branch run row by row"),
     "caching": ("caching", "shared prefixes aren't cached"),
+    "end_to_end": ("end_to_end", "rows are padded"),
     "context_on": ("forward_context", "the model runs without the plugin"),
 }
 _ALONE = "its results are {} off those of windows alone"
@@ -61,8 +62,8 @@ def tolerance(forward: Forward) -> float:
 
 def distance(found: Tensor, expected: Tensor) -> float:
     """‖found − expected‖ / ‖expected‖; nan if either isn't finite."""
-    wanted = expected.double()
-    return float((found.double() - wanted).norm() / wanted.norm())
+    wanted = expected.to("cpu").double()  # some devices have no float64
+    return float((found.to("cpu").double() - wanted).norm() / wanted.norm())
 
 
 def verify(forward: HFForward, ids: Sequence[int], max_length: int) -> None:
@@ -82,7 +83,9 @@ def verify(forward: HFForward, ids: Sequence[int], max_length: int) -> None:
         _verify_sharing(forward, windows, length)
     _verify_context(forward, ids, max_length)
     states = ", ".join(
-        f"{label} {'on' if getattr(forward, name) else 'off'}" for name, (label, _) in _SHORTCUTS.items()
+        f"{label} {'on' if getattr(forward, name) else 'off'}"
+        for name, (label, _) in _SHORTCUTS.items()
+        if name != "end_to_end" or forward.varlen
     )
     log.info("xent-hf runs %s with %s", forward.name, states)
 
@@ -98,6 +101,13 @@ def _verify_sharing(forward: HFForward, windows: Sequence[Window], length: int) 
     )  # fmt: skip
     group = after(length // 2 - 1, windows, packing=forward.packing)
     _try(forward, "caching", _Check(_ALONE, lambda: _error(forward, group, expected), bound))
+    if forward.varlen:
+        chains = [alone(place, window) for place, window in enumerate(windows)]
+        _try(
+            forward, "end_to_end",
+            _Check(_ALONE, lambda: _error(forward, PrefixGroup((), chains), expected), bound),
+            _Check("ids of one row move what another predicts by {}", lambda: _leak_of_rows(forward, chains), _UNMOVED),
+        )  # fmt: skip
 
 
 def _verify_context(forward: HFForward, ids: Sequence[int], max_length: int) -> None:
@@ -254,13 +264,31 @@ def _leak(forward: HFForward, windows: Sequence[Window]) -> float:
     expected = forward.states([row])
 
     def moved(start: int, end: int, seen: Tensor) -> float:
-        tokens = list(row.tokens)
-        for column in range(start, end):
-            tokens[column] = tokens[0] if tokens[column] != tokens[0] else tokens[1]
-        found = forward.states([dataclasses.replace(row, tokens=tokens)])
+        found = forward.states([_changed(row, start, end)])
         return distance(found[seen], expected[seen])
 
     sees = row.sees()[predicting]
     first, second, last = starts[1], starts[2], starts[-1]
     leak = moved(first, second, (predicting >= second) & ~sees[:, first:second].any(dim=-1))
     return leak if not leak <= _OF_ROUNDING * moved(last, len(row), predicting < last) else 0.0
+
+
+def _leak_of_rows(forward: HFForward, rows: Sequence[Row]) -> float:
+    """Leakage between rows that run end to end, as `_leak`: no row can see a later one."""
+    expected = forward.states(rows)
+    scored = [sum(len(targets) for _, _, targets in row.places) for row in rows]
+
+    def moved(changed: int, seen: slice) -> float:
+        others = [_changed(row, 0, len(row)) if i == changed else row for i, row in enumerate(rows)]
+        return distance(forward.states(others)[seen], expected[seen])
+
+    leak = moved(0, slice(scored[0], None))
+    return leak if not leak <= _OF_ROUNDING * moved(len(rows) - 1, slice(-scored[-1])) else 0.0
+
+
+def _changed(row: Row, start: int, end: int) -> Row:
+    """The row with other ids in the columns from `start` to `end`."""
+    tokens = list(row.tokens)
+    for column in range(start, end):
+        tokens[column] = tokens[0] if tokens[column] != tokens[0] else tokens[1]
+    return dataclasses.replace(row, tokens=tokens)
