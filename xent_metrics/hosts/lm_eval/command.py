@@ -17,15 +17,10 @@ import yaml  # type: ignore[import-untyped]
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.hosts.lm_eval.metric_entry import OWN_KEYS
 from xent_metrics.hosts.lm_eval.task_manager import XentTaskManager
-from xent_metrics.hosts.lm_eval.upstream import as_command, register_model
+from xent_metrics.hosts.lm_eval.upstream import as_command
 from xent_metrics.plugins import get_metric
 
-__all__ = ["parse_metrics", "register_models", "run"]
-
-_MODELS = {
-    "xent-hf": "xent_metrics.hosts.lm_eval.models.hf_lm:XentHFLM",
-    "xent-torch": "xent_metrics.hosts.lm_eval.models.torch_lm:TorchLM",
-}
+__all__ = ["parse_metrics", "run"]
 
 
 def run(arguments: Sequence[str], metrics: str | None = None) -> None:
@@ -36,15 +31,8 @@ def run(arguments: Sequence[str], metrics: str | None = None) -> None:
         metrics: added to every task; ``a,b:option=value;option=value``.
     """
     entries = parse_metrics(metrics)
-    register_models()
     with as_command(arguments, partial(XentTaskManager, entries=entries)) as command:
         command()
-
-
-def register_models() -> None:
-    """Let lm-eval find our models by name."""
-    for name, target in _MODELS.items():
-        register_model(name, target)
 
 
 def parse_metrics(text: str | None) -> list[dict[str, Any]]:

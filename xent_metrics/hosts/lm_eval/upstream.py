@@ -20,9 +20,8 @@ from importlib.metadata import version
 from typing import Any
 
 import lm_eval.api.metrics  # fills the registries of metrics and aggregations
-import lm_eval.models  # lm-eval registers its own models only while its registry is empty: before we add ours
 import lm_eval.tasks
-from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, aggregation_registry, metric_registry, model_registry
+from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, aggregation_registry, metric_registry
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Kind
 
@@ -36,7 +35,6 @@ __all__ = [
     "as_command",
     "configure_tasks",
     "default_metrics",
-    "register_model",
 ]
 
 #: What lm-eval's `process_results` can emit, by output type. It drops every other metric without a word.
@@ -59,16 +57,6 @@ Configure = Callable[[str, dict[str, Any]], dict[str, Any]]
 def default_metrics(output_type: str) -> list[str]:
     """The metrics that lm-eval computes for a task without a `metric_list`."""
     return list(DEFAULT_METRIC_REGISTRY.get(output_type, []))
-
-
-def register_model(name: str, target: str) -> None:
-    """Let lm-eval find a model class by name; it is imported when it is first asked for.
-
-    lm-eval 0.4.13 doesn't read the entry points `lm_eval.models` of other packages. Once it does, the name is already
-    there and this does nothing.
-    """
-    if name not in model_registry:
-        model_registry.register(name, target=target)
 
 
 class _ConfiguringFactory(TaskFactory):  # type: ignore[misc]  # lm-eval is untyped
