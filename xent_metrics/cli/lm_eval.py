@@ -21,7 +21,9 @@ def lm_eval(
         ),
     ] = None,
 ) -> None:
-    """Run lm-eval's own command with the models xent-hf and xent-torch, the tasks of xent-metrics and those of plugins.
+    """Run lm-eval's own command with the models of xent-metrics, and the tasks of xent-metrics and of plugins.
+
+    The models are xent-hf, xent-torch, xent-vllm, xent-sglang and xent-completions.
 
     All other options are passed on to lm-eval; `xent lm-eval run --help` prints its help.
     """
