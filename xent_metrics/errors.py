@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "CapacityError",
     "ComparisonError",
+    "EngineError",
     "InvalidInputError",
     "InvalidTargetError",
     "MetricOptionError",
@@ -36,6 +37,10 @@ class CapacityError(XentMetricsError, OverflowError):
 
 class MissingScoreError(XentMetricsError, LookupError):
     """A metric needs a score that the host doesn't give."""
+
+
+class EngineError(XentMetricsError, RuntimeError):
+    """A serving engine gives no answer, or one that can't be scored; the message says what it gave."""
 
 
 class UnknownMetricError(XentMetricsError, LookupError):

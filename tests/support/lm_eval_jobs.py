@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from support.strategy_jobs import launched
 from xent_metrics.hosts.lm_eval import TorchLM
-from xent_metrics.hosts.lm_eval.command import register_models
+from xent_metrics.hosts.lm_eval.model_names import register_models
 from xent_metrics.hosts.lm_eval.task_manager import XentTaskManager
 
 MODELS = ("hf", "xent-hf", "xent-torch")

@@ -25,7 +25,9 @@ def lm_eval(
         typer.Option("--xent_only", help="Leave lm-eval's own metrics out; no text is then generated."),
     ] = False,
 ) -> None:
-    """Run lm-eval's own command with the models xent-hf and xent-torch, the tasks of xent-metrics and those of plugins.
+    """Run lm-eval's own command with the models of xent-metrics, and the tasks of xent-metrics and of plugins.
+
+    The models are xent-hf, xent-torch, xent-vllm, xent-sglang and xent-completions.
 
     All other options are passed on to lm-eval; `xent lm-eval run --help` prints its help.
     """

@@ -9,12 +9,11 @@ import subprocess
 import sys
 
 import pytest
-from lm_eval.api.registry import get_model, model_registry
 from sqlitedict import SqliteDict
 from support.hf_model import tiny_model, tiny_tokenizer
 
 from xent_metrics.errors import MetricOptionError, UnknownMetricError
-from xent_metrics.hosts.lm_eval.command import parse_metrics, register_models
+from xent_metrics.hosts.lm_eval.command import parse_metrics
 
 TASKS = ["xent_python_docs_tokens", "xent_python_docs_cloze"]
 
@@ -147,11 +146,3 @@ def test_metrics_are_parsed_with_their_options():
 def test_mistakes_in_the_option_are_found_by_parsing_it(text, error):
     with pytest.raises(error):
         parse_metrics(text)
-
-
-def test_models_are_registered_once():
-    register_models()
-    register_models()
-    assert {"hf", "xent-hf", "xent-torch"} <= set(model_registry)
-    assert get_model("xent-torch").gives_token_scores
-    assert get_model("xent-hf").gives_token_scores

@@ -1,4 +1,6 @@
-"""lm-evaluation-harness: tasks with our metrics (`XentTask`) and models with token scores (`TorchLM`, `XentHFLM`).
+"""lm-evaluation-harness: tasks with our metrics (`XentTask`) and models with token scores (`TorchLM`, `XentHFLM`, engines).
+
+Importing this package registers the names of the models, such as ``xent-hf``, with lm-eval.
 
 Who syncs: lm-eval gathers the values of all documents to rank 0 and aggregates them there. Each value carries packed
 sums, which rank 0 adds. The task side starts no collective of its own.
@@ -10,8 +12,9 @@ sums, which rank 0 adds. The task side starts no collective of its own.
     empty_ranks.py   ranks without documents          extra_scores.py     scores that metrics ask a model for
     gold_answers.py  what generations should be       groups.py           exact values of groups
     metric_groups.py a metric by groups               upstream.py         lm-eval's private names
-    command.py       `xent lm-eval`                   python_docs.py      an offline corpus
-    models/          xent-hf and xent-torch
+    command.py       `xent lm-eval`                   model_names.py      the models' names, for lm-eval
+    python_docs.py   an offline corpus                models/             xent-hf and xent-torch
+    engines/         xent-vllm, xent-sglang, xent-completions
 """
 
 from __future__ import annotations
@@ -25,14 +28,28 @@ from xent_metrics.errors import MissingExtraError
 if find_spec("lm_eval") is None:
     raise MissingExtraError("xent_metrics.hosts.lm_eval needs lm-eval: pip install 'xent-metrics[lm-eval]'")
 
+from xent_metrics.hosts.lm_eval.model_names import register_models
+
 if TYPE_CHECKING:
+    from xent_metrics.hosts.lm_eval.engines.completions import XentCompletions
+    from xent_metrics.hosts.lm_eval.engines.sglang import XentSGLang
+    from xent_metrics.hosts.lm_eval.engines.vllm import XentVLLM
     from xent_metrics.hosts.lm_eval.models.hf_lm import XentHFLM
     from xent_metrics.hosts.lm_eval.models.torch_lm import TorchLM
     from xent_metrics.hosts.lm_eval.task import XentTask
 
-__all__ = ["TorchLM", "XentHFLM", "XentTask"]
+__all__ = ["TorchLM", "XentCompletions", "XentHFLM", "XentSGLang", "XentTask", "XentVLLM"]
 
-_HOME = {"XentTask": ".task", "TorchLM": ".models.torch_lm", "XentHFLM": ".models.hf_lm"}
+_HOME = {
+    "TorchLM": ".models.torch_lm",
+    "XentCompletions": ".engines.completions",
+    "XentHFLM": ".models.hf_lm",
+    "XentSGLang": ".engines.sglang",
+    "XentTask": ".task",
+    "XentVLLM": ".engines.vllm",
+}
+
+register_models()
 
 
 def __getattr__(name: str) -> Any:

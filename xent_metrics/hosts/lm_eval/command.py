@@ -18,15 +18,10 @@ import yaml  # type: ignore[import-untyped]
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.hosts.lm_eval.metric_entry import OWN_KEYS
 from xent_metrics.hosts.lm_eval.task_manager import XentTaskManager
-from xent_metrics.hosts.lm_eval.upstream import as_command, register_model
+from xent_metrics.hosts.lm_eval.upstream import as_command
 from xent_metrics.plugins import get_metric
 
-__all__ = ["parse_metrics", "register_models", "run"]
-
-_MODELS = {
-    "xent-hf": "xent_metrics.hosts.lm_eval.models.hf_lm:XentHFLM",
-    "xent-torch": "xent_metrics.hosts.lm_eval.models.torch_lm:TorchLM",
-}
+__all__ = ["parse_metrics", "run"]
 
 
 def run(arguments: Sequence[str], metrics: str | None = None, *, only: bool = False) -> None:
@@ -38,15 +33,8 @@ def run(arguments: Sequence[str], metrics: str | None = None, *, only: bool = Fa
         only: leave lm-eval's own metrics out, so that nothing is generated.
     """
     entries = parse_metrics(metrics)
-    register_models()
     with as_command(arguments, partial(XentTaskManager, entries=entries, only=only)) as command:
         command()
-
-
-def register_models() -> None:
-    """Let lm-eval find our models by name."""
-    for name, target in _MODELS.items():
-        register_model(name, target)
 
 
 def parse_metrics(text: str | None) -> list[dict[str, Any]]:

@@ -9,19 +9,21 @@ from xent_metrics.errors import MissingScoreError
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums.metric import TokenMetric
 
-__all__ = ["ANY_MODEL_GIVES", "CHOICES_GIVE", "can_score", "require_scores", "token_model_gives"]
+__all__ = ["ANY_MODEL_GIVES", "CHOICES_GIVE", "ENGINES_GIVE", "can_score", "require_scores", "token_model_gives"]
 
 #: Every lm-eval model: one loglikelihood per request. The task knows the text, so its bytes and words are known too.
 ANY_MODEL_GIVES = TokenScores.empty(["num_bytes", "num_words"], row_kind="document")
 #: Multiple choice with any model: the distribution over the choices, without any text. The metric's options decide
 #: which scores are computed from it; see `choice_scores`.
 CHOICES_GIVE = TokenScores.empty([], row_kind="choice")
+_OF_TOKENS = ("confidence", "correct", "target", "num_bytes", "invalid")
+#: Serving engines: the log-probability of each token and the largest one, but no distribution for extra scores.
+ENGINES_GIVE = TokenScores.empty(_OF_TOKENS)
 
 
 def token_model_gives(metric: TokenMetric) -> TokenScores:
     """What a model with token scores gives the metric, including all extra scores that it asks for."""
-    fields = ["confidence", "correct", "target", "num_bytes", "invalid"]
-    return TokenScores.empty(fields, extra_scores=metric.extra_scores())
+    return TokenScores.empty(_OF_TOKENS, extra_scores=metric.extra_scores())
 
 
 def require_scores(scores: TokenScores, metric: TokenMetric) -> None:

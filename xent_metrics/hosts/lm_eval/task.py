@@ -14,6 +14,7 @@ aggregations add the sums there. Every document emits the same keys, ``<name>`` 
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -31,7 +32,7 @@ from xent_metrics.hosts.lm_eval.metric_entry import GENERATIVE, Entry
 from xent_metrics.hosts.lm_eval.metric_groups import By, DocumentGroups, MetricGroups
 from xent_metrics.hosts.lm_eval.metric_list import ADDED, ONLY, read_metric_list
 from xent_metrics.hosts.lm_eval.requested_text import attach_text, requested_text
-from xent_metrics.hosts.lm_eval.requirements import ANY_MODEL_GIVES, require_scores
+from xent_metrics.hosts.lm_eval.requirements import ANY_MODEL_GIVES, ENGINES_GIVE, can_score, require_scores
 from xent_metrics.hosts.lm_eval.upstream import aggregate_groups
 from xent_metrics.scoring.scores import TokenScores
 
@@ -54,8 +55,9 @@ class XentTask(GoldAnswerTask):
       then, so under the stock command with `--model hf` the error comes before the first forward pass.
     - When results come: token scores again, for a process in which another model than the one in use gives them.
 
-    A model class that gives token scores (see models/results.py) sets ``gives_token_scores = True``. What metrics need
-    of each token beyond its loss is written on the requests (see extra_scores.py).
+    A model class that gives token scores (see models/results.py) sets ``gives_token_scores = True``, and
+    ``gives_extra_scores = False`` if it has no distribution for others than those. What metrics need of each token beyond
+    its loss is written on the requests (see extra_scores.py).
     """
 
     def __init__(self, config: Mapping[str, Any], **kwargs: Any) -> None:
@@ -120,23 +122,29 @@ class XentTask(GoldAnswerTask):
 
     def build_all_requests(self, **options: Any) -> None:
         """Build the requests, once it is clear that the model can score the metrics, and ask for extra scores on them."""
-        if not _a_loaded_model_gives_token_scores():
-            for entry in self._entries:
-                self._require_of_any_model(entry)
+        for entry in self._entries:
+            self._require_of_loaded_models(entry)
         super().build_all_requests(**options)
         of_tokens = {entry.name: entry.metric for entry in self._entries if entry.over != "choices"}
         ask_for(self.instances, extra_scores_of(of_tokens))
 
-    def _require_of_any_model(self, entry: Entry) -> None:
-        if entry.over == "choices":
+    def _require_of_loaded_models(self, entry: Entry) -> None:
+        by_token = entry.by is not None and entry.by.grouping is not None
+        if entry.over == "choices" or (can_score(ANY_MODEL_GIVES, entry.metric) and not by_token):
             return
+        found = _loaded_models()
         try:
-            require_scores(ANY_MODEL_GIVES, entry.metric)
-            if entry.by is not None and entry.by.grouping is not None:
+            if not found:
+                require_scores(ANY_MODEL_GIVES, entry.metric)
                 ANY_MODEL_GIVES.require((), row_kinds=frozenset({"token"}), metric=f"{entry.name} by group")
+            elif not any(getattr(model, "gives_extra_scores", True) for model in found):
+                require_scores(ENGINES_GIVE, entry.metric)
         except MissingScoreError as error:
             has_choices = self.OUTPUT_TYPE == "multiple_choice"
             hint = ". Over the choices it works with any model: `over: choices`" if has_choices else ""
+            if found:
+                names = ", ".join(sorted(str(getattr(model, "model_name", model.__name__)) for model in found))
+                hint = f". {names} gives each token's log-probability and the largest one; `--model xent-hf` gives more{hint}"
             raise MissingScoreError(f"task {self.config.task}: {error}{hint}") from error
 
     def construct_requests(self, doc: Any, ctx: Any, **kwargs: Any) -> Any:
@@ -292,9 +300,9 @@ def _cache_hint(error: XentMetricsError, results: Sequence[Any]) -> str:
     return ". If the model was one of these, its results came from the cache of another model: give --use_cache another name"
 
 
-def _a_loaded_model_gives_token_scores() -> bool:
-    """True if any loaded subclass of lm-eval's LM says so. If none does, neither does the model in use."""
+def _loaded_models() -> list[type[LM]]:
+    """The loaded subclasses of lm-eval's LM that give token scores. If there is none, the model in use doesn't either."""
     classes = [LM]
     for found in classes:  # grows while it is walked
         classes += found.__subclasses__()
-    return any(getattr(found, "gives_token_scores", False) for found in classes)
+    return [each for each in classes if getattr(each, "gives_token_scores", False) and not inspect.isabstract(each)]

@@ -21,10 +21,9 @@ from importlib.metadata import version
 from typing import Any
 
 import lm_eval.api.metrics  # fills the registries of metrics and aggregations
-import lm_eval.models  # lm-eval registers its own models only while its registry is empty: before we add ours
 import lm_eval.tasks
 from lm_eval.api.group import Group
-from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, aggregation_registry, metric_registry, model_registry
+from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, aggregation_registry, metric_registry
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Kind
 
@@ -40,7 +39,6 @@ __all__ = [
     "configure_tasks",
     "default_metrics",
     "filter_names",
-    "register_model",
 ]
 
 #: What lm-eval's `process_results` can emit, by output type. It drops every other metric without a word.
@@ -68,16 +66,6 @@ def default_metrics(output_type: str) -> list[str]:
 def filter_names(task: Any) -> list[str]:
     """The names of a task's filters: `ConfigurableTask._filters`, read in lm-eval 0.4.13."""
     return [each.name for each in task._filters]
-
-
-def register_model(name: str, target: str) -> None:
-    """Let lm-eval find a model class by name; it is imported when it is first asked for.
-
-    lm-eval 0.4.13 doesn't read the entry points `lm_eval.models` of other packages. Once it does, the name is already
-    there and this does nothing.
-    """
-    if name not in model_registry:
-        model_registry.register(name, target=target)
 
 
 class _ConfiguringFactory(TaskFactory):  # type: ignore[misc]  # lm-eval is untyped

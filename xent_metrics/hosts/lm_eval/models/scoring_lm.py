@@ -49,7 +49,8 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         logits_cache: whether windows may share their prefixes.
     """
 
-    gives_token_scores = True  # XentTask asks for this before the model runs
+    gives_token_scores = True  # XentTask asks for these two before the model runs
+    gives_extra_scores = True
     model_name = "a model with token scores"
     stride: int | None = None
     logits_cache = False
@@ -70,6 +71,11 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         """The number of ids that the model knows."""
         raise NotImplementedError
 
+    @property
+    def window_length(self) -> int:
+        """The most ids that a window reads."""
+        return int(self.max_length)
+
     def _batch_tokens(self, longest: int, override_bs: int | None) -> int:
         """The most ids of a batch, if the longest window has `longest`."""
         return int((override_bs or self.batch_size) * (self.forward.row_length or longest))
@@ -86,14 +92,14 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         self, requests: Sequence[Encoded], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         """`TemplateLM._loglikelihood_tokens`, abstract in lm-eval 0.4.13: `loglikelihood` of ids instead of texts."""
-        windows = [continuation_window(context, ids, max_length=self.max_length) for _, context, ids in requests]
-        cut = sum(len(context) + len(ids) > self.max_length + 1 for _, context, ids in requests)
+        windows = [continuation_window(context, ids, max_length=self.window_length) for _, context, ids in requests]
+        cut = sum(len(context) + len(ids) > self.window_length + 1 for _, context, ids in requests)
         if cut:
             log.warning(
                 "%s: the contexts of %d requests are cut on the left to max_length=%d",
                 self.model_name,
                 cut,
-                self.max_length,
+                self.window_length,
             )
         results: dict[int, tuple[float, bool]] = {}
         for place, scores in self._score(windows, "loglikelihood", disable_tqdm, override_bs):
@@ -128,18 +134,18 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
             before, ids = [self._prefix_token()], self.tok_encode(continuation, add_special_tokens=False)
             if ids[:1] == before:
                 ids = ids[1:]
-        if not 1 <= len(ids) <= self.max_length:
+        if not 1 <= len(ids) <= self.window_length:
             after = "" if context else f" after the id {before[0]} that begins a text"
             raise InvalidInputError(
                 f"the continuation {_short(continuation)} of {_short(context)} has {len(ids)} tokens{after}; expected 1 to "
-                f"max_length={self.max_length}. Look at the task's doc_to_target or doc_to_choice; long texts are "
+                f"max_length={self.window_length}. Look at the task's doc_to_target or doc_to_choice; long texts are "
                 "scored by loglikelihood_rolling"
             )
         return before, ids
 
     def _rolling_windows(self, text: str) -> list[Window]:
         ids, prefix_token = self.tok_encode(text), self._prefix_token()
-        return rolling_windows(ids, prefix_token=prefix_token, max_length=self.max_length, stride=self.stride)
+        return rolling_windows(ids, prefix_token=prefix_token, max_length=self.window_length, stride=self.stride)
 
     def _prefix_token(self) -> int:
         """The id that begins a text; raises `InvalidInputError` if there is none."""
@@ -174,9 +180,7 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
 
     def _score_texts(self, texts: Sequence[Sequence[Window]], disable_tqdm: bool) -> Iterator[tuple[int, TokenScores]]:
         """The number and the scores of each text, once all its windows are scored."""
-        fields = ("confidence", "correct", "target", "num_bytes")
-        nothing = TokenScores.empty(fields, extra_scores=self.forward.extra_scores)
-        yield from ((number, nothing) for number, text in enumerate(texts) if not text)
+        yield from ((number, self._no_scores()) for number, text in enumerate(texts) if not text)
         owner = [number for number, text in enumerate(texts) for _ in text]
         parts: dict[int, dict[int, TokenScores]] = {}
         windows = [window for text in texts for window in text]
@@ -187,6 +191,11 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
             if len(own) == len(texts[number]):
                 yield number, TokenScores.cat([own[place] for place in sorted(own)])
                 del parts[number]
+
+    def _no_scores(self) -> TokenScores:
+        """The scores of a text without tokens."""
+        fields = ("confidence", "correct", "target", "num_bytes")
+        return TokenScores.empty(fields, extra_scores=self.forward.extra_scores)
 
     @contextmanager
     def _extra_scores_for(self, requests: Sequence[Instance]) -> Iterator[None]:

@@ -94,8 +94,11 @@ def encode(tokenizer: Any, text: str, *, add_special_tokens: bool | None) -> lis
     return list(getattr(encoding, "ids", encoding))
 
 
-def bytes_table(tokenizer: Any, vocab_size: int) -> Tensor | None:
-    """UTF-8 bytes by id ``(V,)``; None if the tokenizer's bytes can't be counted, so that scores have no `num_bytes`."""
+def bytes_table(tokenizer: Any, vocab_size: int | None = None) -> Tensor | None:
+    """UTF-8 bytes by id ``(V,)``; None if the tokenizer's bytes can't be counted, so that scores have no `num_bytes`.
+
+    V is the largest id + 1 by default.
+    """
     try:
         return token_bytes(tokenizer, vocab_size=vocab_size)
     except TokenBytesError:
