@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 from support import triton_interpreter
 
 from xent_metrics.plugins import Plugin, Plugins, use_plugins
@@ -31,3 +32,19 @@ def small(monkeypatch):
 
     monkeypatch.setattr(rows, "SHAPES", {4: (16, 4), 2: (32, 2)})
     monkeypatch.setattr(rows, "TILES", 2)
+
+
+@pytest.fixture
+def batch():
+    """Logits (3, 8, 13) and targets (3, 8), three of them ignored."""
+    logits, target = 3 * torch.randn(3, 8, 13), torch.randint(13, (3, 8))
+    target[0, :2] = target[2, 7] = -100
+    return logits, target
+
+
+@pytest.fixture(autouse=True)
+def nothing_failed(monkeypatch):
+    """No hook is off because of an earlier test."""
+    from xent_metrics_triton import launch
+
+    monkeypatch.setattr(launch, "_failed", set())

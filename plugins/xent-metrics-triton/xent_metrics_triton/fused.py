@@ -20,10 +20,10 @@ from xent_metrics_triton.rows import join, partial_results, shaped_logits
 __all__ = ["SIZES", "can_give", "score_classes", "score_fused"]
 
 SIZES = {
-    2: {"ROWS": 128, "CLASSES": 128, "DEPTH": 64, "num_warps": 8, "num_stages": 3},  # by the bytes of a number
+    2: {"ROWS": 128, "CLASSES": 64, "DEPTH": 64, "num_warps": 8, "num_stages": 3},  # by the bytes of a number
     4: {"ROWS": 64, "CLASSES": 64, "DEPTH": 32, "num_warps": 4, "num_stages": 2},
 }
-TILES = 4
+TILES = 8
 _NEIGHBOURS = 8  # parts of the vocabulary that run side by side, so that they share rows in the cache
 _INFINITY = tl.constexpr(float("inf"))
 

@@ -156,7 +156,7 @@ def compile_for(variant: Variant, target: str) -> Compiled:
         registers=_number(r"REG:(\d+)", usage),
         spilled=_number(r"STACK:(\d+)", usage) + _number(r"LOCAL:(\d+)", usage),
         shared=kernel.metadata.shared,
-        wide_loads=len(re.findall(r"LDG\.\S*(?:64|128)\b|LDGSTS\.\S*128|UTMALDG", sass)),
+        wide_loads=len(re.findall(r"LDG\.\S*128|LDGSTS\.\S*128|UTMALDG", sass)),
         matrix=", ".join(matrix),
         ttgir=kernel.asm["ttgir"],
         assembly=kernel.asm["ptx"] + sass,
