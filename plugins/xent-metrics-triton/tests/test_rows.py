@@ -279,5 +279,5 @@ def test_unknown_extra_scores_are_left_to_torch():
 def test_the_shapes_of_tiles_are_what_the_layouts_need():
     """A thread's columns of one lane group are 128 bits: else Triton would split a lane's columns among threads."""
     for size, (lanes, depth) in rows.SHAPES.items():
-        assert lanes * size == rows.WARPS * 32 * 16
+        assert lanes * size == rows.THREADS * 16
         assert lanes * depth * rows.TILES == 32_768
