@@ -12,14 +12,16 @@ export TOKENIZERS_PARALLELISM ?= false
 demo: $(READY)            ## train a small language model, evaluate it with Lightning and with lm-eval, compare
 	$(BIN)/python -m xent_metrics.demo $(DEMO_ARGS)
 
-# First with torch alone; then the tests of scoring and of models once more with the C plugin.
+# First with torch alone; then the tests of scoring and of models once more with the C plugin; then the Triton plugin's, by
+# Triton's interpreter. Triton's wheels are for Linux.
 NATIVE_TESTS := plugins/xent-metrics-native/tests tests/scoring tests/sums/test_metric.py tests/test_collection.py \
   tests/metrics/test_metrics.py tests/testing/test_contract.py tests/hosts/lm_eval/models
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
 test: $(READY) browser    ## run every test, doctests included
-	XENT_METRICS_PLUGINS=emd,focal $(PYTEST) --ignore=plugins/xent-metrics-native/tests $(TEST_ARGS)
+	XENT_METRICS_PLUGINS=emd,focal $(PYTEST) --ignore=plugins/xent-metrics-native/tests --ignore=plugins/xent-metrics-triton/tests $(TEST_ARGS)
 	$(PYTEST) $(NATIVE_TESTS) $(TEST_ARGS)
+	[ "$$(uname)" != Linux ] || TRITON_INTERPRET=1 XENT_METRICS_PLUGINS=triton $(PYTEST) plugins/xent-metrics-triton/tests $(TEST_ARGS)
 
 test-all-tasks: $(READY)  ## put metrics on all tasks that lm-eval ships, as far as that goes without their data (minutes)
 	ALL_TASKS=1 $(BIN)/python -m pytest -q -s tests/hosts/lm_eval/test_shipped_tasks.py
