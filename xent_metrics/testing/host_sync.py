@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["no_host_sync"]
+__all__ = ["OperatorsForMethods", "no_host_sync"]
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def no_host_sync() -> Iterator[torch.device]:
     Traceback (most recent call last):
     torch._subclasses.fake_tensor.DataDependentOutputException: aten._local_scalar_dense.default
     """
-    with FakeTensorMode(), _NoCopyToHost(), _OperatorsForMethods():  # type: ignore[no-untyped-call]
+    with FakeTensorMode(), _NoCopyToHost(), OperatorsForMethods():  # type: ignore[no-untyped-call]
         yield torch.device("cuda")
 
 
@@ -42,7 +42,9 @@ class _NoCopyToHost(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
 
-class _OperatorsForMethods(TorchFunctionMode):
+class OperatorsForMethods(TorchFunctionMode):
+    """Calls the operators of methods that a build of torch without the tensor's device refuses."""
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__invert__:
             return torch.ops.aten.bitwise_not(*args)
