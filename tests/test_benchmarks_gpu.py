@@ -197,7 +197,7 @@ def test_time_that_is_over_and_memory_that_is_missing_skip_cases(measure, monkey
     monkeypatch.setattr(device.DryCard, "free_bytes", lambda card: 1000)
     rows = measure("rows")["sections"]["rows"]
     assert rows["rows"] == []
-    assert "GiB of memory" in {each["what"]: each["why"] for each in rows["skipped"]}["12 × 515 float32"]
+    assert "GiB of memory" in {each["what"]: each["why"] for each in rows["skipped"]}["4 × 515 float32"]
     monkeypatch.setattr(gpu, "TOTAL", 0.0)
     found = measure("bits")["sections"]["bits"]
     assert found["rows"] == []
@@ -303,8 +303,8 @@ def test_every_call_of_a_card_is_made(measure, stand_ins):
     assert found["device"]["name"] == "Stand-in H100"
     assert set(stand_ins.asked) >= {"synchronize", "sync", "mem_get_info", "empty_cache", "max_memory_allocated"}
     rows = {row["what"]: row for row in found["sections"]["rows"]["rows"]}
-    assert rows["12 × 515 float32: read"]["ms"] == 1.25  # half of a copy's
-    ours = rows["12 × 515 float32: ours, torch"]
+    assert rows["4 × 515 float32: read"]["ms"] == 1.25  # half of a copy's
+    ours = rows["4 × 515 float32: ours, torch"]
     assert (ours["ms"], ours["of_floor"], ours["extra_mib"]) == (2.5, 2.0, 2.0)
     launches = {row["what"]: row for row in found["sections"]["launches"]["rows"]}
     assert (launches["score_tokens, torch"]["kernels"], launches["score_tokens, torch"]["copies"]) == (1, 1)
@@ -359,12 +359,12 @@ def test_wrong_replays_of_a_graph_are_found_and_a_capture_may_raise(measure, sta
 
 def test_a_row_kernel_is_timed_under_the_matmul_too_and_a_plugin_that_declines_says_so(measure, stand_ins):
     def backend(logits, target):
-        return scores_of(logits, target) if len(target) > 3 else None
+        return scores_of(logits, target) if len(target) > 2 else None
 
     rows = {row["what"]: row for row in measure("head", backend=backend)["sections"]["head"]["rows"]}
-    assert rows["12 × 16 → 515 bfloat16: ours, planted rows"]["by_plugin"] == ["score_backend"]
-    assert rows["3 × 16 → 515 bfloat16: ours, planted rows"]["by_plugin"] == "no"
-    assert "by_plugin" not in rows["12 × 16 → 515 bfloat16: ours, torch"]
+    assert rows["4 × 16 → 515 bfloat16: ours, planted rows"]["by_plugin"] == ["score_backend"]
+    assert rows["2 × 16 → 515 bfloat16: ours, planted rows"]["by_plugin"] == "no"
+    assert "by_plugin" not in rows["4 × 16 → 515 bfloat16: ours, torch"]
 
 
 def test_a_profiler_that_sees_nothing_is_no_count_of_zero(measure, stand_ins, monkeypatch):

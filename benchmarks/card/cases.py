@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -48,9 +51,15 @@ class Sizes:
     questions: int = 100
     text_length: int = 6000
 
+    @property
+    def vocab_size(self) -> int:
+        """The vocabulary where one is enough: Llama 3's."""
+        return self.vocabularies[min(1, len(self.vocabularies) - 1)]
 
+
+#: Triton's interpreter takes up to a tenth of a second per row.
 TINY = Sizes(
-    rows=12, vocabularies=(515,), hidden=16, few_rows=3, checked_rows=32, batches=(1, 2, 9), repeats=3, layers=2,
+    rows=4, vocabularies=(515,), hidden=16, few_rows=2, checked_rows=20, batches=(1, 2, 4), repeats=1, layers=2,
     width=32, texts=2, questions=2, text_length=400,
 )  # fmt: skip
 
@@ -62,9 +71,10 @@ class Route:
     name: str
     plugins: Plugins
     answers: Counter[str] = field(default_factory=Counter)  # how often a backend gave scores, by hook
+    variables: dict[str, str] = field(default_factory=dict)  # of the environment
 
     def call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        with use_plugins(self.plugins):
+        with mock.patch.dict(os.environ, self.variables), use_plugins(self.plugins):
             return function(*args, **options)
 
     def bound(self, function: Callable[..., Any], *args: Any, **options: Any) -> Callable[[], Any]:
@@ -102,13 +112,13 @@ class Witness:
         return result
 
 
-def make_route(name: str, *modules: Any) -> Route:
-    """A route with these modules as its plugins.
+def make_route(name: str, *modules: Any, **variables: str) -> Route:
+    """A route with these modules as its plugins and these variables in its environment.
 
     Raises:
         RuntimeError: a plugin was set aside.
     """
-    route = Route(name, Plugins())
+    route = Route(name, Plugins(), variables=variables)
     for module in (*modules, Witness(route.answers)):
         plugin = Plugin(type(module).__name__ if isinstance(module, Witness) else name, name, plugin_version(name))
         route.plugins.add(plugin, module)
@@ -138,15 +148,24 @@ def find_routes() -> tuple[list[Route], dict[str, str]]:
     return [*routes, make_route("triton", module)], {}
 
 
-def rows_only(route: Route) -> Route | None:
-    """The route without its fused head: a matmul by chunks and the kernel for rows."""
-    implementations = route.plugins.manager.hook.score_backend.get_hookimpls()
-    found = [each for each in implementations if not each.wrapper]
-    if not found:
-        return None
-    module = ModuleType("rows")
-    vars(module)["score_backend"] = found[-1].function
-    return make_route(f"{route.name} rows", module)
+def head_routes(card: Card, routes: list[Route], dtype: torch.dtype) -> list[Route]:
+    """The routes for hidden states: these, each plugin's kernel for rows under torch's matmul, and Triton's fused kernel.
+
+    A dry run leaves the fused kernel out in bfloat16: the interpreter of Triton 3.9 multiplies its bits as integers.
+    """
+    found = list(routes)
+    for route in routes:
+        hook = route.plugins.manager.hook.score_backend
+        for each in hook.get_hookimpls():
+            if not each.wrapper:
+                rows = ModuleType("rows")
+                vars(rows)["score_backend"] = each.function
+                found.append(make_route(f"{route.name} rows", rows))
+        if route.name == "triton" and not (card.dry and dtype == torch.bfloat16):
+            found.append(
+                make_route("triton fused", sys.modules["xent_metrics_triton"], XENT_METRICS_TRITON_HEAD="fused")
+            )
+    return found
 
 
 # Inputs.

@@ -35,7 +35,7 @@ def agreement(card: Card, sizes: Sizes, routes: list[Route], section: Section) -
         checked(section, f"sums, {route.name}", _sums_agree, card, sizes, routes[0], route)
     for options in ({}, {"logit_scale": 0.7, "logit_softcap": 30.0, "bias": True}):
         for dtype in DTYPES:
-            for route in routes:
+            for route in cases.head_routes(card, routes, dtype):
                 what = f"head{' with bias, scale, softcap' if options else ''} {named(dtype)}, {route.name}"
                 if not section.out_of_time(what):
                     checked(section, what, _head_agrees, card, sizes, route, dtype, dict(options))
@@ -89,8 +89,8 @@ def _head_agrees(
     card: Card, sizes: Sizes, route: Route, dtype: torch.dtype, options: dict[str, Any]
 ) -> tuple[bool, dict[str, Any]]:
     vocab_size = sizes.vocabularies[0]
-    hidden, head = cases.make_hidden(card, sizes.checked_rows, sizes.hidden, vocab_size, dtype)
-    target = cases.make_target(card, sizes.checked_rows, vocab_size)
+    hidden, head = cases.make_hidden(card, 2 * sizes.few_rows, sizes.hidden, vocab_size, dtype)
+    target = cases.make_target(card, 2 * sizes.few_rows, vocab_size)
     logits = hidden.double() @ head.double().T
     if options.pop("bias", False):
         options["bias"] = head[:, 0].clone()
@@ -145,7 +145,7 @@ def bits(card: Card, sizes: Sizes, routes: list[Route], section: Section) -> Non
                     checked(section, what, _tokens_same_bits, card, sizes, route, vocab_size, dtype)
             card.release()
     for dtype in DTYPES:
-        for route in routes:
+        for route in cases.head_routes(card, routes, dtype):
             what = f"head {named(dtype)}, {route.name}"
             if not section.out_of_time(what):
                 _head_same_bits(card, sizes, route, dtype, section, what)

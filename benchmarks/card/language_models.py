@@ -32,7 +32,7 @@ def language_models(card: Card, sizes: Sizes, routes: list[Route], section: Sect
     for workload, (kind, requests) in workloads(sizes).items():
         answers: dict[str, list[Any]] = {}
         calls: dict[str, Callable[[], Any]] = {}
-        for route in [None, *routes]:
+        for route in [None, *(routes[:1] if card.dry else routes)]:  # Triton's interpreter takes minutes
             name = "hf" if route is None else f"xent-hf, {route.name}"
             if section.out_of_time(f"{workload}: {name}"):
                 continue
@@ -79,7 +79,7 @@ def llama(card: Card, sizes: Sizes) -> Any:
     torch.manual_seed(0)
     heads = max(2, sizes.width // 64)
     config = LlamaConfig(
-        vocab_size=sizes.vocabularies[min(1, len(sizes.vocabularies) - 1)] if not card.dry else 2048,
+        vocab_size=2048 if card.dry else sizes.vocab_size,
         hidden_size=sizes.width, intermediate_size=4 * sizes.width, num_hidden_layers=sizes.layers,
         num_attention_heads=heads, num_key_value_heads=max(1, heads // 4), max_position_embeddings=2048,
         tie_word_embeddings=True, initializer_range=0.02,

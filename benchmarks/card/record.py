@@ -58,7 +58,8 @@ class Section:
         self.warnings = list(dict.fromkeys(f"{w.category.__name__}: {w.message!s:.300}" for w in seen))[:20]
         self.claims.show()
         for text in [f"failed: {self.error}"] * bool(self.error) + self.warnings:
-            print(text, flush=True)
+            print(text)
+        sys.stdout.flush()
 
     def note(self, what: str, **numbers: Any) -> None:
         """Numbers without a judgement."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from card import peers
-from card.cases import EXTRA_SCORES, Route, Sizes, eight, make_hidden, make_logits, make_target, named, rows_only
+from card.cases import EXTRA_SCORES, Route, Sizes, eight, head_routes, make_hidden, make_logits, make_target, named
 from card.device import Card, Timing, describe_error, medians
 from card.record import Section
 from xent_metrics import CrossEntropy, StandardError, score_hidden_states, score_tokens
@@ -23,7 +23,7 @@ def row_times(card: Card, sizes: Sizes, routes: list[Route], section: Section) -
     """score_tokens and the peers; `read`, half of a copy's time, is the floor."""
     missing: dict[str, str] = {}
     losses = peers.row_losses(card, missing)
-    for vocab_size in sizes.vocabularies:
+    for vocab_size in dict.fromkeys((sizes.vocab_size, *sizes.vocabularies)):
         for dtype in (torch.bfloat16, torch.float32):
             case = f"{sizes.rows:,} × {vocab_size:,} {named(dtype)}"
             bytes_read = sizes.rows * vocab_size * dtype.itemsize
@@ -97,9 +97,8 @@ def head_times(card: Card, sizes: Sizes, routes: list[Route], section: Section) 
     """score_hidden_states and the peers; the floor is the bare matmul, and of few rows the read of its weights."""
     missing: dict[str, str] = {}
     losses = peers.head_losses(card, missing)
-    some = [rows_only(route) for route in routes if route.name != "torch"]
-    all_routes = [*routes, *(route for route in some if route is not None)]
-    vocab_size, dtype = sizes.vocabularies[min(1, len(sizes.vocabularies) - 1)], torch.bfloat16
+    vocab_size, dtype = sizes.vocab_size, torch.bfloat16
+    routes = head_routes(card, routes, dtype)
     for rows in (sizes.rows, sizes.few_rows):
         case = f"{rows:,} × {sizes.hidden:,} → {vocab_size:,} {named(dtype)}"
         needed = 2 * vocab_size * sizes.hidden + 12 * rows * vocab_size  # the head; logits, also in float32, and ln p
@@ -113,7 +112,7 @@ def head_times(card: Card, sizes: Sizes, routes: list[Route], section: Section) 
                 hidden, head.T, out_dtype=torch.float32
             ),
         }
-        for route in all_routes:
+        for route in routes:
             calls[f"ours, {route.name}"] = route.bound(score_hidden_states, hidden, head, target)
         calls |= {
             name: lambda loss=loss, hidden=hidden, head=head, target=target: loss(hidden, head, target)
@@ -123,7 +122,7 @@ def head_times(card: Card, sizes: Sizes, routes: list[Route], section: Section) 
         bare = found["F.linear alone"]
         floor = bare.ms if isinstance(bare, Timing) else float("nan")
         section.note(f"{case}: matmul", ms=floor, tflops=2 * rows * vocab_size * sizes.hidden / floor / 1e9)
-        report(section, case, found, floor, calls, all_routes)
+        report(section, case, found, floor, calls, routes)
         del hidden, head, target, calls
         card.release()
     for name, why in missing.items():
@@ -132,11 +131,10 @@ def head_times(card: Card, sizes: Sizes, routes: list[Route], section: Section) 
 
 def launches(card: Card, sizes: Sizes, routes: list[Route], section: Section) -> None:
     """Kernels, copies and the host's time of whole calls."""
-    vocab_size = sizes.vocabularies[min(1, len(sizes.vocabularies) - 1)]
-    shape = (8, sizes.rows // 8)
-    logits = make_logits(card, sizes.rows // 8 * 8, vocab_size, torch.bfloat16).view(*shape, vocab_size)
-    target = make_target(card, sizes.rows // 8 * 8, vocab_size).view(shape)
-    hidden, head = make_hidden(card, sizes.rows // 8 * 8, sizes.hidden, vocab_size, torch.bfloat16)
+    vocab_size = sizes.vocab_size
+    logits = make_logits(card, sizes.rows, vocab_size, torch.bfloat16).view(4, -1, vocab_size)
+    target = make_target(card, sizes.rows, vocab_size).view(4, -1)
+    hidden, head = make_hidden(card, sizes.rows, sizes.hidden, vocab_size, torch.bfloat16)
     scores = score_tokens(logits, target, extra_scores=EXTRA_SCORES)
     for route in routes:
         metric, collection = CrossEntropy().to(card.device), eight(card)
@@ -156,7 +154,7 @@ def launches(card: Card, sizes: Sizes, routes: list[Route], section: Section) ->
             if section.out_of_time(what):
                 continue
             bound = route.bound(call)
-            timing = medians(card, {what: bound}, repeats=5, deadline=section.deadline)[what]
+            timing = medians(card, {what: bound}, repeats=min(5, sizes.repeats), deadline=section.deadline)[what]
             if isinstance(timing, str):
                 section.skip(what, timing)
                 continue
