@@ -54,8 +54,8 @@ def plugin(backend, hook="score_backend"):
 def measure(monkeypatch, tmp_path):
     """Run sections dry with torch's route and, if one is given, a planted backend's; the JSON that is written."""
 
-    def measure(*chosen, backend=None, card=None):
-        routes = [make_route("torch")] + ([make_route("planted", plugin(backend))] if backend else [])
+    def measure(*chosen, backend=None, hook="score_backend", card=None):
+        routes = [make_route("torch")] + ([make_route("planted", plugin(backend, hook))] if backend else [])
         monkeypatch.setattr(cases, "find_routes", lambda: (routes, {}))
         gpu.measure(card or device.DryCard(), TINY, list(chosen), tmp_path / "found.json")
         return json.loads((tmp_path / "found.json").read_text())
@@ -105,9 +105,10 @@ def test_a_planted_backend_that_is_right_passes_and_one_that_is_off_by_a_thousan
 @pytest.mark.parametrize(
     ("name", "backend"),
     {
-        "0 for nan": lambda logits, target: [
-            each if each.dtype == torch.bool else each.nan_to_num(0.0) for each in scores_of(logits, target)
-        ],
+        "an nll of 0 for nan": lambda logits, target: (
+            scores_of(logits, target)[0].nan_to_num(0.0, posinf=torch.inf),
+            *scores_of(logits, target)[1:],
+        ),
         "the last of equal logits": lambda logits, target: (
             *scores_of(logits, target)[:2],
             logits.shape[-1] - 1 - (logits.flip(-1) == logits.amax(-1, keepdim=True)).int().argmax(-1) == target,
@@ -147,6 +148,20 @@ def test_bits_that_depend_on_more_than_the_row_are_found(measure, differs, backe
     rows = {row["what"]: row for row in found["sections"]["bits"]["rows"]}
     assert differs in rows["515 float32, planted"]["differ"]
     assert rows["515 float32, torch"]["differ"] == []
+
+
+def test_a_planted_backend_of_hidden_states_is_judged_too(measure):
+    def backend(off):
+        def score(hidden_states, head, target):
+            return scores_of(head.logits(hidden_states), target, off=off * len(target))
+
+        return measure("agreement", "bits", backend=score, hook="linear_cross_entropy_backend")
+
+    assert backend(off=0.0)["sections"]["agreement"]["failed"] == []
+    failed = backend(off=1e-3)["failed"]  # for four rows 0.004, and less for fewer
+    assert "agreement: head float32, planted" in failed
+    assert "agreement: head with bias, scale, softcap float32, planted" in failed
+    assert {f"bits: head {dtype}, planted" for dtype in ("float32", "bfloat16", "float16")} <= set(failed)
 
 
 def test_a_section_that_fails_is_recorded_and_the_next_ones_run(measure, monkeypatch):
