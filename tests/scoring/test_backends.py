@@ -74,7 +74,7 @@ def test_rows_without_a_flat_view_come_in_parts_and_in_order(install):
 
 
 def test_hidden_states_in_half_precision_are_scored_by_the_backend_block_by_block(install, monkeypatch):
-    monkeypatch.setattr("xent_metrics.scoring.inputs._MATMUL_CHUNK", 70)
+    monkeypatch.setattr("xent_metrics.scoring.devices._CPU_MATMUL", 70)
     backend = Backend(lambda logits, target: (logits.float().amax(-1), logits.float().amax(-1), target == 0))
     install(backend)
     hidden, head = torch.randn(2, 12, 3).bfloat16(), torch.randn(7, 3).bfloat16()

@@ -161,12 +161,12 @@ def test_it_is_not_asked_for_soft_targets_for_nothing_or_for_what_has_no_memory(
     assert not backend.asked
 
 
-def test_mixed_precision_is_left_to_torch(install):
+def test_under_autocast_it_gets_what_it_gets_without(install):
     backend = Backend()
     install(backend)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         score_hidden_states(HIDDEN, HEAD, TARGET)
-    assert not backend.asked
+    assert [hidden.dtype for hidden, *_ in backend.asked] == [torch.float32]
 
 
 @pytest.mark.parametrize(

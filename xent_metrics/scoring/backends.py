@@ -20,14 +20,19 @@ from xent_metrics.errors import PluginError
 from xent_metrics.hookspecs import hooks
 from xent_metrics.scoring.scores import ExtraScore
 
-__all__ = ["first_result", "is_plain", "score_by_backend"]
+__all__ = ["first_result", "is_plain", "is_traced", "score_by_backend"]
 
 _NAMES = ("nll", "confidence", "correct")
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """True for a tensor with memory of its own: not traced, not transformed by torch.func, not fake, not a subclass."""
-    return type(tensor) is Tensor and not torch.compiler.is_compiling() and not is_functorch_wrapped_tensor(tensor)
+    """True for a tensor with memory of its own: not traced, not fake, not another subclass."""
+    return type(tensor) is Tensor and not is_traced(tensor)
+
+
+def is_traced(tensor: Tensor) -> bool:
+    """True for a tensor that `torch.compile` traces or torch.func transforms."""
+    return torch.compiler.is_compiling() or is_functorch_wrapped_tensor(tensor)
 
 
 def score_by_backend(

@@ -1,7 +1,8 @@
 """Binary classification as classification into two classes, so that every metric of classes applies to it.
 
-A logit z becomes the logits (0, z), and a probability p becomes (ln(1 − p), ln p), in float64 and without an epsilon. A
-forecast that is certain and wrong has an infinite loss; one outside of [0, 1] has nan.
+A logit z becomes the logits (0, z), and a probability p becomes (ln(1 − p), ln p), in float64 (float32 on a device that
+has no float64) and without an epsilon. A forecast that is certain and wrong has an infinite loss; one outside of [0, 1] has
+nan.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from xent_metrics.errors import InvalidInputError
+from xent_metrics.scoring.devices import widest_float
 
 __all__ = ["Binary", "two_classes"]
 
@@ -28,7 +30,8 @@ def two_classes(forecast: Tensor, target: Tensor, given: Binary) -> tuple[Tensor
         given: "logits" or "probabilities".
 
     Returns:
-        Float64 logits, and class ids ``(…)`` or, for float targets, distributions ``(…, 2)``.
+        Logits, and class ids ``(…)`` or, for float targets, distributions ``(…, 2)``; all floats are float64, or float32 on a
+        device that has no float64.
 
     Raises:
         InvalidInputError: another `given`, a forecast that isn't of floats, or shapes that differ.
@@ -43,12 +46,13 @@ def two_classes(forecast: Tensor, target: Tensor, given: Binary) -> tuple[Tensor
             f"expected binary {given} as floats of the targets' shape {tuple(target.shape)}; got "
             f"{tuple(forecast.shape)} of {forecast.dtype}. Score logits of two classes, (…, 2), without `binary`"
         )
-    forecast = forecast.double()
+    wide = widest_float(forecast.device)
+    forecast = forecast.to(wide)
     if given == "logits":
         logits = torch.stack([torch.zeros_like(forecast), forecast], dim=-1)
     else:
         logits = torch.stack([torch.log1p(-forecast), torch.log(forecast)], dim=-1)
     if target.is_floating_point():
-        target = target.double()
+        target = target.to(wide)
         return logits, torch.stack([1 - target, target], dim=-1)
     return logits, target.long() if target.dtype == torch.bool else target

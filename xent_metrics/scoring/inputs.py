@@ -1,4 +1,4 @@
-"""Input checks, the scoring options, the plan made of both, and the chunk sizes.
+"""Input checks, the scoring options, and the plan made of both.
 
 Everything that can be checked without reading values from a device is checked here, before anything is computed. Checks
 that depend on values, such as whether a target is in range, give masks (`counted`, `invalid`) instead of errors, so that
@@ -7,10 +7,10 @@ nothing waits for the device.
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from xent_metrics.errors import InvalidInputError
+from xent_metrics.scoring.devices import chunk_rows
 from xent_metrics.scoring.scores import ExtraScore, check_extra_score_names
 
 __all__ = [
@@ -29,16 +30,11 @@ __all__ = [
     "bytes_of",
     "check_logits",
     "check_target",
-    "chunk_rows",
     "make_plan",
-    "matmul_rows",
-    "split",
+    "on_device",
 ]
 
 LOGITS_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_CPU_CHUNK = 2**19  # logits per chunk: its intermediate results stay in the processor's cache
-_DEVICE_CHUNK = 2**22  # 16 MiB of float32: few kernel launches, little memory
-_MATMUL_CHUNK = 6 * 2**20  # logits per matmul: large enough for full speed
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +100,7 @@ class ScoringPlan:
 def make_plan(logits_shape: torch.Size, device: torch.device, target: Any, options: ScoreOptions) -> ScoringPlan:
     """Check targets and options against logits of this shape, ``(…, V)``, without reading a value."""
     shape, vocab_size = logits_shape[:-1], logits_shape[-1]
-    targets = check_target(as_tensor(target).to(device), shape, vocab_size, options.ignore_index)
+    targets = check_target(on_device(target, device, "targets"), shape, vocab_size, options.ignore_index)
     weight = _check_weight(options.weight, shape, device)
     if weight is not None:
         targets = _apply_weight(targets, weight)
@@ -123,7 +119,7 @@ def make_plan(logits_shape: torch.Size, device: torch.device, target: Any, optio
         class_weight=_check_class_weight(options.class_weight, vocab_size, device),
         extra_scores=options.extra_scores or {},
         ignore_index=options.ignore_index,
-        chunk_rows=chunk_rows(targets.counted.numel(), vocab_size, device),
+        chunk_rows=chunk_rows(vocab_size, device),
     )
 
 
@@ -154,6 +150,30 @@ def _from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # "not writable": nothing here writes
         return torch.as_tensor(array)
+
+
+def on_device(array: Any, device: torch.device, name: str) -> Tensor:
+    """A tensor of the array on `device`; warns once per name if a copy from the CPU makes every call wait.
+
+    Args:
+        array: as for `as_tensor`.
+        device: the logits' device.
+        name: what the array is called in the warning.
+    """
+    tensor = as_tensor(array)
+    if tensor.ndim and tensor.device.type == "cpu" and device.type not in ("cpu", "meta"):
+        _warn_of_copies(name, device.type)
+    return tensor.to(device)
+
+
+@functools.cache
+def _warn_of_copies(name: str, kind: str) -> None:
+    warnings.warn(
+        f"got {name} on the CPU for logits on {kind}: every call copies this, and waits until the device has done all work "
+        f"that it was given. Move it to {kind} first: tables once, and batches by the data loader's pinned memory and "
+        "`.to(device, non_blocking=True)`",
+        stacklevel=2,
+    )
 
 
 def check_logits(logits: Tensor) -> Tensor:
@@ -198,7 +218,7 @@ def _check_distributions(target: Tensor, shape: torch.Size, vocab_size: int) -> 
             "Class ids need an integer dtype"
         )
     soft = target.reshape(-1, vocab_size)
-    total = soft.sum(-1, dtype=torch.float64)
+    total = soft.sum(-1, dtype=torch.promote_types(soft.dtype, torch.float32))
     tolerance = 1e-2 if target.dtype in (torch.float16, torch.bfloat16) else 1e-4
     valid = (soft.amin(-1) >= 0) & ((total - 1).abs() <= tolerance)
     return Targets(None, soft, torch.ones_like(valid), ~valid)
@@ -214,7 +234,7 @@ def _shape_hint(found: torch.Size, shape: torch.Size, vocab_size: int) -> str:
 def _check_weight(weight: Any, shape: torch.Size, device: torch.device) -> Tensor | None:
     if weight is None:
         return None
-    weights = as_tensor(weight).to(device)
+    weights = on_device(weight, device, "weight")
     if weights.shape != shape:
         raise InvalidInputError(
             f"expected one weight per row, shape {tuple(shape)}; got {tuple(weights.shape)}. "
@@ -233,7 +253,7 @@ def _apply_weight(targets: Targets, weight: Tensor) -> Targets:
 def _check_class_weight(class_weight: Any, vocab_size: int, device: torch.device) -> Tensor | None:
     if class_weight is None:
         return None
-    weights = as_tensor(class_weight).to(device)
+    weights = on_device(class_weight, device, "class_weight")
     if weights.shape != (vocab_size,):
         raise InvalidInputError(
             f"expected one class_weight per class, shape ({vocab_size},); got {tuple(weights.shape)}. "
@@ -263,39 +283,5 @@ def bytes_of(target: Tensor, token_bytes: Any, vocab_size: int | None) -> Tensor
             f"expected one entry of token_bytes per class, shape ({vocab_size},); got {tuple(token_bytes.shape)}. "
             f"token_bytes(tokenizer, vocab_size={vocab_size}) pads to a model's vocabulary"
         )
-    table: Tensor = token_bytes.to(target.device)
-    return table[target]
-
-
-def chunk_rows(rows: int, vocab_size: int, device: torch.device) -> int:
-    """How many of the rows of V logits to score at a time."""
-    if torch.compiler.is_compiling():
-        return max(1, rows)  # the compiler fuses; it would only unroll a Python loop
-    if device.type == "cpu":
-        return max(8, _CPU_CHUNK // vocab_size)
-    return max(1, _DEVICE_CHUNK // vocab_size)
-
-
-def matmul_rows(vocab_size: int) -> int:
-    """How many rows of hidden states to multiply with the `lm_head` at a time."""
-    return max(1, _MATMUL_CHUNK // max(1, vocab_size))
-
-
-def split(rows: Tensor, size: int) -> Iterator[Tensor]:
-    """``(…, D)`` in pieces ``(≤ size, D)``, in order; nothing is copied, whatever the strides."""
-    if rows.ndim == 1:
-        rows = rows[None]
-    if rows.ndim > 2:
-        if not (_has_flat_view(rows) or torch.compiler.is_compiling()):
-            for part in rows.unbind(0):
-                yield from split(part, size)
-            return
-        rows = rows.reshape(-1, rows.shape[-1])
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
-
-
-def _has_flat_view(rows: Tensor) -> bool:
-    """True if the dimensions before the last are contiguous with each other in memory."""
-    dims = [(n, stride) for n, stride in zip(rows.shape[:-1], rows.stride()[:-1], strict=True) if n != 1]
-    return all(stride == n * inner for (_, stride), (n, inner) in pairwise(dims))
+    table: Tensor = on_device(token_bytes, target.device, "token_bytes")[target]
+    return table

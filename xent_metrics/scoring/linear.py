@@ -12,6 +12,8 @@ Everything stays relative to the maximum, so a large logit costs no digits.
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,13 +22,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xent_metrics.errors import InvalidInputError
-from xent_metrics.scoring.backends import is_plain
+from xent_metrics.scoring.backends import is_plain, is_traced
+from xent_metrics.scoring.devices import keeps_accumulator, matmul_rows, split
 from xent_metrics.scoring.inputs import LOGITS_DTYPES, ScoringPlan, as_tensor
 from xent_metrics.scoring.rows import block_maxima, first_argmax
 
-__all__ = ["BLOCK_ROWS", "LMHead", "make_head", "prefers_blocks", "score_by_vocabulary"]
+__all__ = ["BLOCK_ROWS", "LMHead", "Workspace", "make_head", "prefers_blocks", "score_by_vocabulary"]
 
 BLOCK_ROWS = 2048  # rows that are multiplied with a block of the vocabulary
+_MIN_ROWS = 16  # rows at a time that are never halved
 _BLOCK = 2**21  # logits per block: few enough for the cache, enough for several threads
 
 
@@ -34,7 +38,8 @@ _BLOCK = 2**21  # logits per block: few enough for the cache, enough for several
 class LMHead:
     """The layer that makes logits of hidden states: softcap · tanh(scale · (hidden @ weight.T + bias) / softcap).
 
-    The product is in the weight's dtype, scale and softcap are in float32 or wider. What is None is left out.
+    The product is of factors in the weight's dtype and comes in `logits_dtype`; scale and softcap are in float32 or wider.
+    What is None is left out.
     """
 
     weight: Tensor  # (V, H)
@@ -66,16 +71,102 @@ class LMHead:
         """The layer of a part of the classes."""
         return replace(self, weight=self.weight[part], bias=None if self.bias is None else self.bias[part])
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """The logits ``(R, V)`` of hidden states ``(R, H)``."""
-        logits = F.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+    @property
+    def logits_dtype(self) -> torch.dtype:
+        """float32 if the device can return a half-precision product as it was accumulated, else the weight's dtype."""
+        weight = self.weight
+        return torch.float32 if keeps_accumulator(weight.device.type, weight.dtype) else weight.dtype
+
+    @property
+    def logit_bytes(self) -> int:
+        """How much memory `logits` needs for each logit."""
+        product = self.logits_dtype
+        copied = product != _wide(product) and (self.scale is not None or self.softcap is not None)
+        return product.itemsize + (_wide(product).itemsize if copied else 0)
+
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """The logits ``(R, V)`` of hidden states ``(R, H)``, whose product is written to `out` if that is given."""
+        logits = self._product(hidden.to(self.weight.dtype), out)
         if self.scale is not None or self.softcap is not None:
             logits = logits.to(_wide(logits.dtype))
         if self.scale is not None:
-            logits = logits * self.scale
+            logits = logits.mul_(self.scale)
         if self.softcap is not None:
-            logits = (logits / self.softcap).tanh_().mul_(self.softcap)
+            logits = logits.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits
+
+    def _product(self, hidden: Tensor, out: Tensor | None) -> Tensor:
+        weight, bias, dtype = self.weight, self.bias, self.logits_dtype
+        if dtype != hidden.dtype:
+            logits = torch.mm(hidden, weight.T, out_dtype=dtype, out=out)
+            return logits if bias is None else logits.add_(bias)
+        if out is None:
+            return F.linear(hidden, weight, bias)
+        return torch.mm(hidden, weight.T, out=out) if bias is None else torch.addmm(bias, hidden, weight.T, out=out)
+
+
+class Workspace:
+    """The logits of hidden states, some rows at a time, in memory that the next rows use again.
+
+    If a device runs out of memory, there are half as many rows at a time from there on, down to 16, and a warning says so.
+    On a CPU, and for traced tensors, each product is a new tensor.
+
+    Args:
+        head: the layer.
+        workspace_bytes: how much memory the logits may take, see `devices.matmul_rows`.
+        reuse: False if logits may be kept, as extra scores do that are views of them.
+
+    >>> workspace = Workspace(LMHead(torch.eye(3)))
+    >>> workspace.for_each(torch.tensor([[1.0, 2.0, 3.0]]), print)
+    tensor([[1., 2., 3.]])
+    """
+
+    def __init__(self, head: LMHead, workspace_bytes: int | None = None, *, reuse: bool = True) -> None:
+        if workspace_bytes is not None and (type(workspace_bytes) is not int or workspace_bytes < 1):
+            raise InvalidInputError(
+                f"workspace_bytes is a positive number of bytes; got {workspace_bytes!r}. Leave it out for 256 MiB"
+            )
+        self.head = head
+        self.rows = matmul_rows(head.vocab_size, head.weight.device, head.logit_bytes, workspace_bytes)
+        self.reuse = reuse and head.weight.device.type != "cpu"
+        self._memory: Tensor | None = None
+        self._warned = False
+
+    def for_each(self, hidden: Tensor, use: Callable[[Tensor], None]) -> None:
+        """Call `use` with the logits ``(rows, V)`` of consecutive rows of `hidden` ``(…, H)``; again if memory runs out in it."""
+        for block in split(hidden):
+            if torch.compiler.is_compiling():  # a loop would be unrolled
+                use(self.head.logits(block))
+                continue
+            start = 0
+            while start < len(block):
+                part = block[start : start + self.rows]
+                try:
+                    use(self._logits(part))
+                except torch.OutOfMemoryError:
+                    if len(part) <= _MIN_ROWS:
+                        raise
+                    self._halve(len(part))
+                else:
+                    start += len(part)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        if not self.reuse or is_traced(hidden):
+            return self.head.logits(hidden)
+        if self._memory is None or len(self._memory) < len(hidden):
+            self._memory = None  # before there is another one
+            self._memory = hidden.new_empty(len(hidden), self.head.vocab_size, dtype=self.head.logits_dtype)
+        return self.head.logits(hidden, self._memory[: len(hidden)])
+
+    def _halve(self, rows: int) -> None:
+        self.rows, self._memory = max(_MIN_ROWS, rows // 2), None
+        if not self._warned:
+            warnings.warn(
+                f"out of memory for the logits of {rows} rows; going on with {self.rows} rows at a time, or fewer. A smaller "
+                "workspace_bytes avoids the attempt",
+                stacklevel=2,
+            )
+        self._warned = True
 
 
 def make_head(hidden: Tensor, weight: Tensor, bias: Any, scale: float | None, softcap: float | None) -> LMHead:
@@ -94,8 +185,14 @@ def make_head(hidden: Tensor, weight: Tensor, bias: Any, scale: float | None, so
             raise InvalidInputError(
                 f"expected {name} of dtype float64, float32, float16 or bfloat16; got {tensor.dtype}. Convert it first"
             )
+    bias = None if bias is None else as_tensor(bias)
+    for name, tensor in (("lm_head_weight", weight), ("bias", hidden if bias is None else bias)):
+        if tensor.device != hidden.device:
+            raise InvalidInputError(
+                f"expected {name} on the device of hidden_states, {hidden.device}; got {tensor.device}. Move one of them"
+            )
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
-    return LMHead(weight.to(dtype), None if bias is None else as_tensor(bias).to(dtype), scale, softcap)
+    return LMHead(weight.to(dtype), None if bias is None else bias.to(dtype), scale, softcap)
 
 
 def prefers_blocks(head: LMHead, plan: ScoringPlan) -> bool:

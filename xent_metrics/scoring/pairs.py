@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from xent_metrics.errors import InvalidInputError
-from xent_metrics.scoring.inputs import as_tensor, chunk_rows
+from xent_metrics.scoring.devices import chunk_rows, chunks
+from xent_metrics.scoring.inputs import as_tensor
 from xent_metrics.scoring.score import score_tokens
 from xent_metrics.scoring.scores import TokenScores
 
@@ -92,10 +93,11 @@ def _check_pair(base: Tensor, other: Tensor, temperature: float) -> None:
 def _compare(base: Tensor, other: Tensor, index: Tensor, temperature: float) -> dict[str, Tensor]:
     """`PAIR_SCORES` of all rows, in the shape of `index`."""
     vocab_size = base.shape[-1]
-    size = chunk_rows(index.numel(), 2 * vocab_size, base.device)  # two models' logits per row
+    size = chunk_rows(2 * vocab_size, base.device)  # two models' logits per row
     flat = base.reshape(-1, vocab_size), other.reshape(-1, vocab_size), index.reshape(-1)
-    chunks = zip(*(torch.split(tensor, size) for tensor in flat), strict=True)
-    parts = [_compare_chunk(_log_prob(p, temperature), _log_prob(q, temperature), ids) for p, q, ids in chunks]
+    parts = [
+        _compare_chunk(_log_prob(p, temperature), _log_prob(q, temperature), ids) for p, q, ids in chunks(size, *flat)
+    ]
     return {name: torch.cat([part[name] for part in parts]).reshape(index.shape) for name in PAIR_SCORES}
 
 

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from xent_metrics.scoring.backends import is_plain, score_by_backend
+from xent_metrics.scoring.devices import argmax_rows, chunks
 from xent_metrics.scoring.inputs import ScoringPlan
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
 
 __all__ = ["RowScorer", "block_maxima", "first_argmax"]
 
 _ARGMAX_BLOCK = 128  # columns whose maximum is taken first
-_PLAIN_ROWS = 2048  # rows whose top-1 classes are found together
 
 # MKL chooses its implementation of exp and log at the first call. If several threads make that call at once, one of them
 # may get a less accurate one, with a relative error of 4e-5; this was seen in 3 of 100 processes. One call by one thread
@@ -85,10 +85,10 @@ class RowScorer:
         score: Callable[[Tensor, Tensor], dict[str, Tensor]] = partial(self._score_classes, extra_scores=extra_scores)
         if self.plan.soft is not None:
             score = self._score_distributions
-        elif self.plan.plain and _on_cpu(logits):
-            score, size = self._score_plain, _PLAIN_ROWS
-        chunks = zip(*(torch.split(tensor, size) for tensor in (logits, targets)), strict=True)
-        return [score(*chunk) for chunk in chunks]
+        elif self.plan.plain:
+            size = argmax_rows(self.plan.vocab_size, logits.device)
+            score = self._score_plain if _on_cpu(logits) else self._score_plain_elsewhere
+        return [score(*chunk) for chunk in chunks(size, logits, targets)]
 
     def _score_plain(self, logits: Tensor, index: Tensor) -> dict[str, Tensor]:
         """nll, confidence and correct for class ids, on a CPU, without computing every ln p."""
@@ -105,6 +105,14 @@ class RowScorer:
         nll = (torch.cat(largest) - wanted) + log_sum
         return {"nll": nll, "confidence": log_sum.neg_().exp_(), "correct": top == index}
 
+    def _score_plain_elsewhere(self, logits: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """The same on any other device, in two reads and one write: torch's log_softmax is one kernel there, exp is not."""
+        top = first_argmax(logits)
+        ids = torch.stack([index, top], dim=-1)
+        parts = [self._log_prob(rows).gather(-1, of) for rows, of in chunks(self.plan.chunk_rows, logits, ids)]
+        nll, top_nll = torch.cat(parts).neg_().unbind(-1)
+        return {"nll": nll, "confidence": top_nll.neg().exp_(), "correct": top == index}
+
     def _score_classes(
         self, logits: Tensor, index: Tensor, extra_scores: Mapping[str, ExtraScore]
     ) -> dict[str, Tensor]:
@@ -113,7 +121,9 @@ class RowScorer:
         top = first_argmax(logits)
         nll, top_nll = log_prob.gather(-1, torch.stack([index, top], dim=-1)).neg_().unbind(-1)
         scores = {"nll": nll, "confidence": top_nll.neg().exp_(), "correct": top == index}
-        rows = {"log_prob": log_prob, "logits": logits.to(log_prob.dtype)} if extra_scores else {}
+        rows = {"log_prob": log_prob}
+        if any(score.of == "logits" for score in extra_scores.values()):
+            rows["logits"] = logits.to(log_prob.dtype)
         extras = {name: score.function(rows[score.of], index) for name, score in extra_scores.items()}
         return scores | self._loss(log_prob, nll, index) | extras
 

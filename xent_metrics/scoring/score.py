@@ -15,8 +15,9 @@ from torch import Tensor
 
 from xent_metrics.scoring.backends import score_by_backend
 from xent_metrics.scoring.binary import Binary, two_classes
-from xent_metrics.scoring.inputs import ScoreOptions, as_tensor, check_logits, make_plan, matmul_rows, split
-from xent_metrics.scoring.linear import BLOCK_ROWS, LMHead, make_head, prefers_blocks, score_by_vocabulary
+from xent_metrics.scoring.devices import no_autocast, split
+from xent_metrics.scoring.inputs import ScoreOptions, as_tensor, check_logits, make_plan
+from xent_metrics.scoring.linear import BLOCK_ROWS, LMHead, Workspace, make_head, prefers_blocks, score_by_vocabulary
 from xent_metrics.scoring.rows import RowScorer
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
 
@@ -72,8 +73,9 @@ def score_tokens(
         return sharded.score_tokens(logits, target, options)
     logits = check_logits(as_tensor(logits))
     rows = RowScorer(make_plan(logits.shape, logits.device, target, options))
-    for block in split(logits, max(1, logits.numel())):
-        rows.add(block)
+    with no_autocast(logits.device):  # extra scores may multiply
+        for block in split(logits):
+            rows.add(block)
     return rows.scores()
 
 
@@ -92,11 +94,13 @@ def score_hidden_states(
     label_smoothing: float = 0.0,
     class_weight: Any = None,
     extra_scores: Mapping[str, ExtraScore] | None = None,
+    workspace_bytes: int | None = None,
 ) -> TokenScores:
     """Score targets under ``logits = hidden_states @ lm_head_weight.T`` without holding all the logits in memory.
 
     In full, the logits are softcap · tanh(scale · (hidden_states @ lm_head_weight.T + bias) / softcap); each option that is
-    None is left out. The product is in the common dtype of its factors, scale and softcap are in float32 or wider.
+    None is left out. The factors are in their common dtype, under autocast too. On CUDA a half-precision product is kept in
+    float32, as it was accumulated; elsewhere it is rounded to that dtype. Scale and softcap are in float32 or wider.
 
     Args:
         hidden_states: ``(…, H)``.
@@ -111,6 +115,9 @@ def score_hidden_states(
         label_smoothing: to get `loss` and `loss_weight`, as is `class_weight`.
         class_weight: ``(V,)``.
         extra_scores: extra scores of each row, by name.
+        workspace_bytes: how much memory the logits may take at a time on a GPU: by default 256 MiB, or what 1,024 rows take
+            if that is more. The memory is used again for the next rows, and halved if the device runs out of it. Up to as
+            much, at most 192 MiB, goes to log-probabilities. Under `torch.compile` all logits are in memory at once.
 
     Returns:
         `TokenScores` with the shape of the targets.
@@ -127,33 +134,36 @@ def score_hidden_states(
         from xent_metrics.scoring import sharded
 
         return sharded.score_hidden_states(
-            hidden_states, lm_head_weight, target, options, bias, logit_scale, logit_softcap
+            hidden_states, lm_head_weight, target, options, bias, logit_scale, logit_softcap, workspace_bytes
         )
     hidden = as_tensor(hidden_states)
     head = make_head(hidden, as_tensor(lm_head_weight), bias, logit_scale, logit_softcap)
-    return _score_under(head, hidden, target, options)
+    with no_autocast(hidden.device):
+        return _score_under(head, hidden, target, options, workspace_bytes)
 
 
-def _score_under(head: LMHead, hidden: Tensor, target: Any, options: ScoreOptions) -> TokenScores:
+def _score_under(
+    head: LMHead, hidden: Tensor, target: Any, options: ScoreOptions, workspace_bytes: int | None
+) -> TokenScores:
     shape = torch.Size((*hidden.shape[:-1], head.vocab_size))
     plan = make_plan(shape, hidden.device, target, options)
     rows, by_vocabulary = RowScorer(plan), prefers_blocks(head, plan)
-    for block in split(hidden, BLOCK_ROWS if by_vocabulary else max(1, hidden.numel())):
+    workspace = Workspace(head, workspace_bytes, reuse=not plan.extra_scores)
+    for block in split(hidden, BLOCK_ROWS if by_vocabulary else None):
         block = block.to(head.weight.dtype)
         scores = _score_by_backend(block, head, rows)
         if scores is None and by_vocabulary:
             scores = score_by_vocabulary(block, head, rows.next_targets(len(block)))
-        if scores is not None:
-            rows.add_scores(scores)
+        if scores is None:
+            workspace.for_each(block, rows.add)
         else:
-            for part in split(block, matmul_rows(head.vocab_size)):
-                rows.add(head.logits(part))
+            rows.add_scores(scores)
     return rows.scores()
 
 
 def _score_by_backend(hidden: Tensor, head: LMHead, rows: RowScorer) -> dict[str, Tensor] | None:
     """Scores of the next rows from a plugin that needs no logits; None if there is none, or more is asked for."""
-    if rows.plan.soft is not None or rows.plan.has_loss or torch.is_autocast_enabled(hidden.device.type):
+    if rows.plan.soft is not None or rows.plan.has_loss:
         return None
     return score_by_backend(
         "linear_cross_entropy_backend",

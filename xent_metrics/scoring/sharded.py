@@ -10,8 +10,9 @@ them up. If several processes hold the same rows, one of them counts them, see `
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
 from xent_metrics.errors import InvalidInputError
+from xent_metrics.scoring.devices import chunk_rows, chunks, no_autocast, split
 from xent_metrics.scoring.dtensors import Layout, whole
-from xent_metrics.scoring.inputs import ScoreOptions, ScoringPlan, chunk_rows, make_plan, matmul_rows, split
-from xent_metrics.scoring.linear import LMHead
+from xent_metrics.scoring.inputs import ScoreOptions, ScoringPlan, make_plan
+from xent_metrics.scoring.linear import LMHead, Workspace
 from xent_metrics.scoring.rows import RowScorer, first_argmax
 from xent_metrics.scoring.scores import TokenScores
 
@@ -37,9 +39,14 @@ def score_tokens(logits: Any, target: Any, options: ScoreOptions) -> TokenScores
     if not isinstance(logits, DTensor):
         raise InvalidInputError("the targets or weights are DTensors but the logits are not; pass target.to_local()")
     layout = Layout(logits, class_dim=logits.ndim - 1)
-    own = _at_least_one(layout.own_classes(logits))
+    own = layout.own_classes(logits)
     plan = _plan(layout, own, target, options)
-    return _score(plan, layout, split(own, max(1, own.numel())))
+
+    def for_each(use: Callable[[Tensor], None]) -> None:
+        for block in split(own):
+            use(block)
+
+    return _score(plan, layout, for_each)
 
 
 def score_hidden_states(
@@ -50,6 +57,7 @@ def score_hidden_states(
     bias: Any,
     logit_scale: float | None,
     logit_softcap: float | None,
+    workspace_bytes: int | None,
 ) -> TokenScores:
     """`xent_metrics.score_hidden_states` for hidden states ``(…, H)`` and a head ``(V, H)`` that are DTensors.
 
@@ -71,14 +79,9 @@ def score_hidden_states(
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
     own_bias = None if bias is None else whole(bias)[layout.classes].to(dtype)
     head = LMHead(weight.to(dtype), own_bias, logit_scale, logit_softcap)
-    plan = _plan(layout, hidden, target, options)
-    blocks = split(hidden, matmul_rows(head.vocab_size))
-    return _score(plan, layout, (_at_least_one(head.logits(block)) for block in blocks))
-
-
-def _at_least_one(logits: Tensor) -> Tensor:
-    """The local logits; one impossible class (−inf) for a process without classes, so that each row has a maximum."""
-    return logits if logits.shape[-1] else logits.new_full((*logits.shape[:-1], 1), -torch.inf)
+    plan, workspace = _plan(layout, hidden, target, options), Workspace(head, workspace_bytes)
+    with no_autocast(hidden.device):
+        return _score(plan, layout, partial(workspace.for_each, hidden))
 
 
 def _plan(layout: Layout, own: Tensor, target: Any, options: ScoreOptions) -> ScoringPlan:
@@ -99,20 +102,18 @@ def _plan(layout: Layout, own: Tensor, target: Any, options: ScoreOptions) -> Sc
             given[name] = whole(getattr(options, name))
     plan = make_plan(torch.Size((*rows, layout.vocab_size)), own.device, target, replace(options, **given))
     own_classes = max(1, layout.classes.stop - layout.classes.start)
-    return replace(plan, chunk_rows=chunk_rows(plan.counted.numel(), own_classes, own.device))
+    return replace(plan, chunk_rows=chunk_rows(own_classes, own.device))
 
 
-def _score(plan: ScoringPlan, layout: Layout, blocks: Iterable[Tensor]) -> TokenScores:
+def _score(plan: ScoringPlan, layout: Layout, for_each: Callable[[Callable[[Tensor], None]], None]) -> TokenScores:
+    """The scores of the rows that `for_each` gives to a function, a block of the local logits at a time."""
     rows = RowScorer(plan)
     if not layout.class_mesh_dims:  # the vocabulary isn't sharded
-        for block in blocks:
-            rows.add(block)
+        for_each(rows.add)
     elif plan.counted.numel():
-        shard, start, parts = _Shard(plan, layout), 0, []
-        for chunk in (chunk for block in blocks for chunk in torch.split(block, plan.chunk_rows)):
-            parts.append(shard.own_sums(chunk, slice(start, start + len(chunk))))
-            start += len(chunk)
-        rows.add_scores(shard.scores({name: torch.cat([part[name] for part in parts]) for name in parts[0]}))
+        shard = _Shard(plan, layout)
+        for_each(shard.add)
+        rows.add_scores(shard.scores())
     return replace(rows.scores(), replicas=layout.replicas())
 
 
@@ -126,8 +127,18 @@ class _Shard:
         self.plan = plan
         self.layout = layout
         self.classes = layout.classes
+        self._parts: list[dict[str, Tensor]] = []  # the sums of consecutive rows, by name
+        self._next_row = 0
 
-    def own_sums(self, logits: Tensor, rows: slice) -> dict[str, Tensor]:
+    def add(self, logits: Tensor) -> None:
+        """Take the local logits of the next rows, ``(rows, own classes)``."""
+        start, parts = self._next_row, []
+        for (chunk,) in chunks(self.plan.chunk_rows, _at_least_one(logits)):
+            parts.append(self._own_sums(chunk, slice(start, start + len(chunk))))
+            start += len(chunk)
+        self._parts, self._next_row = self._parts + parts, start
+
+    def _own_sums(self, logits: Tensor, rows: slice) -> dict[str, Tensor]:
         """The largest of the local logits ``(rows, own classes)``, its class, and sums relative to it, each ``(rows,)``."""
         top = first_argmax(logits)
         largest = logits.gather(-1, top[:, None]).squeeze(-1).to(torch.promote_types(logits.dtype, torch.float32))
@@ -160,8 +171,9 @@ class _Shard:
             weights["smooth"] = scale.expand(self.plan.vocab_size)[self.classes]
         return weights
 
-    def scores(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The rows' scores over all classes, as `RowScorer` takes them, from `own_sums` of all rows."""
+    def scores(self) -> dict[str, Tensor]:
+        """The rows' scores over all classes, as `RowScorer` takes them."""
+        own = {name: torch.cat([part[name] for part in self._parts]) for name in self._parts[0]}
         largest = self.layout.reduce(own["largest"], "max")
         not_here = torch.full_like(own["top"], self.layout.vocab_size)
         top = self.layout.reduce(torch.where(own["largest"] == largest, own["top"], not_here), "min")
@@ -200,3 +212,8 @@ class _Shard:
         if smoothing:
             loss = loss - smoothing / self.plan.vocab_size * linear["smooth"]
         return {"loss": loss, "loss_weight": loss_weight}
+
+
+def _at_least_one(logits: Tensor) -> Tensor:
+    """The local logits; one impossible class (−inf) for a process without classes, so that each row has a maximum."""
+    return logits if logits.shape[-1] else logits.new_full((*logits.shape[:-1], 1), -torch.inf)

@@ -34,7 +34,7 @@ def no_float64(device: str = "mps") -> Iterator[torch.device]:
     Traceback (most recent call last):
     TypeError: aten._to_copy.default makes float64 on mps, which has no such dtype
     """
-    with FakeTensorMode(), _NoFloat64(device), OperatorsForMethods():  # type: ignore[no-untyped-call]
+    with FakeTensorMode(), _NoFloat64(device), OperatorsForMethods():
         yield torch.device(device)
 
 
