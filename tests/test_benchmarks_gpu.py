@@ -401,6 +401,19 @@ def test_calls_that_run_out_of_memory_leave_the_others_their_times():
     assert found["fits"].runs == 3  # the time is over
 
 
+def test_bits_and_distances_tell_nan_zeros_and_infinities_apart():
+    one = torch.tensor([1.0, float("nan"), 0.0, float("inf")])
+    assert cases.same_bits(one, one.clone())
+    assert cases.distance(one, one) == 0
+    for place, value in enumerate((1.0000001, 0.0, -0.0, -float("inf"))):
+        other = one.clone()
+        other[place] = value
+        assert not cases.same_bits(one, other)
+        off = cases.distance(other, one)
+        assert off == (float("inf") if place in (1, 3) else 0 if place == 2 else pytest.approx(6e-8, rel=0.1))
+    assert not cases.same_bits(one, one.double())
+
+
 def test_results_are_written_whole(tmp_path):
     path = tmp_path / "results" / "card.json"
     record.write({"a": [float("inf"), 1.5]}, path)

@@ -70,7 +70,8 @@ class Route:
 
     name: str
     plugins: Plugins
-    answers: Counter[str] = field(default_factory=Counter)  # how often a backend gave scores, by hook
+    answers: Counter[str] = field(default_factory=Counter)  # how often a backend gave a result, by hook
+    refusals: Counter[str] = field(default_factory=Counter)  # how often it was asked and gave none
     variables: dict[str, str] = field(default_factory=dict)  # of the environment
 
     def call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -80,36 +81,39 @@ class Route:
     def bound(self, function: Callable[..., Any], *args: Any, **options: Any) -> Callable[[], Any]:
         return functools.partial(self.call, function, *args, **options)
 
+    def forget(self) -> None:
+        """Count from 0 again."""
+        self.answers.clear()
+        self.refusals.clear()
+
     def declined(self, *hooks: str) -> list[str]:
-        """Those of the hooks that the plugin implements, but for which it gave nothing since `answers` was cleared."""
+        """Those of the hooks that the plugin implements, but was asked for in vain since `forget`."""
         hook = self.plugins.manager.hook
         implemented = [name for name in hooks if any(not each.wrapper for each in getattr(hook, name).get_hookimpls())]
-        return [name for name in implemented if not self.answers[name]]
+        return [name for name in implemented if self.refusals[name] and not self.answers[name]]
 
 
 class Witness:
-    """Counts the rows that a backend took: a route that fell back to torch must not pass for the plugin's."""
+    """Counts what a backend took: a route that fell back to torch must not pass for the plugin's."""
 
-    def __init__(self, answers: Counter[str]) -> None:
-        self._answers = answers
+    def __init__(self, route: Route) -> None:
+        self._route = route
+
+    def _count(self, hook: str, result: Any) -> Any:
+        (self._route.refusals if result is None else self._route.answers)[hook] += 1
+        return result
 
     @hookimpl(wrapper=True)
     def score_backend(self) -> Any:
-        result = yield
-        self._answers["score_backend"] += result is not None
-        return result
+        return self._count("score_backend", (yield))
 
     @hookimpl(wrapper=True)
     def linear_cross_entropy_backend(self) -> Any:
-        result = yield
-        self._answers["linear_cross_entropy_backend"] += result is not None
-        return result
+        return self._count("linear_cross_entropy_backend", (yield))
 
     @hookimpl(wrapper=True, optionalhook=True)
     def exact_sums_backend(self) -> Any:
-        result = yield
-        self._answers["exact_sums_backend"] += result is not None
-        return result
+        return self._count("exact_sums_backend", (yield))
 
 
 def make_route(name: str, *modules: Any, **variables: str) -> Route:
@@ -119,7 +123,7 @@ def make_route(name: str, *modules: Any, **variables: str) -> Route:
         RuntimeError: a plugin was set aside.
     """
     route = Route(name, Plugins(), variables=variables)
-    for module in (*modules, Witness(route.answers)):
+    for module in (*modules, Witness(route)):
         plugin = Plugin(type(module).__name__ if isinstance(module, Witness) else name, name, plugin_version(name))
         route.plugins.add(plugin, module)
         if plugin.error is not None:

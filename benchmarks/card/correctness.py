@@ -52,7 +52,7 @@ def checked(section: Section, what: str, check: Callable[..., tuple[bool, dict[s
 
 
 def _tokens_agree(route: Route, logits: Tensor, target: Tensor) -> tuple[bool, dict[str, Any]]:
-    route.answers.clear()
+    route.forget()
     found = route.call(score_tokens, logits, target)
     more = route.call(score_tokens, logits, target, extra_scores=EXTRA_SCORES)
     held, numbers = _agrees(found, logits.double(), target, ATOL)
@@ -74,7 +74,7 @@ def _sums_agree(card: Card, sizes: Sizes, torch_route: Route, route: Route) -> t
     target[::5] = -100
     states = []
     for each in (torch_route, route):
-        each.answers.clear()
+        each.forget()
         scores = torch_route.call(score_tokens, logits[None], target[None], extra_scores=EXTRA_SCORES)
         collection, error = cases.eight(card), StandardError(CrossEntropy()).to(card.device)
         for metric in (*collection.members().values(), error):
@@ -96,7 +96,7 @@ def _head_agrees(
         options["bias"] = head[:, 0].clone()
         logits = options["logit_scale"] * (logits + options["bias"].double())
         logits = options["logit_softcap"] * (logits / options["logit_softcap"]).tanh()
-    route.answers.clear()
+    route.forget()
     found = route.call(score_hidden_states, hidden, head, target, **options)
     # Logits may be rounded to the head's dtype: half an ulp of the largest, for the target and for the maximum.
     rounding = torch.finfo(dtype).eps * float(logits.abs().max())
@@ -158,7 +158,7 @@ def _tokens_same_bits(
     rows = sizes.batches[-1]
     logits, target = cases.make_logits(card, rows, vocab_size, dtype), cases.make_target(card, rows, vocab_size)
     extra_scores = {"entropy": EXTRA_SCORES["entropy"]}
-    route.answers.clear()
+    route.forget()
     whole = columns(route.call(score_tokens, logits, target, extra_scores=extra_scores))
     differ = []
     for name, view, index in variants(card, sizes, logits):
@@ -195,7 +195,7 @@ def _head_same_bits(card: Card, sizes: Sizes, route: Route, dtype: torch.dtype, 
     vocab_size, rows = sizes.vocabularies[0], sizes.batches[-1]
     hidden, head = cases.make_hidden(card, rows, sizes.hidden, vocab_size, dtype)
     target = cases.make_target(card, rows, vocab_size)
-    route.answers.clear()
+    route.forget()
     try:
         whole = columns(route.call(score_hidden_states, hidden, head, target))
         differ = []

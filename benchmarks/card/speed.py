@@ -72,7 +72,7 @@ def report(
             section.skip(f"{case}: {name}", timing)
             continue
         for route in routes:
-            route.answers.clear()
+            route.forget()
         nll = nll_of(calls[name])
         numbers: dict[str, Any] = {
             "ms": timing.ms, "of_floor": timing.ms / floor, "host_ms": timing.host_ms, "extra_mib": timing.extra_mib,
