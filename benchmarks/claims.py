@@ -41,13 +41,17 @@ class Claims:
         """The error of an answer."""
         self._judged(name, value, None, at_most, "")
 
-    def holds(self, name: str, held: bool) -> None:
-        """An equality, or anything else that is true or false."""
-        self._add(name, "", "", held)
+    def holds(self, name: str, held: bool, seen: str = "") -> None:
+        """An equality, or anything else that is true or false; `seen` shows numbers of it."""
+        self._add(name, seen, "", held)
+
+    def show(self) -> None:
+        """Print the table."""
+        Console().print(self._table)
 
     def report(self) -> None:
         """Print the table; exit with status 1 if a claim isn't held."""
-        Console().print(self._table)
+        self.show()
         if self.missed:
             raise SystemExit("not held: " + "; ".join(self.missed))
 
