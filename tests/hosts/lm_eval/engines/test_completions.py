@@ -20,6 +20,7 @@ from support.task_yamls import write_tasks
 from xent_metrics.errors import EngineError, InvalidInputError, MissingExtraError, MissingScoreError
 from xent_metrics.hosts.lm_eval import XentTask
 from xent_metrics.hosts.lm_eval.models.results import ScoredLoglikelihood
+from xent_metrics.hosts.lm_eval.models.tokenizers import ByteTokenizer
 
 
 def cached(lm, path, kind, *arguments):
@@ -164,6 +165,21 @@ def test_prompts_fill_the_context_and_no_more(connect):
 def test_texts_are_generated_as_by_lm_eval(connect):
     [text] = connect().generate_until(requests("generate_until", [("The loss", {"until": [], "max_gen_toks": 3})]))
     assert isinstance(text, str)
+
+
+@pytest.mark.parametrize("tokenized", [True, False])
+def test_a_chat_becomes_a_text(connect, tokenized):
+    lm = connect(tokenized_requests=tokenized)
+    lm.tokenizer.chat_template = "{% for each in messages %}{{ each.role }}: {{ each.content }}{% endfor %}"
+    assert lm.apply_chat_template([{"role": "user", "content": "Why?"}]) == "user: Why?"
+    assert lm.tokenizer_name.startswith("__")
+
+
+def test_a_tokenizer_without_chats_is_named(connect, monkeypatch):
+    lm = connect()
+    monkeypatch.setattr(lm, "tokenizer", ByteTokenizer())
+    with pytest.raises(InvalidInputError, match="bytes has no chat template"):
+        lm.apply_chat_template([])
 
 
 @pytest.mark.parametrize(

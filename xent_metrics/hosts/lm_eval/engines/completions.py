@@ -25,6 +25,7 @@ from xent_metrics.hosts.lm_eval.engines.answers import aligned, choices_of, firs
 from xent_metrics.hosts.lm_eval.engines.engine_lm import EngineLM
 from xent_metrics.hosts.lm_eval.engines.logprobs import TokenLogprobs
 from xent_metrics.hosts.lm_eval.engines.probe import Generated
+from xent_metrics.hosts.lm_eval.models.tokenizers import tokenizer_label
 
 __all__ = ["XentCompletions"]
 
@@ -142,6 +143,20 @@ class XentCompletions(EngineLM, LocalCompletionsAPI):  # type: ignore[misc]  # l
             return read(*arguments)
         except EngineError as error:
             raise EngineError(f"xent-completions, {self.base_url}: {error}") from error
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The chat as one text, by the tokenizer's own template: `/v1/completions` takes texts, not chats."""
+        if not getattr(self.tokenizer, "apply_chat_template", None):
+            raise InvalidInputError(f"{self.tokenizer_name} has no chat template; leave --apply_chat_template out")
+        text = self.tokenizer.apply_chat_template(
+            chat_history, tokenize=False, add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )  # fmt: skip
+        return str(text)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return tokenizer_label(self.tokenizer).replace("/", "__")
 
     @property
     def _num_per_request(self) -> int:
