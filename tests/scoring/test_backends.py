@@ -334,7 +334,9 @@ def test_fake_tensors_and_torch_compile_never_meet_a_backend(install):
     install(Backend(broken))
     with no_host_sync() as device:
         assert (
-            score_tokens(torch.empty(4, 9, device=device), torch.zeros(4, dtype=torch.long)).nll.device.type
+            score_tokens(
+                torch.empty(4, 9, device=device), torch.zeros(4, dtype=torch.long, device=device)
+            ).nll.device.type
             == device.type
         )
     logits, target = torch.randn(4, 9), torch.arange(4)

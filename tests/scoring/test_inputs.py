@@ -7,11 +7,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from xent_metrics import CrossEntropy, score_hidden_states, score_tokens
 from xent_metrics.errors import InvalidInputError
-from xent_metrics.scoring.inputs import as_tensor
+from xent_metrics.scoring import inputs
+from xent_metrics.scoring.inputs import as_tensor, on_device
 from xent_metrics.scoring.rows import RowScorer
+from xent_metrics.testing.host_sync import OperatorsForMethods
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 INT_DTYPES = [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64]
@@ -179,3 +182,46 @@ L, T = torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.long)
 def test_what_cannot_be_scored_says_why(arguments, options, message):
     with pytest.raises(InvalidInputError, match=message):
         score_tokens(*arguments, **options)
+
+
+def warned(call) -> list[str]:
+    """The warnings of two calls on CUDA tensors without data."""
+    inputs._warn_of_copies.cache_clear()
+    with FakeTensorMode(), OperatorsForMethods(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            call(torch.device("cuda", 0))
+    inputs._warn_of_copies.cache_clear()
+    return [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize("name", ["targets", "weight", "class_weight", "token_bytes"])
+def test_copies_that_wait_for_the_device_are_warned_of_once(name):
+    tensors = {
+        "targets": torch.zeros(4, dtype=torch.long),
+        "weight": torch.ones(4),
+        "class_weight": torch.ones(9),
+        "token_bytes": torch.arange(9),
+    }
+
+    def score(device):
+        given = {
+            key: torch.empty(x.shape, dtype=x.dtype, device="cpu" if key == name else device)
+            for key, x in tensors.items()
+        }
+        scores = score_tokens(torch.empty(4, 9, device=device), given.pop("targets"), **given)
+        assert scores.nll.device.type == "cuda"
+
+    [message] = warned(score)
+    assert message.startswith(f"got {name} on the CPU for logits on cuda: every call copies this, and waits")
+
+
+def test_what_is_on_the_device_already_or_is_one_number_is_not_warned_of():
+    def move(device):
+        there = torch.ones(3, device=device)
+        on_device(there, there.device, "x")
+        on_device(torch.tensor(1.0), device, "x")
+        on_device(torch.ones(3), torch.device("cpu"), "x")
+        on_device(torch.ones(3), torch.device("meta"), "x")
+
+    assert warned(move) == []

@@ -111,3 +111,23 @@ def test_a_row_alone_has_the_bits_that_it_has_among_others_on_any_number_of_thre
         assert torch.equal(scores.nll, alone[0].nll[start:])
         assert torch.equal(scores.confidence, alone[0].confidence[start:])
         assert torch.equal(scores.correct, alone[0].correct[start:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab_size", [7, 2050])
+def test_the_way_of_other_devices_gives_the_same_scores_and_bits_that_depend_on_the_row(dtype, vocab_size, monkeypatch):
+    logits, target = (3 * torch.randn(60, vocab_size)).to(dtype), torch.randint(vocab_size, (60,))
+    logits[::7, 5] = logits[::7, 2] = 20.0  # ties
+    logits[3, 1], logits[4, 1], logits[5, 1] = torch.nan, torch.inf, -torch.inf
+    target[:30] = logits[:30].argmax(-1)
+    own = score_tokens(logits, target)
+    monkeypatch.setattr("xent_metrics.scoring.rows._on_cpu", lambda logits: False)
+    scores = score_tokens(logits, target)
+    torch.testing.assert_close(scores.nll, own.nll, equal_nan=True, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(scores.confidence, own.confidence, equal_nan=True, rtol=2e-6, atol=0)
+    assert torch.equal(scores.correct, own.correct)
+    monkeypatch.setattr("xent_metrics.scoring.devices._CPU_CHUNK", 1)
+    monkeypatch.setattr("xent_metrics.scoring.devices._CPU_ARGMAX_ROWS", 9)
+    for part in (score_tokens(logits, target), score_tokens(logits.flip(0), target.flip(0)).map(lambda x: x.flip(0))):
+        for name, value in scores.fields().items():
+            torch.testing.assert_close(part.fields()[name], value, equal_nan=True, rtol=0, atol=0)

@@ -160,6 +160,41 @@ def test_what_waits_for_the_device_raises(what, error):
         what(torch.empty(3, 3, device=device))
 
 
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        (lambda x: torch.ones(3).to(x.device), r"a tensor \(3,\) is copied from the host's pageable memory"),
+        (
+            lambda x: torch.ops.aten.copy_(x[0], torch.ones(3)),
+            r"a tensor \(3,\) is copied from the host's pageable memory",
+        ),
+        (lambda x: torch.ops.aten.copy_(torch.ones(3), x[0]), "a tensor is copied from the device to the host"),
+        (lambda x: x.to("cpu"), "a tensor is copied from the device to the host"),
+    ],
+)
+def test_copies_that_wait_say_so(what, says):
+    with no_host_sync() as device, pytest.raises(RuntimeError, match=says):
+        what(torch.empty(3, 3, device=device))
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        lambda x: torch.ones(3).to(x.device, non_blocking=True),
+        lambda x: torch.ops.aten.copy_(x[0], torch.ones(3), True),
+        lambda x: torch.ops.aten.copy_(x[0], torch.ones(3), non_blocking=True),
+        lambda x: torch.ops.aten.copy_(x[0], x[1]),
+        lambda x: x.to(torch.float64),
+        lambda x: torch.tensor(2.0).to(x.device),
+        lambda x: torch.ones(3).double(),
+        lambda x: torch.where(x > 0, torch.tensor(1.0), x),
+    ],
+)
+def test_what_waits_for_nothing_passes(what):
+    with no_host_sync() as device:
+        what(torch.empty(3, 3, device=device))
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("options", ["none", "all", "soft"])
 def test_scoring_is_one_graph(options, backend, batch):

@@ -99,10 +99,11 @@ class LMHead:
         weight, bias, dtype = self.weight, self.bias, self.logits_dtype
         if dtype != hidden.dtype:
             logits = torch.mm(hidden, weight.T, out_dtype=dtype, out=out)
-            return logits if bias is None else logits.add_(bias)
-        if out is None:
+        elif out is None or (bias is not None and dtype != _wide(dtype)):  # rounds once, where add_ would round again
             return F.linear(hidden, weight, bias)
-        return torch.mm(hidden, weight.T, out=out) if bias is None else torch.addmm(bias, hidden, weight.T, out=out)
+        else:
+            logits = torch.mm(hidden, weight.T, out=out)
+        return logits if bias is None else logits.add_(bias)
 
 
 class Workspace:

@@ -6,7 +6,7 @@ ask for the device before they come to an operator, which such a build refuses: 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,11 @@ __all__ = ["OperatorsForMethods", "no_host_sync"]
 
 @contextmanager
 def no_host_sync() -> Iterator[torch.device]:
-    """Inside, tensors on CUDA without data: reading a value, a shape that depends on data, or a copy to the host raises.
+    """Inside, tensors on CUDA without data: what waits for the device raises.
+
+    That is reading a value, a shape that depends on data, a copy to the host, and a copy of a CPU tensor to the device. A
+    copy to the device with ``non_blocking=True`` is taken to be from pinned memory, which waits for nothing, and 0-d tensors
+    go along with the kernel's arguments.
 
     Works on any machine and with any build of torch; yields the device to put tensors on.
 
@@ -30,16 +34,33 @@ def no_host_sync() -> Iterator[torch.device]:
     Traceback (most recent call last):
     torch._subclasses.fake_tensor.DataDependentOutputException: aten._local_scalar_dense.default
     """
-    with FakeTensorMode(), _NoCopyToHost(), OperatorsForMethods():  # type: ignore[no-untyped-call]
+    with FakeTensorMode(), _NoWaitingCopy(), OperatorsForMethods():  # type: ignore[no-untyped-call]
         yield torch.device("cuda")
 
 
-class _NoCopyToHost(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _NoWaitingCopy(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.ops.aten._to_copy.default and str(kwargs.get("device")) == "cpu" != args[0].device.type:
-            raise RuntimeError("a tensor is copied from the device to the host, which waits for the device")
+        if func is torch.ops.aten._to_copy.default:
+            _check_copy(args[0], torch.device(kwargs.get("device") or args[0].device), kwargs)
+        elif func is torch.ops.aten.copy_.default:
+            _check_copy(args[1], args[0].device, dict(zip(["non_blocking"], args[2:], strict=False)) | kwargs)
         return func(*args, **kwargs)
+
+
+def _check_copy(source: Tensor, device: torch.device, kwargs: Mapping[str, Any]) -> None:
+    if device.type == "cpu" != source.device.type:
+        raise RuntimeError("a tensor is copied from the device to the host, which waits for the device")
+    if (
+        source.device.type == "cpu"
+        and device.type not in ("cpu", "meta")
+        and source.ndim
+        and not kwargs.get("non_blocking")
+    ):
+        raise RuntimeError(
+            f"a tensor {tuple(source.shape)} is copied from the host's pageable memory to the device, which waits for the "
+            "device; move it there once, or from pinned memory with non_blocking=True"
+        )
 
 
 class OperatorsForMethods(TorchFunctionMode):

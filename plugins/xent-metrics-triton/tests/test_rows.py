@@ -195,6 +195,7 @@ def test_the_first_of_equal_maxima_is_the_top(dtype):
     for target in (0, 16, 128, 499):
         found = kernel(logits, torch.full((6,), target), EXTRAS)
         assert torch.equal(found[2], logits.float().argmax(-1) == target)
+        assert same(kernel(logits, torch.full((6,), target)), found[:3])  # without ranks it is found otherwise
         assert torch.equal(found[-1], ranking.target_rank(logits, torch.full((6,), target)))
 
 
@@ -279,5 +280,5 @@ def test_unknown_extra_scores_are_left_to_torch():
 def test_the_shapes_of_tiles_are_what_the_layouts_need():
     """A thread's columns of one lane group are 128 bits: else Triton would split a lane's columns among threads."""
     for size, (lanes, depth) in rows.SHAPES.items():
-        assert lanes * size == rows.WARPS * 32 * 16
+        assert lanes * size == rows.THREADS * 16
         assert lanes * depth * rows.TILES == 32_768

@@ -115,7 +115,7 @@ def _rows(
     constants = {"column_stride": 1, "RANK": rank, "TILES": rows.TILES, "LANES": lanes}
     constants |= {"LANE_LEVELS": lanes.bit_length() - 1, "LEVELS": depth.bit_length() - 1}
     types = {"logits": f"*{_TYPES[dtype]}", "bias": f"*{_TYPES[dtype]}"}
-    options = {"num_warps": rows.WARPS}
+    options = {"num_warps": rows.THREADS // 32}
     return Variant(name, rows.score_segments, types, {**constants, **absent}, options, unaligned)
 
 
@@ -138,6 +138,8 @@ def _sums(name: str, dtype: str, bins: int) -> Variant:
 def compile_for(variant: Variant, target: str) -> Compiled:
     """Compile a variant for one of `TARGETS`."""
     options = {**NUMERICS, **variant.options}
+    if variant.kernel is rows.score_segments:
+        options["num_warps"] = rows.THREADS // TARGETS[target].warp_size
     kernel = triton.compile(variant.source(), target=TARGETS[target], options=options)
     if "cubin" not in kernel.asm:
         assembly = kernel.asm["amdgcn"]

@@ -35,8 +35,8 @@ from xent_metrics_triton.arithmetic import (
 __all__ = [
     "EXTRA_SCORES",
     "SHAPES",
+    "THREADS",
     "TILES",
-    "WARPS",
     "join",
     "join_segments",
     "partial_results",
@@ -45,7 +45,8 @@ __all__ = [
     "shaped_logits",
 ]
 
-WARPS = 4
+THREADS = 128
+WARPS = THREADS // (64 if torch.version.hip else 32)
 SHAPES = {4: (512, 8), 2: (1024, 4)}  # LANES and DEPTH of a tile by bytes per logit: a lane's neighbours make 128 bits
 TILES = 8  # per segment
 _JOINED_ROWS = 128

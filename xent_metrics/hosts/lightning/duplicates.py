@@ -42,7 +42,7 @@ def without_duplicates(batch: StepBatch, loaders: Sequence[Any], batch_idx: int)
         raise _unknown(sampler, f"each step draws from {len(loaders)} loaders in parallel")
     batches = getattr(loaders[0], "batch_sampler", None)
     if batches is None:  # DataLoader(batch_size=None): a step gets one item of the dataset, a sample or a whole batch
-        weight = sample_weights(sampler)[batch_idx].to(rows.device).expand(rows.shape)
+        weight = sample_weights(sampler)[batch_idx].to(rows.device, non_blocking=True).expand(rows.shape)
         return _weighted(batch, rows, weight)
     if not _in_order(batches, sampler):
         raise _unknown(sampler, f"the loader's batch sampler, {type(batches).__name__}, may use an order of its own")
@@ -51,7 +51,7 @@ def without_duplicates(batch: StepBatch, loaders: Sequence[Any], batch_idx: int)
         raise _unknown(sampler, f"the step returned {len(rows)} sequences for a batch of {len(samples)} samples")
     if samples.stop < len(sampler):  # repeats come last
         return batch
-    return _weighted(batch, rows, sample_weights(sampler)[samples.start :].to(rows.device))
+    return _weighted(batch, rows, sample_weights(sampler)[samples.start :].to(rows.device, non_blocking=True))
 
 
 def _repeating(loader: Any) -> DistributedSampler[Any] | None:
