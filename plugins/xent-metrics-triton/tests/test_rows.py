@@ -195,6 +195,7 @@ def test_the_first_of_equal_maxima_is_the_top(dtype):
     for target in (0, 16, 128, 499):
         found = kernel(logits, torch.full((6,), target), EXTRAS)
         assert torch.equal(found[2], logits.float().argmax(-1) == target)
+        assert same(kernel(logits, torch.full((6,), target)), found[:3])  # without ranks it is found otherwise
         assert torch.equal(found[-1], ranking.target_rank(logits, torch.full((6,), target)))
 
 
