@@ -107,9 +107,11 @@ class GoldAnswerTask(EmptyRankTask):
     def _delimiter(self, doc: Any, context: str, answer: str, *, in_chat: bool) -> str:
         if prefix := self.doc_to_prefix(doc):
             return " " if requires_delimiter(prefix, answer) else ""
+        if in_chat:
+            return ""
         delimiter = str(self.config.target_delimiter)
         doubled = not delimiter.strip() and not requires_delimiter(context, answer)
-        return "" if in_chat or (doubled and not self.config.num_fewshot) else delimiter
+        return "" if doubled and not self.config.num_fewshot else delimiter
 
     # Results.
 
