@@ -8,6 +8,7 @@ from xent_metrics import errors, get_metric, score_tokens
 
 BUILT_IN = {
     "CapacityError": OverflowError,
+    "CaptureError": RuntimeError,
     "ComparisonError": ValueError,
     "InvalidInputError": ValueError,
     "InvalidTargetError": ValueError,

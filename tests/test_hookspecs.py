@@ -24,6 +24,10 @@ class Answers:
         return self.name
 
     @hookimpl
+    def exact_sums_backend(self, values):
+        return self.name
+
+    @hookimpl
     def forward_context(self, model):
         return self.name
 
@@ -36,6 +40,7 @@ class Answers:
 CALLS = {
     "score_backend": {"logits": None, "target": None, "extra_scores": None},
     "linear_cross_entropy_backend": {"hidden_states": None, "head": None, "target": None, "extra_scores": None},
+    "exact_sums_backend": {"values": None, "bins": None, "num_bins": 1},
     "forward_context": {"model": None},
 }
 

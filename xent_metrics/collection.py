@@ -15,7 +15,10 @@ from xent_metrics.plugins import as_metric
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums import exact_sum
 from xent_metrics.sums.extra_scores import extra_score_key
-from xent_metrics.sums.metric import NanPolicy, TokenMetric, needs_attention
+from xent_metrics.sums.metric import NanPolicy, TokenMetric
+from xent_metrics.sums.packed import add_together
+from xent_metrics.sums.placement import refuse_capture
+from xent_metrics.sums.summing import take_together
 from xent_metrics.sums.sync import SharedSync, synced
 
 __all__ = ["TokenMetricCollection"]
@@ -66,8 +69,13 @@ class TokenMetricCollection(MetricCollection):
 
     def update(self, logits: Any, target: Any = None, *, weight: Any = None) -> None:
         """Add a batch to every member: logits and targets, or a `TokenScores`."""
-        for metric, scores in self.score(logits, target, weight=weight):
-            metric.update(scores)
+        pairs = self.score(logits, target, weight=weight)
+
+        def update() -> None:
+            for metric, scores in pairs:
+                metric.update(scores)
+
+        add_together([metric for metric, _ in pairs], update)
 
     def forward(self, logits: Any, target: Any = None, *, weight: Any = None) -> dict[str, Any]:
         """Add a batch to every member and return the batch's own values."""
@@ -76,14 +84,27 @@ class TokenMetricCollection(MetricCollection):
 
     def score(self, logits: Any, target: Any = None, *, weight: Any = None) -> list[tuple[TokenMetric, TokenScores]]:
         """Each member with its scores; all sums have been taken, so a batch that can't be scored changes no member."""
-        pairs = []
+        passes = self._score(logits, target, weight)
+        for members, scores in passes:
+            take_together(members, scores)
+        return [(metric, scores) for members, scores in passes for metric in members]
+
+    def exact_sums_by_sequence(self, logits: Any, target: Any = None, *, weight: Any = None) -> dict[str, Tensor]:
+        """Each sequence's exact sums ``(B, rows, 8)`` of every member, by its own key; the members stay as they are."""
+        passes = self._score(logits, target, weight)
+        for members, scores in passes:
+            take_together(members, scores, each_sequence=True)
+        sums = {id(metric): metric.exact_sums_by_sequence(scores) for members, scores in passes for metric in members}
+        return {key: sums[id(metric)] for key, metric in self.members().items()}
+
+    def _score(self, logits: Any, target: Any, weight: Any) -> list[tuple[list[TokenMetric], TokenScores]]:
+        """The members of each pass over the logits, and its scores."""
+        passes = []
         for members in self._passes():
+            refuse_capture(members[0].name, members[0].state.device)
             extra_scores = {name: score for metric in members for name, score in metric.extra_scores().items()}
-            scores = members[0].score(logits, target, weight=weight, extra_scores=extra_scores)
-            pairs += [(metric, scores) for metric in members]
-        for metric, scores in pairs:
-            metric.exact_sums(scores)
-        return pairs
+            passes.append((members, members[0].score(logits, target, weight=weight, extra_scores=extra_scores)))
+        return passes
 
     def _passes(self) -> list[list[TokenMetric]]:
         """The members that each pass over the logits serves.
@@ -199,15 +220,18 @@ def _without_conflicts(members: Sequence[TokenMetric]) -> list[list[TokenMetric]
 
 
 def _values(members: list[TokenMetric], nan_policy: NanPolicy) -> list[Tensor]:
-    """The members' computed values; their states are read together unless there is something to raise or to warn about."""
+    """The members' computed values; their states are copied to the CPU together."""
     states = [metric.state for metric in members]
     at_once = len({state.device for state in states}) == 1 and all(
         type(metric).compute is TokenMetric.compute and metric.update_called and not metric.is_due_to_sync()
         for metric in members
     )
-    if not at_once or needs_attention(states):
+    if not at_once:
         return [metric.compute(nan_policy=nan_policy) for metric in members]
-    sums = torch.split(exact_sum.to_float(torch.cat(states)), [len(state) for state in states])
+    packed, sizes = torch.cat(states).cpu(), [len(state) for state in states]
+    for metric, state in zip(members, torch.split(packed, sizes), strict=True):
+        metric.check_state(state, nan_policy)
+    sums = torch.split(exact_sum.to_float(packed, finite_only=nan_policy == "omit"), sizes)
     return [metric.value(metric.unpack(own)) for metric, own in zip(members, sums, strict=True)]
 
 

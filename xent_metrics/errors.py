@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "CapacityError",
+    "CaptureError",
     "ComparisonError",
     "EngineError",
     "InvalidInputError",
@@ -33,6 +34,10 @@ class InvalidTargetError(InvalidInputError):
 
 class CapacityError(XentMetricsError, OverflowError):
     """A sum left the range in which it is exact."""
+
+
+class CaptureError(XentMetricsError, RuntimeError):
+    """A metric is updated while a CUDA graph is captured; replays of the graph would not update it."""
 
 
 class MissingScoreError(XentMetricsError, LookupError):

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     Scores = tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Mapping[str, Tensor]]
 
 __all__ = [
-    "PROJECT", "forward_context", "hookimpl", "hooks", "hookspec", "linear_cross_entropy_backend", "register_commands",
-    "register_metrics", "register_task_configs", "score_backend", "set_hooks",
+    "PROJECT", "exact_sums_backend", "forward_context", "hookimpl", "hooks", "hookspec", "linear_cross_entropy_backend",
+    "register_commands", "register_metrics", "register_task_configs", "score_backend", "set_hooks",
 ]  # fmt: skip
 
 PROJECT = "xent_metrics"
@@ -121,4 +121,24 @@ def forward_context(model: Any) -> AbstractContextManager[Any] | None:
 
     `xent-hf` calls the hook once, when the model is loaded, and compares the hidden states inside the context with the
     model's own. A context that raises or disagrees isn't used, and one line in the log says so.
+    """
+
+
+@hookspec(firstresult=True)
+def exact_sums_backend(values: Tensor, bins: Tensor | None, num_bins: int) -> Tensor | None:
+    """Take exact sums instead of torch, or return None to leave these values to others; the first result wins.
+
+    Args:
+        values: ``(K, N)`` with K, N ≥ 1, a plain tensor of floats, integers or bools on any device: K sums over one batch.
+        bins: ``(N,)`` int64 on the same device, each in ``[0, num_bins)``, the same for all K; or None, and then `num_bins`
+            is 1.
+        num_bins: the number of bins.
+
+    Returns:
+        ``(K, num_bins, 8)`` int64 on the same device: rows in their carried form, bit for bit those of
+        `xent_metrics.sums.exact_sum.exact_sums_by_bin`, whose module says what a row holds. On a GPU the backend must not
+        synchronise with the host. Integer additions have the same sum in any order, so atomics are fine.
+
+    The hook isn't called under `torch.compile` or for tensor subclasses (fake tensors included). A backend that raises, or
+    returns another shape or dtype, causes a `PluginError` that names the plugin.
     """

@@ -168,3 +168,39 @@ def test_the_empty_sum_is_the_identity():
     assert not empty.any()
     assert torch.equal(merge(torch.stack([row, empty])), row)
     assert torch.equal(carry(row), row)
+
+
+def float32s_of_all_exponents():
+    """Both signs, all exponents (subnormal numbers, infinities and nan among them), and mantissas at and around edges."""
+    powers = 2 ** torch.arange(23)
+    edges = [torch.arange(9), 2**23 - 1 - torch.arange(9), powers, powers - 1, (powers + 1).clamp(max=2**23 - 1)]
+    mantissas = torch.cat([*edges, torch.randint(2**23, (64,))])
+    bits = (torch.arange(256)[:, None] << 23 | mantissas).reshape(-1).int()
+    return torch.cat([bits, bits | -(2**31)]).view(torch.float32)
+
+
+def test_every_kind_of_float32_is_the_nearest_multiple_of_the_unit():
+    values = float32s_of_all_exponents()
+    rows = exact_sum.exact(values)
+    inside = values.abs() < 2.0**62
+    for value, row in zip(values[inside].tolist(), rows[inside], strict=True):
+        assert torch.equal(row, row_of(rounded(value))), value
+    outside, special = values[~inside], rows[~inside]
+    assert not special[:, :4].any()
+    kinds = [outside.isnan(), outside == inf, outside == -inf, outside.isfinite()]
+    assert torch.equal(special[:, 4:], torch.stack(kinds, dim=-1).long())
+
+
+def test_a_float32_has_the_sums_of_the_same_number_in_float64_and_bins_those_of_any_dtype():
+    values = torch.cat(
+        [float32s_of_all_exponents(), torch.randint(-(2**31), 2**31, (10**5,)).int().view(torch.float32)]
+    )
+    assert torch.equal(exact_sum.exact(values), exact_sum.exact(values.double()))
+    bins = torch.randint(7, values.shape)
+    assert torch.equal(exact_sum_by_bin(values, bins, 7), exact_sum_by_bin(values.double(), bins, 7))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_half_precision_number_is_its_float64(dtype):
+    values = torch.arange(-(2**15), 2**15).short().view(dtype)
+    assert torch.equal(exact_sum.exact(values), exact_sum.exact(values.double()))

@@ -7,7 +7,8 @@ import torch
 
 from xent_metrics import score_tokens
 from xent_metrics.sums import exact_sum
-from xent_metrics.sums.shared_sums import remember, take_sums
+from xent_metrics.sums.shared_sums import remember
+from xent_metrics.sums.taking import take_sums
 from xent_metrics.sums.terms import Binned
 
 

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from xent_metrics.collection import TokenMetricCollection
 from xent_metrics.hosts.lm_eval.models.tokenizers import ByteTokenizer, bytes_table
 from xent_metrics.scoring.score import score_tokens
-from xent_metrics.sums.exact_sum import to_float
 
 __all__ = ["METRICS", "ByteLSTM"]
 
@@ -67,9 +66,7 @@ class ByteLSTM(pl.LightningModule):  # type: ignore[misc]  # lightning is skippe
         if self.trainer.state.fn == "fit":
             self.validation_losses.append((self.global_step, members["cross_entropy"].compute().item()))
         calibration = members["expected_calibration_error"]
-        self.confidence_bins = {
-            name.partition(".")[2]: sums.cpu() for name, sums in calibration.unpack(to_float(calibration.state)).items()
-        }
+        self.confidence_bins = {name.partition(".")[2]: sums for name, sums in calibration.totals().items()}
 
     def configure_optimizers(self) -> dict[str, object]:
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=0.01)

@@ -57,13 +57,7 @@ class TrainerMetrics:
         if self.shift:
             logits, labels = logits[:, :-1], labels[:, 1:]
         self.metrics.to(logits.device)  # including tables of token bytes and class weights
-        scored = {id(metric): scores for metric, scores in self.metrics.score(logits, labels)}
-        sequences = {id(scores): [scores[i] for i in range(len(labels))] for scores in scored.values()}
-        columns = [
-            torch.stack([metric.exact_sums(sequence) for sequence in sequences[id(scored[id(metric)])]])
-            for metric in self.metrics.members().values()
-        ]
-        return torch.cat(columns, dim=1)
+        return torch.cat([*self.metrics.exact_sums_by_sequence(logits, labels).values()], dim=1)
 
     def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
         """The values over all sequences; with `batch_eval_metrics`, an empty dict until the last batch."""

@@ -11,7 +11,6 @@ from torch import Tensor
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.metrics.confidence_bins import Binning, ConfidenceBins, gap
 from xent_metrics.plots import plot_reliability
-from xent_metrics.sums.exact_sum import to_float
 from xent_metrics.sums.metric import TokenMetric
 from xent_metrics.sums.shared_sums import CONFIDENCE, CORRECT, TOKENS, SharedSum
 
@@ -36,8 +35,8 @@ class _Gaps(ConfidenceBins):
         if val is not None or self.binning != "width":
             return super().plot(val, ax)
         with self.over_all_processes():
-            self._check("propagate")
-            sums = self.unpack(to_float(self.state))
+            self.check_state(self.state.cpu())
+            sums = self.totals()
         title = f"{self.name.replace('_', ' ')}: {float(self.value(sums)):.4f}"
         return plot_reliability(self.bins(sums), title, ax)
 

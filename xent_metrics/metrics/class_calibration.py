@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from xent_metrics.errors import InvalidInputError, MetricOptionError
 from xent_metrics.metrics.confidence_bins import check_num_bins, confidence_bin
+from xent_metrics.scoring.devices import widest_float
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
 from xent_metrics.sums.metric import TokenMetric
 from xent_metrics.sums.shared_sums import TOKENS, SharedSum
@@ -162,7 +163,7 @@ class ClasswiseCalibrationError(_Residuals):
         prob = scores.extra_scores[self._score_name]
         ids = self._class_ids.to(prob.device)
         cells = confidence_bin(prob, self.num_bins) + torch.arange(len(ids), device=prob.device) * self.num_bins
-        residual = (scores.target[..., None] == ids).to(torch.float64) - prob
+        residual = (scores.target[..., None] == ids).to(widest_float(prob.device)) - prob
         return {self._sum_name: Binned(scores.weighted(residual), cells, len(ids) * self.num_bins)}
 
     def _check_classes(self, vocab_size: int) -> None:

@@ -4,6 +4,9 @@ Bins of equal width are summed as such. Bins of equal mass depend on all the dat
 cells, which add up on any number of processes, and the bins are made of whole cells when the value is computed. The cells
 have equal widths in arcsin √confidence, the scale on which an accuracy has the same sampling error everywhere: they are
 0.006 wide at a confidence of 0.5, and 0.00004 at 0 and 1, where most confidences are.
+
+Places are found in float64. On a device without it, a confidence within a rounding of float32 of a bound may fall into the
+next bin.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ import torch
 from torch import Tensor
 
 from xent_metrics.errors import MetricOptionError
+from xent_metrics.metrics.running_sum import running_sum
+from xent_metrics.scoring.devices import widest_float
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums.metric import TokenMetric
 from xent_metrics.sums.shared_sums import SharedSum, remember
@@ -110,7 +115,7 @@ def _values(scores: TokenScores, kind: str) -> Tensor:
     assert scores.confidence is not None
     assert scores.correct is not None
     if kind == "tokens":
-        return torch.ones_like(scores.correct, dtype=torch.int64)
+        return torch.ones_like(scores.correct, dtype=torch.float32)
     if kind == "doubt":
         return _doubt(scores.confidence, scores.correct, scores.nll)
     return {"confidence": scores.confidence, "correct": scores.correct, "nats": scores.nll}[kind]
@@ -118,19 +123,23 @@ def _values(scores: TokenScores, kind: str) -> Tensor:
 
 def _doubt(confidence: Tensor, correct: Tensor, nll: Tensor) -> Tensor:
     """1 − confidence; the target's own probability if that rounds to 0 and the top-1 isn't the target."""
-    doubt = 1 - confidence.double()
-    return torch.where((doubt == 0) & ~correct, torch.exp(-nll.double()), doubt)
+    doubt, nll = 1 - _wide(confidence), _wide(nll)
+    return torch.where((doubt == 0) & ~correct, torch.exp(-nll), doubt)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(widest_float(values.device))
 
 
 def confidence_bin(confidence: Tensor, num_bins: int) -> Tensor:
     """The index in ``[0, num_bins)`` of the bin (b/M, (b + 1)/M] that holds the confidence; nan goes to bin 0."""
-    upper = (confidence.double() * num_bins).ceil().nan_to_num(0.0)
+    upper = (_wide(confidence) * num_bins).ceil().nan_to_num(0.0)
     return (upper.long() - 1).clamp(0, num_bins - 1)
 
 
 def confidence_cell(confidence: Tensor) -> Tensor:
     """The index in ``[0, 256)`` of the cell, of equal widths in arcsin √confidence; nan goes to cell 0."""
-    place = confidence.double().sqrt().asin() * (2 * _CELLS / math.pi)
+    place = _wide(confidence).sqrt().asin() * (2 * _CELLS / math.pi)
     return place.nan_to_num(0.0).long().clamp(0, _CELLS - 1)
 
 
@@ -141,7 +150,7 @@ def equal_mass_bin(tokens: Tensor, num_bins: int) -> Tensor:
     tensor([0, 0, 0, 0, 1])
     """
     tokens = tokens.detach()
-    middle = tokens.cumsum(0) - tokens / 2
+    middle = running_sum(tokens) - tokens / 2
     return (middle / tokens.sum() * num_bins).nan_to_num(0.0).long().clamp(0, num_bins - 1)
 
 

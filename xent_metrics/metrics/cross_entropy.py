@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from xent_metrics.errors import MetricOptionError
+from xent_metrics.scoring.devices import widest_float
 from xent_metrics.scoring.inputs import as_tensor
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums.options import readable
@@ -52,7 +53,7 @@ class CrossEntropy(_NatsPerToken):
     formula = "−Σ ln p(target) / tokens"
     value_unit = "nats per token"
     reference = "Shannon (1948), A Mathematical Theory of Communication"
-    _class_weight_bits: Tensor | None
+    _class_weight_8: Tensor | None
 
     def __init__(
         self,
@@ -69,18 +70,23 @@ class CrossEntropy(_NatsPerToken):
         self.unit = unit
         self.value_unit = f"{unit} per token"
         self.label_smoothing = label_smoothing
-        # Kept as its bits: `.to(torch.bfloat16)` on the module would round a float buffer.
-        bits = None if class_weight is None else as_tensor(class_weight).to(torch.float64).view(torch.int64)
-        self.register_buffer("_class_weight_bits", bits, persistent=False)
+        # Kept as its bits: `.to(torch.bfloat16)` on the module would round a float buffer. In 8 bytes, and in 4 for devices
+        # without float64.
+        for kind, bits in ((torch.float64, torch.int64), (torch.float32, torch.int32)):
+            kept = None if class_weight is None else as_tensor(class_weight).to(kind).view(bits)
+            self.register_buffer(f"_class_weight_{kind.itemsize}", kept, persistent=False)
         if self._is_training_loss:
             self.requires = frozenset({"nll", "loss", "loss_weight"})
         self._loss_options = f"label_smoothing={label_smoothing}, class_weight={readable(self.class_weight)}"
 
     @property
     def class_weight(self) -> Tensor | None:
-        """The weights of the classes, ``(V,)`` float64."""
-        bits = self._class_weight_bits
-        return bits.view(torch.float64) if isinstance(bits, Tensor) else None
+        """The weights of the classes, ``(V,)`` in the widest float of the metric's device."""
+        if self._class_weight_8 is None:
+            return None
+        kind = widest_float(self._class_weight_8.device)
+        bits: Tensor = getattr(self, f"_class_weight_{kind.itemsize}")
+        return bits.view(kind)
 
     @property
     def _is_training_loss(self) -> bool:

@@ -16,6 +16,8 @@ from torch import Tensor
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.metrics.calibration import root
 from xent_metrics.metrics.pair_metric import PairMetric
+from xent_metrics.metrics.running_sum import running_sum
+from xent_metrics.scoring.devices import widest_float
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums.ratio import RatioMetric
 from xent_metrics.sums.shared_sums import TOKENS, SharedSum
@@ -31,6 +33,11 @@ __all__ = [
     "SameTopToken",
     "SoftCrossEntropy",
 ]
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In float64: products and differences of float32 are exact there, or nearly so."""
+    return values.to(widest_float(values.device))
 
 
 class _PairMean(PairMetric, RatioMetric):
@@ -184,7 +191,7 @@ class RMSProbabilityChange(_PairMean):
         return f"square of probability_change(temperature={self.temperature})", TOKENS
 
     def per_token(self, scores: TokenScores) -> Tensor:
-        return super().per_token(scores).double().square()
+        return _wide(super().per_token(scores)).square()
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
         return root(super().value(sums))
@@ -212,7 +219,7 @@ class LogPerplexityRatio(_PairMean):
         return f"nll − base_nll(temperature={self.temperature})", TOKENS
 
     def per_token(self, scores: TokenScores) -> Tensor:
-        return scores.nll.double() - scores.extra_scores["base_nll"].double()
+        return _wide(scores.nll) - _wide(scores.extra_scores["base_nll"])
 
 
 class KLDivergenceQuantile(PairMetric):
@@ -257,19 +264,19 @@ class KLDivergenceQuantile(PairMetric):
         self.quantile = quantile
 
     def sums(self, scores: TokenScores) -> Mapping[str, Terms]:
-        values = scores.extra_scores[self.pair_score].double()
+        values = _wide(scores.extra_scores[self.pair_score])
         place = (values.clamp(self._LEAST, self._MOST) / self._LEAST).log() / self._GROWTH
         bins = place.ceil().nan_to_num(0.0).long().clamp(0, self._INFINITE - 1)
         bins = torch.where(values == torch.inf, self._INFINITE, bins)
-        counts = scores.weighted(torch.ones_like(values))
+        counts = scores.weighted(torch.ones_like(values, dtype=torch.float32))
         return {f"kl_divergence histogram(temperature={self.temperature})": Binned(counts, bins, self._INFINITE + 1)}
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
         (counts,) = sums.values()
-        below = counts.cumsum(0)
-        rank = torch.clamp(self.quantile * below[-1], min=torch.finfo(torch.float64).tiny)
+        below = running_sum(counts)
+        rank = torch.clamp(self.quantile * below[-1], min=torch.finfo(counts.dtype).tiny)
         place = (below < rank).sum()  # the first bin to reach the rank
-        edge = self._LEAST * torch.exp(self._GROWTH * place.double())
+        edge = self._LEAST * torch.exp(self._GROWTH * place.to(counts.dtype))
         middle = torch.where(place == 0, torch.zeros_like(edge), 2 * edge / (1 + math.exp(self._GROWTH)))
         middle = torch.where(place == self._INFINITE, torch.inf, middle)
         return torch.where(below[-1] > 0, middle, torch.nan) + 0 * below[-1]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from xent_metrics.errors import MetricOptionError
+from xent_metrics.scoring.devices import widest_float
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
 from xent_metrics.sums.ratio import RatioMetric
 from xent_metrics.sums.shared_sums import TOKENS, SharedSum
@@ -37,8 +38,9 @@ class _OfRank(RatioMetric):
         return {_RANK: ExtraScore(target_rank, of="logits")}
 
     def rank(self, scores: TokenScores) -> Tensor:
-        """Each row's rank, float64."""
-        return scores.extra_scores[_RANK].double()
+        """Each row's rank, in the widest float of the device."""
+        rank = scores.extra_scores[_RANK]
+        return rank.to(widest_float(rank.device))
 
 
 class TopKAccuracy(_OfRank):

@@ -8,7 +8,7 @@ names the plugin that breaks the hook's contract.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from xent_metrics.errors import PluginError
 from xent_metrics.hookspecs import hooks
 from xent_metrics.scoring.scores import ExtraScore
 
-__all__ = ["first_result", "is_plain", "is_traced", "score_by_backend"]
+__all__ = ["described", "first_result", "is_plain", "is_traced", "score_by_backend"]
 
 _NAMES = ("nll", "confidence", "correct")
 
@@ -56,31 +56,36 @@ def score_by_backend(
     if not (all(is_plain(value) for value in given.values() if isinstance(value, Tensor)) and len(rows)):
         return None
     given["extra_scores"] = extra_scores
-    result = first_result(hook, **given)
+    result = first_result(hook, _Contract(rows, extra_scores, need_all).problem, **given)
     if result is None:
         return None
-    contract = _Contract(rows, extra_scores, need_all)
-    if problem := contract.problem(result):
-        raise PluginError(f"{_plugin_that_returned(hook, given, contract)}: {hook} returned {problem}")
     return dict(zip(_NAMES, result, strict=False)) | dict(*result[3:])
 
 
-def first_result(hook: str, **given: Any) -> Any:
+def first_result(hook: str, problem: Callable[[Any], str] | None = None, /, **given: Any) -> Any:
     """Call a hook and return the first result; None if no plugin gives one.
 
+    Args:
+        hook: its name.
+        problem: says what is wrong with a result; an empty string if nothing is.
+        given: its arguments.
+
     Raises:
-        PluginError: a plugin raised.
+        PluginError: a plugin raised, or returned something wrong.
     """
     caller: HookCaller = getattr(hooks(), hook)
     if not caller.get_hookimpls():
         return None
     try:
-        return caller(**given)
+        result = caller(**given)
     except Exception as error:
         raise PluginError(
             f"{_plugin_that_raised(caller, error)}: {hook} raised {type(error).__name__}: {error}. "
             "XENT_METRICS_PLUGINS=a,b loads only the plugins named"
         ) from error
+    if result is not None and problem is not None and (text := problem(result)):
+        raise PluginError(f"{_plugin_that_returned(hook, given, problem)}: {hook} returned {text}")
+    return result
 
 
 def _plugin_that_raised(caller: HookCaller, error: Exception) -> str:
@@ -93,14 +98,14 @@ def _plugin_that_raised(caller: HookCaller, error: Exception) -> str:
     return _names(implementations)
 
 
-def _plugin_that_returned(hook: str, given: Mapping[str, Any], contract: _Contract) -> str:
+def _plugin_that_returned(hook: str, given: Mapping[str, Any], problem: Callable[[Any], str]) -> str:
     """The plugin that returned something wrong, found by asking again: the first backend, or else a wrapper around it."""
     implementations: list[HookImpl] = getattr(hooks(), hook).get_hookimpls()
     wrappers = [each for each in implementations if each.wrapper or each.hookwrapper]
     for each in reversed(implementations):  # the order in which pluggy calls them
         result = None if each in wrappers else each.function(*map(given.get, each.argnames))
         if result is not None:
-            return each.plugin_name if contract.problem(result) else _names(wrappers)
+            return each.plugin_name if problem(result) else _names(wrappers)
     return _names(wrappers or implementations)
 
 
@@ -118,14 +123,14 @@ class _Contract(NamedTuple):
     def problem(self, result: Any) -> str:
         """What is wrong with a backend's result; empty if nothing is."""
         if not isinstance(result, tuple | list) or [type(column) for column in result[:3]] != [Tensor] * 3:
-            return f"{_described(result)}; expected three tensors: nll, confidence, correct"
+            return f"{described(result)}; expected three tensors: nll, confidence, correct"
         if len(result) > 4 or not all(isinstance(extras, Mapping) for extras in result[3:]):
-            return f"{_described(result)}; expected three tensors and, perhaps, the extra scores by name"
+            return f"{described(result)}; expected three tensors and, perhaps, the extra scores by name"
         wide = torch.float64 if result[0].dtype == torch.float64 else torch.float32
         for column, dtype in zip(result, (wide, wide, torch.bool), strict=False):
             if not self._fits(column) or column.dtype != dtype:
                 return (
-                    f"{_described(result[:3])}; expected nll and confidence in float32 or wider and "
+                    f"{described(result[:3])}; expected nll and confidence in float32 or wider and "
                     f"correct as bool, each of shape ({len(self.rows)},) on {self.rows.device}"
                 )
         return self._problem_of_extras(*result[3:])
@@ -134,7 +139,7 @@ class _Contract(NamedTuple):
         extras = extras or {}
         wanted = f"expected {', '.join(self.extra_scores) or 'none'}"
         if unknown := extras.keys() - self.extra_scores.keys():
-            return f"extra scores {_described(sorted(unknown))}, which aren't wanted; {wanted}"
+            return f"extra scores {described(sorted(unknown))}, which aren't wanted; {wanted}"
         if self.need_all and (missing := self.extra_scores.keys() - extras.keys()):
             return f"no extra score {', '.join(sorted(missing))}; {wanted}, or None for a backend that can't give all"
         for name, column in extras.items():
@@ -142,7 +147,7 @@ class _Contract(NamedTuple):
             narrow = isinstance(column, Tensor) and column.dtype in (torch.float16, torch.bfloat16)
             if type(column) is not Tensor or not self._fits(column, shape) or narrow:
                 return (
-                    f"the extra score {name!r} as {_described(column)}; expected whole numbers, bools, or floats in "
+                    f"the extra score {name!r} as {described(column)}; expected whole numbers, bools, or floats in "
                     f"float32 or wider, of shape {(len(self.rows), *shape)} on {self.rows.device}"
                 )
         return ""
@@ -151,9 +156,10 @@ class _Contract(NamedTuple):
         return column.shape == (len(self.rows), *shape) and column.device == self.rows.device
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
+    """What a plugin returned, for an error: of tensors only their shape, dtype and device."""
     if isinstance(value, tuple | list):
-        return f"[{', '.join(map(_described, value))}]"
+        return f"[{', '.join(map(described, value))}]"
     if isinstance(value, Tensor):
         return f"{tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')} on {value.device}"
     return f"{value!r:.200}"

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from xent_metrics.errors import InvalidInputError, MissingScoreError
+from xent_metrics.scoring.devices import widest_float
 
 __all__ = ["ExtraScore", "RowKind", "TokenScores", "check_extra_score_names", "from_loglikelihoods"]
 
@@ -139,7 +140,16 @@ class TokenScores:
     @property
     def broken(self) -> Tensor:
         """True for rows with nll nan or an invalid target."""
-        return self.nll.isnan() if self.invalid is None else self.nll.isnan() | self.invalid
+        if "broken" not in self.memo:
+            self.memo["broken"] = self.nll.isnan() if self.invalid is None else self.nll.isnan() | self.invalid
+        return self.memo["broken"]
+
+    @property
+    def uncounted(self) -> Tensor:
+        """True for rows that enter no sum."""
+        if "uncounted" not in self.memo:
+            self.memo["uncounted"] = ~self.counted
+        return self.memo["uncounted"]
 
     @property
     def device(self) -> torch.device:
@@ -183,15 +193,18 @@ class TokenScores:
         is the sum over the other rows, and equals that of any metric which sums the same values.
 
         Args:
-            values: ``(…)`` or ``(…, K)``. Their product with the weights is exact in float64.
+            values: ``(…)`` or ``(…, K)``. Their product with the weights is exact in float64. On a device without it, the
+                product and whole numbers beyond 2^24 are rounded to float32.
         """
         rows = (*self.nll.shape, *[1] * (values.ndim - self.nll.ndim))
         if self.weight is not None:
-            values = values.double() * self.weight.double().reshape(rows)
+            wide = widest_float(values.device)
+            values = values.to(wide) * self.weight.to(wide).reshape(rows)
+        elif values.dtype == torch.bool:
+            values = values.float()  # neither bools nor whole numbers have a nan
         elif not values.is_floating_point():
-            values = values.double()  # whole numbers have no nan
-        values = torch.where(self.broken.reshape(rows), torch.nan, values)
-        return torch.where(self.counted.reshape(rows), values, torch.zeros_like(values))
+            values = values.to(widest_float(values.device))
+        return values.masked_fill(self.broken.reshape(rows), torch.nan).masked_fill(self.uncounted.reshape(rows), 0.0)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> TokenScores:
         """A copy in which every tensor is replaced by `function(tensor)`."""

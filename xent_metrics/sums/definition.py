@@ -67,7 +67,10 @@ class MetricDefinition(ABC):
 
     @abstractmethod
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
-        """The metric, a 0-d float64, from its sums by name: each 0-d float64, or ``(num_bins,)`` for a `Binned` one."""
+        """The metric, 0-d, from its sums by name: each 0-d float64, or ``(num_bins,)`` for a `Binned` one.
+
+        `compute` calls it with sums on the CPU, `forward` with sums on the metric's device, in float32 if that has no float64.
+        """
 
     def scoring_options(self) -> dict[str, Any]:
         """The options that this metric passes to `score_tokens`, besides `ignore_index`."""
@@ -102,7 +105,8 @@ class MetricDefinition(ABC):
         """Scores without rows, with every score that the metric needs: their terms show its layout."""
         known = TokenScores.empty().fields().keys() | {"prob"}
         others = dict.fromkeys(self.requires - known, ExtraScore(lambda log_prob, index: log_prob[:, 0]))
-        return TokenScores.empty(extra_scores={**others, **self.extra_scores()})
+        row_kind: RowKind = "token" if "token" in self.row_kinds else min(self.row_kinds)
+        return TokenScores.empty(row_kind=row_kind, extra_scores={**others, **self.extra_scores()})
 
     def check_scores(self, scores: TokenScores) -> None:
         """Raise unless the metric can take these scores.

@@ -3,6 +3,7 @@
 A float sum depends on the order of its additions; an integer sum does not. Each value is written once as a
 fixed-point integer with 64 fractional bits (exact for every float32 of magnitude 2^-41 or more, and for every
 float64 of 2^-12 or more) and split into 32-bit limbs, so that from there on every addition is an integer addition.
+A value is split in its own precision, so devices without float64 give the same bits.
 
 A sum is one row of eight int64:
 
@@ -20,6 +21,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from xent_metrics.scoring.devices import widest_float
+
 __all__ = [
     "ROW", "carry", "exact", "exact_sum", "exact_sum_by_bin", "exact_sums", "exact_sums_by_bin", "merge", "overflowed",
     "to_float", "to_fraction",
@@ -31,6 +34,8 @@ _MASK = (1 << _BITS) - 1
 _TOP = 1 << 46  # limit of limb 3: ±2^78 in all …
 _MOST = 1 << 16  # … so that this many rows can be added before the next carry
 _LARGEST = float(2**62)  # a single value at or beyond this is counted as leaving the range
+_SCALE = 2.0**_BITS
+_UNITS = _SCALE**2  # per 1
 
 
 def exact_sum(values: Tensor) -> Tensor:
@@ -45,7 +50,8 @@ def exact_sum(values: Tensor) -> Tensor:
 
 def exact_sums(values: Tensor) -> Tensor:
     """The exact sum of each row of `values`, ``(K, N)`` to ``(K, 8)``: the same bits as row by row, faster."""
-    return carry(_digits(values.reshape(-1)).reshape(ROW, *values.shape).sum(dim=-1).mT)
+    limbs, flags = _columns(values)
+    return carry(torch.cat([limbs.sum(dim=-1), flags.sum(dim=-1)]).mT)
 
 
 def exact_sum_by_bin(values: Tensor, bins: Tensor, num_bins: int) -> Tensor:
@@ -56,45 +62,48 @@ def exact_sum_by_bin(values: Tensor, bins: Tensor, num_bins: int) -> Tensor:
 def exact_sums_by_bin(values: Tensor, bins: Tensor, num_bins: int) -> Tensor:
     """As `exact_sum_by_bin`, of each row of `values` over the same bins ``(N,)``: ``(K, N)`` to ``(K, num_bins, 8)``."""
     kinds = len(values)
-    digits = _digits(values.reshape(-1)).reshape(ROW * kinds, -1)
-    columns = torch.zeros(ROW * kinds, num_bins, dtype=torch.int64, device=digits.device)
-    columns = columns.index_add(1, bins.reshape(-1), digits)
-    return carry(columns.reshape(ROW, kinds, num_bins).permute(1, 2, 0))
+    columns = torch.cat(_columns(values)).reshape(ROW * kinds, -1)
+    sums = torch.zeros(ROW * kinds, num_bins, dtype=torch.int64, device=values.device)
+    sums = sums.index_add(1, bins.reshape(-1), columns)
+    return carry(sums.reshape(ROW, kinds, num_bins).permute(1, 2, 0))
 
 
 def exact(values: Tensor) -> Tensor:
     """Each value as the sum of itself alone, ``(…)`` to ``(…, 8)``."""
-    return carry(_digits(values.reshape(-1)).mT).reshape(*values.shape, ROW)
+    return carry(torch.cat(_columns(values)).movedim(0, -1))
 
 
-def _digits(values: Tensor) -> Tensor:
-    """The eight columns of each value before any addition: ``(N,)`` to ``(8, N)`` int64."""
+def _columns(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The row of each value before any addition: limbs ``(4, …)`` int64, and flags for nan, +inf, −inf and too large.
+
+    Scaling by a power of two, cutting off a fraction and subtracting the upper part of the same number are exact in any
+    float, so float32 values are never widened.
+    """
     if not values.is_floating_point():
         whole, zero = values.long(), torch.zeros_like(values, dtype=torch.int64)
-        return torch.stack([zero, zero, whole & _MASK, whole >> _BITS, zero, zero, zero, zero])
-    value = values.double()
-    in_range = value.abs() < _LARGEST  # False for nan and the infinities too
-    value = torch.where(in_range, value, 0.0)
-    towards_zero = value.trunc()
-    fraction = (value - towards_zero) * 2.0**_BITS  # exact: the lower bits of the same number (a floor's would not be)
-    upper = fraction.trunc()
-    lower = ((fraction - upper) * 2.0**_BITS).round()  # the only rounding
-    whole = towards_zero.long()
-    nan, plus, minus = values.isnan(), values.isposinf(), values.isneginf()
-    too_large = ~(in_range | nan | plus | minus)
-    columns = [lower, upper, whole & _MASK, whole >> _BITS, nan, plus, minus, too_large]
-    return torch.stack([column.long() for column in columns])
+        limbs = torch.stack([zero, zero, whole & _MASK, whole >> _BITS])
+        return limbs, zero.bool().expand_as(limbs)
+    value = values if values.dtype in (torch.float32, torch.float64) else values.float()
+    finite = value.nan_to_num(0.0, 0.0, 0.0)
+    large = finite.abs() >= _LARGEST
+    flags = torch.stack([value.isnan(), value == torch.inf, value == -torch.inf, large])
+    value = finite.masked_fill(large, 0.0)
+    lowest = (value * _UNITS).round()  # the only rounding
+    whole = torch.stack([lowest, value * _SCALE, value, value / _SCALE]).trunc()  # in units of each limb
+    limbs = torch.cat([torch.sub(whole[:3], whole[1:], alpha=_SCALE), whole[3:]])
+    return limbs.long(), flags
 
 
 def carry(rows: Tensor) -> Tensor:
     """Rows ``(…, 8)`` in their unique form: each lower limb in ``[0, 2^32)``, the top limb within its limit."""
-    limb0, limb1, limb2, limb3, nan, plus, minus, beyond = rows.unbind(-1)
+    limb0, limb1, limb2, limb3, *_, beyond = rows.unbind(-1)
     limb1 = limb1 + (limb0 >> _BITS)
     limb2 = limb2 + (limb1 >> _BITS)
     limb3 = limb3 + (limb2 >> _BITS)
-    beyond = (beyond + (limb3.abs() > _TOP)).clamp(max=_TOP)
-    lower = [limb & _MASK for limb in (limb0, limb1, limb2)]
-    return torch.stack([*lower, limb3.clamp(-_TOP, _TOP), nan, plus, minus, beyond], dim=-1)
+    top = limb3.clamp(-_TOP, _TOP)
+    beyond = (beyond + (limb3 != top)).clamp(max=_TOP)
+    lower = torch.stack([limb0, limb1, limb2], dim=-1) & _MASK
+    return torch.cat([lower, top[..., None], rows[..., 4:7], beyond[..., None]], dim=-1)
 
 
 def merge(stacked: Tensor) -> Tensor:
@@ -112,14 +121,14 @@ def overflowed(rows: Tensor) -> Tensor:
 def to_float(rows: Tensor, *, finite_only: bool = False) -> Tensor:
     """The sums as float64, ``(…, 8)`` to ``(…,)``; nan and infinities come back by IEEE rules unless `finite_only`.
 
-    The result is within one unit in the last place of the exact sum and depends on nothing but the row.
+    The result is within one unit in the last place of the exact sum and depends on nothing but the row. On a device without
+    float64 it is a float32, within four units in the last place.
     """
     nan, plus, minus = rows[..., 4:7].unbind(-1)
     negative = rows[..., 3] < 0
     magnitude = carry(torch.where(negative[..., None], -rows, rows))  # −1 + (1 − ε) would lose a small ε
-    limb0, limb1, limb2, limb3 = magnitude[..., :4].unbind(-1)
-    fraction = limb1.double() * 2.0**-_BITS + limb0.double() * 2.0 ** (-2 * _BITS)
-    value = (limb3.double() * 2.0**_BITS + limb2.double()) + fraction
+    limb0, limb1, limb2, limb3 = magnitude[..., :4].to(widest_float(rows.device)).unbind(-1)
+    value = (limb3 * _SCALE + limb2) + (limb1 / _SCALE + limb0 / _UNITS)
     value = torch.where(negative, -value, value)
     if finite_only:
         return value

@@ -23,7 +23,7 @@ COUNTS = ("counted", "ignored", "invalid_targets")
 def count_terms(scores: TokenScores) -> dict[str, Tensor]:
     """The terms of `COUNTS`, by name."""
     invalid = torch.zeros_like(scores.counted) if scores.invalid is None else scores.invalid
-    return dict(zip(COUNTS, (scores.counted, ~scores.counted, invalid), strict=True))
+    return dict(zip(COUNTS, (scores.counted, scores.uncounted, invalid), strict=True))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from abc import ABCMeta
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from xent_metrics.scoring.scores import ExtraScore, TokenScores
 from xent_metrics.sums import exact_sum
 from xent_metrics.sums.layout import COUNTS
 from xent_metrics.sums.options import check_options
+from xent_metrics.sums.placement import refuse_capture, warn_of_waiting
 from xent_metrics.sums.summing import NanPolicy, SummingMetric
 
 __all__ = ["NanPolicy", "TokenMetric", "needs_attention"]
@@ -65,6 +66,7 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
     is_differentiable = False
     higher_is_better: bool | None = False
     full_state_update = False
+    _warned_of_waiting = False
 
     def __init__(self, *, ignore_index: int = -100, **kwargs: Any) -> None:
         if kwargs.setdefault("compute_with_cache", False):
@@ -121,14 +123,27 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
             raise SyncError(
                 f"{self.name} holds the sums of all processes, to which nothing can be added; unsync it first"
             )
+        refuse_capture(self.name, self.state.device)
         scores = self.score(logits, target, weight=weight)
-        delta = self.exact_sums(scores).to(self.state.device)
+        sums = self._on_own_device(self.exact_sums(scores))
         if scores.replicas and not self._counts_here(scores.replicas):
-            delta = torch.zeros_like(delta)
-        self._set_state(exact_sum.carry(self.state + delta))
+            sums = torch.zeros_like(sums)
+        self.add_sums(sums)
+
+    def _on_own_device(self, sums: Tensor) -> Tensor:
+        """The sums on the state's device; a warning, once, if this waits for another device in every step."""
+        if sums.device == self.state.device:
+            return sums
+        if self.state.device.type == "cpu" and not self._warned_of_waiting:
+            self._warned_of_waiting = True
+            warn_of_waiting(self.name, sums.device)
+        return sums.to(self.state.device)
 
     def compute(self, *, nan_policy: NanPolicy = "propagate") -> Tensor:
-        """The value over everything added, on all processes: a 0-d float64; nan if nothing counted.
+        """The value over everything added, on all processes: a 0-d float64 on the CPU; nan if nothing counted.
+
+        The sums are copied to the CPU once, and the value is computed there: the same bits for the same sums, on whatever
+        device they were added up.
 
         Args:
             nan_policy: "omit" leaves the rows with nan scores or invalid targets out of every sum, on all processes: the
@@ -140,14 +155,17 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
             CapacityError: a sum left the range in which it is exact.
             SyncError: another process died, hung or never came; the local sums are unchanged.
         """
-        if not self._in_forward:  # the value of one batch is returned without waiting for the device
-            self._check(nan_policy)
-        return self.value_of(self.state, nan_policy=nan_policy)
+        if self._in_forward:  # the value of one batch is returned without waiting for the device
+            return self.value_of(self.state, nan_policy=nan_policy)
+        state = self.state.cpu()
+        self.check_state(state, nan_policy)
+        return self.value_of(state, nan_policy=nan_policy)
 
-    def _check(self, nan_policy: NanPolicy) -> None:
-        if not needs_attention([self.state]):
+    def check_state(self, state: Tensor, nan_policy: NanPolicy = "propagate") -> None:
+        """Raise or warn for what is wrong with a state on the CPU, as `compute` does."""
+        if not needs_attention(state):
             return
-        counts = self.counts()
+        counts = self.layout.counts(state)
         invalid = counts["invalid_targets"]
         if invalid and nan_policy != "omit":
             raise InvalidTargetError(
@@ -155,7 +173,7 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
                 "(or, for soft targets, not a distribution), or had a weight below 0. Mask what should not count with "
                 "ignore_index; `compute(nan_policy='omit')` gives the value without them"
             )
-        if bool(exact_sum.overflowed(self.state)):
+        if bool(exact_sum.overflowed(state)):
             raise CapacityError(f"{self.name}: a sum left ±2^78, the range in which it is exact")
         if counts["nan"] and nan_policy != "omit":
             warnings.warn(
@@ -165,12 +183,16 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
             )
 
     def forward(self, logits: Any, target: Any = None, *, weight: Any = None) -> Any:
-        """Add a batch and return its own value; with `dist_sync_on_step`, that of all processes' batches."""
+        """Add a batch and return its own value; with `dist_sync_on_step`, that of all processes' batches.
+
+        It doesn't wait for the device, so the value is there: a 0-d float64, or float32 on a device without float64.
+        """
+        refuse_capture(self.name, self.state.device)
         scores = self.score(logits, target, weight=weight)
         batch = self.exact_sums(scores)  # what can't be scored raises here, before anything is changed
         if not (self.dist_sync_on_step or self._is_synced):
             self.update(scores)
-            value = self.value_of(batch.to(self.state.device))
+            value = self.value_of(self._on_own_device(batch))
             self._forward_cache: Any = value
             return value
         self._in_forward = True
@@ -212,8 +234,6 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
         return figure, axes
 
 
-def needs_attention(states: Sequence[Tensor]) -> bool:
-    """True if a state, of those on one device, has invalid targets, nan, infinities or a sum out of range: one host read."""
-    invalid = COUNTS.index("invalid_targets")
-    parts = [part for state in states for part in (state[invalid, 2:4], state[:, 4:].reshape(-1))]
-    return bool(torch.cat(parts).any())
+def needs_attention(state: Tensor) -> bool:
+    """True if a state on the CPU has invalid targets, nan, infinities or a sum out of range."""
+    return bool(state[COUNTS.index("invalid_targets"), 2:4].any()) or bool(state[:, 4:].any())

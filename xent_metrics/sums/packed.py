@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from xent_metrics.sums import exact_sum
 from xent_metrics.sums.sync import SharedSync, all_reduce_states
 
-__all__ = ["PackedMetric"]
+__all__ = ["PackedMetric", "add_together"]
 
 
 class PackedMetric(Metric):
@@ -34,6 +36,7 @@ class PackedMetric(Metric):
     _held: tuple[Any, ...] | None = None
     _in_compute = False
     _in_forward = False
+    _held_back: list[Tensor] | None = None  # sums that `add_together` will add
 
     @property
     def state(self) -> Tensor:
@@ -49,6 +52,13 @@ class PackedMetric(Metric):
     def _set_state(self, state: Tensor) -> None:
         setattr(self, self._state_name, state)
 
+    def add_sums(self, sums: Tensor) -> None:
+        """Add exact sums ``(rows, 8)`` to the state, now or at the end of `add_together`."""
+        if self._held_back is None:
+            self._set_state(exact_sum.carry(self.state + sums))
+        else:
+            self._held_back.append(sums)
+
     @property
     def local_state(self) -> Tensor:
         """This process' own sums, also inside `sync_context`."""
@@ -57,6 +67,20 @@ class PackedMetric(Metric):
         local = self._cache[self._state_name]
         assert isinstance(local, Tensor)
         return local
+
+    def _wrap_update(self, update: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap update as torchmetrics does; in a graph without its counter, whose every value would be another graph."""
+        wrapped = super()._wrap_update(update)
+
+        @functools.wraps(update)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            if not torch.compiler.is_compiling():
+                return wrapped(*args, **kwargs)
+            self._computed, self._update_count = None, 1  # that there was an update is all that we read
+            with torch.no_grad():
+                return update(*args, **kwargs)
+
+        return counted
 
     # Sync.
 
@@ -162,3 +186,25 @@ class PackedMetric(Metric):
         other = memo[id(self)] = type(self).__new__(type(self))
         other.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return other
+
+
+def add_together(metrics: Sequence[PackedMetric], update: Callable[[], None]) -> None:
+    """Call `update`, which updates these metrics, and add to all their states in one go; if it raises, to none."""
+    for metric in metrics:
+        metric._held_back = []
+    try:
+        update()
+        added = [(metric, metric._held_back) for metric in metrics if metric._held_back]
+    finally:
+        for metric in metrics:
+            metric._held_back = None
+    by_device: dict[torch.device, list[tuple[PackedMetric, Tensor]]] = {}
+    for metric, parts in added:
+        sums = parts[0] if len(parts) == 1 else exact_sum.merge(torch.stack(parts))
+        by_device.setdefault(sums.device, []).append((metric, sums))
+    for group in by_device.values():
+        before, sums = (torch.cat(parts) for parts in zip(*((metric.state, own) for metric, own in group), strict=True))
+        sizes = [len(own) for _, own in group]
+        after: Sequence[Tensor] = torch.split_with_sizes_copy(exact_sum.carry(before + sums), sizes)  # type: ignore[func-returns-value, assignment]  # torch's stub has no result
+        for (metric, _), state in zip(group, after, strict=True):
+            metric._set_state(state)

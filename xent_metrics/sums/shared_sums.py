@@ -4,8 +4,8 @@ A sum belongs to the metric that computes its terms: two metrics that give one n
 Only a `SharedSum` is taken once for all metrics that name it, and its terms come from the object itself, so that a name
 can't say one thing and mean another.
 
-A `TokenScores` keeps the sums that were taken of it in its `memo`, by key. Equal `SharedSum` objects have one key, unequal
-ones different keys, and every metric has keys of its own for its own sums. Keys are numbered strings, since
+A `TokenScores` keeps the sums that were taken of it (taking.py) in its `memo`, by key. Equal `SharedSum` objects have one
+key, unequal ones different keys, and every metric has keys of its own for its own sums. Keys are numbered strings, since
 `torch.compile` traces those. They are valid in one process only, so copied or unpickled metrics make new ones, and
 copied or pickled scores have an empty `memo`.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -22,12 +22,11 @@ from torch import Tensor
 
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.scoring.scores import TokenScores
-from xent_metrics.sums import exact_sum
-from xent_metrics.sums.terms import Binned, Terms
+from xent_metrics.sums.terms import Terms
 
 __all__ = [
     "CONFIDENCE", "CORRECT", "NATS", "TOKENS", "ExtraSum", "SharedSum", "check_shared_sum", "own_keys", "remember",
-    "shared_key", "take_sums",
+    "shared_key",
 ]  # fmt: skip
 
 
@@ -98,7 +97,7 @@ class _Tokens(SharedSum):
         return "tokens"
 
     def terms(self, scores: TokenScores) -> Tensor:
-        return scores.weighted(torch.ones_like(scores.counted, dtype=torch.int64))
+        return scores.weighted(torch.ones_like(scores.counted, dtype=torch.float32))
 
 
 @dataclass(frozen=True)
@@ -172,43 +171,3 @@ def remember(scores: TokenScores, key: str, make: Callable[[], Tensor]) -> Tenso
     if key not in scores.memo:
         scores.memo[key] = make()
     return scores.memo[key]
-
-
-def take_sums(scores: TokenScores, terms: Mapping[str, Terms]) -> None:
-    """Take the exact sums, each ``(rows, 8)``, that haven't been taken of these scores; alike terms in one pass."""
-    missing = {key: term for key, term in terms.items() if key not in scores.memo}
-    for group in _alike(missing):
-        keys, members = list(group), list(group.values())
-        first = members[0]
-        stacked = torch.stack([_values(term).reshape(-1) for term in members])
-        if isinstance(first, Binned):
-            sums = exact_sum.exact_sums_by_bin(stacked, first.bins, first.num_bins)
-        else:
-            sums = exact_sum.exact_sums(stacked)[:, None]
-        scores.memo.update(zip(keys, sums.unbind(), strict=True))
-
-
-def _alike(terms: Mapping[str, Terms]) -> list[dict[str, Terms]]:
-    """Groups of terms of one shape and dtype and over the same bins."""
-    groups: list[dict[str, Terms]] = []
-    for key, term in terms.items():
-        for group in groups:
-            if _is_alike(term, next(iter(group.values()))):
-                group[key] = term
-                break
-        else:
-            groups.append({key: term})
-    return groups
-
-
-def _is_alike(a: Terms, b: Terms) -> bool:
-    first, second = _values(a), _values(b)
-    if first.shape != second.shape or first.dtype != second.dtype:
-        return False
-    if isinstance(a, Binned) and isinstance(b, Binned):
-        return a.bins is b.bins and a.num_bins == b.num_bins
-    return type(a) is type(b) or not (isinstance(a, Binned) or isinstance(b, Binned))
-
-
-def _values(term: Terms) -> Tensor:
-    return term.values if isinstance(term, Binned) else term

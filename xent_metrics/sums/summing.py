@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -20,10 +20,11 @@ from xent_metrics.sums import exact_sum
 from xent_metrics.sums.checkpoints import CheckpointedMetric
 from xent_metrics.sums.definition import MetricDefinition
 from xent_metrics.sums.layout import COUNTS, StateLayout, count_terms
-from xent_metrics.sums.shared_sums import own_keys, shared_key, take_sums
+from xent_metrics.sums.shared_sums import own_keys, shared_key
+from xent_metrics.sums.taking import by_sequence, take_sums, take_sums_by_sequence
 from xent_metrics.sums.terms import Terms
 
-__all__ = ["NanPolicy", "SummingMetric"]
+__all__ = ["NanPolicy", "SummingMetric", "take_together"]
 
 #: How rows with nan scores or invalid targets count: "propagate" makes the value nan (or raises), "omit" leaves them out.
 NanPolicy = Literal["propagate", "omit"]
@@ -81,28 +82,42 @@ class SummingMetric(MetricDefinition, CheckpointedMetric):
 
     def exact_sums(self, scores: TokenScores) -> Tensor:
         """The exact sums of `scores` in this metric's layout, ``(rows, 8)``."""
-        self.check_scores(scores)
-        take_sums(scores, self._missing_terms(scores))
+        take_together([self], scores)
         return torch.cat([scores.memo[key] for key in self._sum_keys])
 
-    def _missing_terms(self, scores: TokenScores) -> dict[str, Terms]:
+    def exact_sums_by_sequence(self, scores: TokenScores) -> Tensor:
+        """The exact sums of each sequence in this metric's layout, ``(B, rows, 8)``: what `exact_sums` gives of each.
+
+        Args:
+            scores: ``(B, …)``.
+
+        >>> from xent_metrics import CrossEntropy, score_tokens
+        >>> metric, scores = CrossEntropy(), score_tokens(torch.randn(3, 5, 7), torch.zeros(3, 5, dtype=torch.long))
+        >>> bool((metric.exact_sums_by_sequence(scores)[1] == metric.exact_sums(scores[1])).all())
+        True
+        """
+        take_together([self], scores, each_sequence=True)
+        return torch.cat([scores.memo[by_sequence(key)] for key in self._sum_keys], dim=1)
+
+    def missing_terms(self, scores: TokenScores, is_taken: Callable[[str], bool]) -> dict[str, Terms]:
         """The terms, by key, of the sums that haven't been taken of these scores; no others are computed."""
-        keys = zip(self.layout.rows, self._sum_keys[len(COUNTS) :], strict=True)
-        missing = {name: key for name, key in keys if key not in scores.memo}
+        missing = {key for key in self._sum_keys if not is_taken(key)}
+        own_or_shared = zip(self.layout.rows, self._sum_keys[len(COUNTS) :], strict=True)
+        wanted = {name: key for name, key in own_or_shared if key in missing}
         shared = self.shared_by_name()
-        terms: dict[str, Terms] = {} if COUNTS[0] in scores.memo else {**count_terms(scores)}
-        terms |= {key: shared[name].terms(scores) for name, key in missing.items() if name in shared}
-        if missing.keys() - shared.keys():
+        terms: dict[str, Terms] = {**count_terms(scores)} if COUNTS[0] in missing else {}
+        terms |= {key: shared[name].terms(scores) for name, key in wanted.items() if name in shared}
+        if wanted.keys() - shared.keys():
             own = self.sums(scores)
-            terms |= {key: own[name] for name, key in missing.items() if name not in shared}
+            terms |= {key: own[name] for name, key in wanted.items() if name not in shared}
         return terms
 
     def value_of(self, state: Tensor, *, nan_policy: NanPolicy = "propagate") -> Tensor:
-        """The metric's value for a packed state, a 0-d float64 on the state's device."""
+        """The metric's value for a packed state, 0-d on the state's device: float64, or float32 where there is no float64."""
         return self.value(self.unpack(exact_sum.to_float(state, finite_only=nan_policy == "omit")))
 
     def unpack(self, values: Tensor) -> dict[str, Tensor]:
-        """``(rows,)`` float64 by the name of the sum."""
+        """``(rows,)`` floats by the name of the sum."""
         return self.layout.unpack(values)
 
     def pack(self, named: Mapping[str, Tensor]) -> Tensor:
@@ -112,6 +127,24 @@ class SummingMetric(MetricDefinition, CheckpointedMetric):
         """
         return self.layout.pack(named)
 
+    def totals(self) -> dict[str, Tensor]:
+        """The sums by name, float64 on the CPU, as `value` takes them in `compute`; waits for the device."""
+        return self.unpack(exact_sum.to_float(self.state.cpu()))
+
     def counts(self) -> dict[str, int]:
         """How many rows counted, were ignored, had invalid targets, gave nan, and gave infinite terms."""
         return self.layout.counts(self.state)
+
+
+def take_together(metrics: Iterable[SummingMetric], scores: TokenScores, *, each_sequence: bool = False) -> None:
+    """Take all sums of these metrics that haven't been taken of the scores, of all rows or of each sequence."""
+    kept_as, take = (by_sequence, take_sums_by_sequence) if each_sequence else (str, take_sums)
+    terms: dict[str, Terms] = {}
+
+    def is_taken(key: str) -> bool:
+        return key in terms or kept_as(key) in scores.memo
+
+    for metric in metrics:
+        metric.check_scores(scores)
+        terms.update(metric.missing_terms(scores, is_taken))
+    take(scores, terms)

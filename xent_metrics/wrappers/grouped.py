@@ -21,7 +21,6 @@ from xent_metrics.errors import MetricOptionError, MissingExtraError
 from xent_metrics.plots import draw_by_group
 from xent_metrics.plugins import as_metric
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
-from xent_metrics.sums import exact_sum
 from xent_metrics.sums.layout import COUNTS, StateLayout, count_terms
 from xent_metrics.sums.metric import TokenMetric
 from xent_metrics.sums.terms import Binned, Terms
@@ -47,15 +46,18 @@ class _GroupedSums:
 
     def of(self, terms: Mapping[str, Terms], ids: Tensor, counted: Tensor) -> dict[str, Terms]:
         """The grouped terms of the metric's own `terms`; `ids` of no group lie outside ``[0, groups)``."""
-        inside = (ids >= 0) & (ids < self.groups)
-        ids = torch.where(inside, ids, 0)
-        named: dict[str, Terms] = {self.in_no_group: counted & ~inside}
+        outside = (ids < 0) | (ids >= self.groups)
+        ids = ids.masked_fill(outside, 0)
+        named: dict[str, Terms] = {self.in_no_group: counted & outside}
+        cells: dict[tuple[int, torch.Size], Tensor] = {}  # shared by the terms over the same bins, which one pass takes
         for name, term in terms.items():
             values, bins, size = (term.values, term.bins, term.num_bins) if isinstance(term, Binned) else (term, 0, 1)
             rows = (*ids.shape, *[1] * (values.ndim - ids.ndim))  # a row may have several values
-            kept = torch.where(inside.reshape(rows), values, torch.zeros_like(values))
-            cells = (ids.reshape(rows) * size + bins).expand(kept.shape)
-            named[self.name(name)] = Binned(kept, cells, self.groups * size)
+            key = id(bins), values.shape[ids.ndim :]
+            if key not in cells:
+                cells[key] = (ids.reshape(rows) * size + bins).expand(values.shape)
+            kept = values.masked_fill(outside.reshape(rows), 0)
+            named[self.name(name)] = Binned(kept, cells[key], self.groups * size)
         return named
 
     def by_name(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -196,7 +198,7 @@ class Grouped(TokenMetric):
 
     def counts(self) -> dict[str, int]:
         """As for every metric, and how many rows that count are `in_no_group`."""
-        outside = self.unpack(exact_sum.to_float(self.state))[self._grouped.in_no_group]
+        outside = self.totals()[self._grouped.in_no_group]
         return super().counts() | {"in_no_group": int(outside)}
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
@@ -222,7 +224,7 @@ class Grouped(TokenMetric):
         `compute` restores the local sums after syncing. For the groups over all processes call this inside
         ``with metric.sync_context():``, on every rank.
         """
-        values = self._values(self._grouped.by_name(self.unpack(exact_sum.to_float(self.state))))
+        values = self._values(self._grouped.by_name(self.totals()))
         return dict(zip(self.grouping.labels, values.unbind(), strict=True))
 
     def group_states(self, states: Tensor | None = None) -> dict[str, Tensor]:

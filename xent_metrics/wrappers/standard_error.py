@@ -29,6 +29,7 @@ from xent_metrics.sums import exact_sum
 from xent_metrics.sums.layout import COUNTS
 from xent_metrics.sums.metric import TokenMetric
 from xent_metrics.sums.shared_sums import SharedSum, shared_key
+from xent_metrics.sums.taking import by_sequence, take_sums_by_sequence
 from xent_metrics.sums.terms import Binned, Terms
 from xent_metrics.wrappers.grouped import Grouped
 
@@ -88,9 +89,14 @@ def standard_error_from_moments(
     tensor(0.5774, dtype=torch.float64)
     """
     gradient = gradient_of(value, total)
-    square = gradient @ products @ gradient - (gradient @ total).square() / samples
+    square = _dot(_dot(gradient, products), gradient) - _dot(gradient, total).square() / samples
     error = (square.clamp(min=0.0) * samples / (samples - 1)).sqrt()
     return torch.where((samples > 1) & total.isfinite().all(), error, torch.nan)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b of a vector and a vector or symmetric matrix; off the CPU without cuBLAS, which may refuse to be deterministic."""
+    return a @ b if a.device.type == "cpu" else (a * b).sum(-1)
 
 
 def gradient_of(value: Callable[[Tensor], Tensor], total: Tensor) -> Tensor:
@@ -106,14 +112,18 @@ class _Products(SharedSum):
     """Σ over sequences of all products of two of these sums."""
 
     of: tuple[SharedSum, ...]
-    keys: tuple[str, ...] = field(compare=False, repr=False)  # by which scores keep each of them by sequence
+    keys: tuple[str, ...] = field(compare=False, repr=False)  # of each of them
 
     @property
     def name(self) -> str:
         return _products_name(each.name for each in self.of)
 
     def terms(self, scores: TokenScores) -> Binned:
-        return _products(_shared_by_sequence(scores, self.of, self.keys))
+        missing = {
+            key: each for key, each in zip(self.keys, self.of, strict=True) if by_sequence(key) not in scores.memo
+        }
+        take_sums_by_sequence(scores, {key: each.terms(scores) for key, each in missing.items()})
+        return _products([scores.memo[by_sequence(key)] for key in self.keys])
 
 
 @dataclass(frozen=True)
@@ -176,15 +186,15 @@ class StandardError(TokenMetric):
         self.row_kinds = metric.row_kinds  # type: ignore[misc]
         self.metric = copy.deepcopy(metric)
         self._sum_names = tuple(metric.layout.bins)
-        self._sequence_keys = self._made_sequence_keys()
+        self._shared_keys = self._made_shared_keys()
 
-    def _made_sequence_keys(self) -> tuple[str, ...]:
-        """The keys by which scores keep the metric's shared sums by sequence: valid in one process, like `shared_key`."""
-        return tuple(f"{shared_key(each)} by sequence" for each in self.metric.shared_by_name().values())
+    def _made_shared_keys(self) -> tuple[str, ...]:
+        """The keys of the metric's shared sums, valid in one process."""
+        return tuple(map(shared_key, self.metric.shared_by_name().values()))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._sequence_keys = self._made_sequence_keys()
+        self._shared_keys = self._made_shared_keys()
 
     def scoring_options(self) -> dict[str, Any]:
         return self.metric.scoring_options()
@@ -198,16 +208,17 @@ class StandardError(TokenMetric):
 
     def shared_sums(self) -> Sequence[SharedSum]:
         shared = tuple(self.metric.shared_by_name().values())
-        all_shared = len(shared) == len(self._sum_names)
-        return [*shared, *([_Products(shared, self._sequence_keys)] if all_shared else []), _SEQUENCES]
+        if len(shared) < len(self._sum_names):
+            return [*shared, _SEQUENCES]
+        return [*shared, _Products(shared, self._shared_keys), _SEQUENCES]
 
     def sums(self, scores: TokenScores) -> Mapping[str, Terms]:
         own = self.metric.sums(scores)
         if not own:
             return {}
-        shared = _shared_by_sequence(scores, [*self.metric.shared_by_name().values()], self._sequence_keys)
-        rows = [*shared, *(_by_sequence(scores, term) for term in own.values())]
-        return {**own, _products_name(self._sum_names): _products(rows)}
+        sums = self.metric.layout.by_name(self.metric.exact_sums_by_sequence(scores).transpose(0, 1))
+        products = _products([sums[name].transpose(0, 1) for name in self._sum_names])
+        return {**own, _products_name(self._sum_names): products}
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
         return self._error(self.metric.value, sums)
@@ -226,7 +237,7 @@ class StandardError(TokenMetric):
         grouped = self.metric
         if not isinstance(grouped, Grouped):
             raise MetricOptionError(f"{grouped.name} has no groups; expected StandardError(Grouped(metric, …))")
-        sums = self.unpack(exact_sum.to_float(self.state))
+        sums = self.totals()
         return {
             label: self._error(partial(grouped.value_of_group, group=group), sums)
             for group, label in enumerate(grouped.grouping.labels)
@@ -251,31 +262,12 @@ def _products_name(names: Iterable[str]) -> str:
 
 
 def _products(sums: Sequence[Tensor]) -> Binned:
-    """The products of all pairs of columns of sums by sequence, each ``(B, bins)``: ``(B, R (R + 1) / 2)``."""
-    rows = torch.cat(list(sums), dim=1)  # (B, R)
+    """The products of all pairs of columns of exact sums by sequence, each ``(B, bins, 8)``: ``(B, R (R + 1) / 2)``."""
+    rows = exact_sum.to_float(torch.cat(list(sums), dim=1), finite_only=True)  # (B, R); the total has the nan
     first, second = torch.triu_indices(rows.shape[1], rows.shape[1], device=rows.device)
     products = rows.index_select(1, first) * rows.index_select(1, second)
     pairs = torch.arange(len(first), device=rows.device).expand_as(products)
     return Binned(products, pairs, len(first))
-
-
-def _shared_by_sequence(scores: TokenScores, shared: Sequence[SharedSum], keys: Sequence[str]) -> list[Tensor]:
-    """Each sequence's shared sums, computed once for all standard errors of these scores."""
-    for each, key in zip(shared, keys, strict=True):
-        if key not in scores.memo:
-            scores.memo[key] = _by_sequence(scores, each.terms(scores))
-    return [scores.memo[key] for key in keys]
-
-
-def _by_sequence(scores: TokenScores, term: Terms) -> Tensor:
-    """Each sequence's own sums, ``(B, 1)`` or ``(B, num_bins)`` float64, exact until the last rounding."""
-    count, _ = _shape(scores)
-    num_bins = term.num_bins if isinstance(term, Binned) else 1
-    values, bins = (term.values, term.bins.reshape(-1)) if isinstance(term, Binned) else (term, 0)
-    each = values.numel() // max(count, 1)  # a row may have several values
-    first_bin = torch.arange(count, device=scores.device).repeat_interleave(each) * num_bins
-    rows = exact_sum.exact_sum_by_bin(values, first_bin + bins, count * num_bins)
-    return exact_sum.to_float(rows, finite_only=True).reshape(count, num_bins)  # the total has the nan
 
 
 def _shape(scores: TokenScores) -> tuple[int, int]:

@@ -1,0 +1,77 @@
+"""Where the state and the scores are: a captured graph is refused, waiting for a device is said once."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from support.device_ops import on_device
+
+from xent_metrics import CrossEntropy, Grouped, Position, StandardError, TokenMetricCollection, score_tokens
+from xent_metrics.errors import CaptureError
+from xent_metrics.sums.placement import refuse_capture, warn_of_waiting
+from xent_metrics.testing import no_host_sync
+
+
+@pytest.fixture
+def capture(monkeypatch):
+    """From the call on, a graph is being captured; tensors without data have to be made before."""
+
+    def capture(captures=True):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captures)
+
+    return capture
+
+
+KINDS = {
+    "metric": CrossEntropy,
+    "standard error": lambda: StandardError(CrossEntropy()),
+    "grouped": lambda: Grouped(CrossEntropy(), by=Position([0, 4])),
+    "collection": lambda: TokenMetricCollection(["cross_entropy", "token_accuracy"]),
+}
+
+
+@pytest.mark.parametrize("call", ["update", "forward"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_captured_update_is_refused_before_anything_runs(kind, call, capture):
+    metric = KINDS[kind]()
+    with no_host_sync() as device:
+        for member in metric.members().values() if kind == "collection" else [metric]:
+            on_device(member, device)
+        logits, target = torch.empty(2, 6, 13, device=device), torch.zeros(2, 6, dtype=torch.long, device=device)
+        capture()
+        with pytest.raises(CaptureError, match=r"state is replaced, not written in place.*after each replay"):
+            getattr(metric, call)(logits, target)
+
+
+def test_on_a_cpu_nobody_asks_whether_a_graph_is_captured(capture, batch):
+    capture()
+    CrossEntropy().update(*batch)
+    refuse_capture("cross_entropy", torch.device("cpu"))
+
+
+def test_without_a_capture_nothing_is_refused(capture):
+    capture(False)
+    refuse_capture("cross_entropy", torch.device("cuda"))
+
+
+def test_a_metric_on_the_cpu_says_once_that_its_updates_wait():
+    metric = CrossEntropy()
+    with torch._subclasses.fake_tensor.FakeTensorMode():
+        metric._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+        scores = [
+            score_tokens(torch.empty(2, 13, device="meta"), torch.zeros(2, dtype=torch.long, device="meta"))
+            for _ in range(2)
+        ]
+        with pytest.warns(UserWarning, match=r"on the CPU and its scores are on meta.*metric.to\('meta'\)"):
+            metric.update(scores[0])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            metric.update(scores[1])
+
+
+def test_the_warning_says_how_to_move_the_metric():
+    with pytest.warns(UserWarning, match=r"cross_entropy.*every update waits for cuda:1.*metric.to\('cuda:1'\)"):
+        warn_of_waiting("cross_entropy", torch.device("cuda:1"))
