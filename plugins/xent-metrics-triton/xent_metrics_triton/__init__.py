@@ -60,7 +60,7 @@ def linear_cross_entropy_backend(
     return None if scores is None else extras.as_result(scores, wanted)
 
 
-@hookimpl(optionalhook=True)
+@hookimpl
 def exact_sums_backend(values: Tensor, bins: Tensor | None, num_bins: int) -> Tensor | None:
     """The exact sums of values ``(K, N)`` by bin, ``(K, num_bins, 8)`` int64, as `xent_metrics.sums.exact_sum` defines them."""
     tensors = [values] if bins is None else [values, bins]
