@@ -84,7 +84,7 @@ def test_a_server_that_can_not_score_is_refused_when_the_model_loads(connect, ha
 
 def test_a_server_that_adds_a_token_is_refused(connect):
     with pytest.raises(
-        EngineError, match=r"of a prompt of \d+ tokens it lists \d+. From token 0 on it has \['<\|end\|>', '<\|end\|>"
+        EngineError, match=r"of a prompt of \d+ tokens it lists \d+. From token 0 on it has \['<\|end\|>', 'The'"
     ):
         connect({"takes": "texts", "adds_bos": True}, tokenized_requests=False)
 

@@ -74,12 +74,25 @@ def test_a_shift_shows_although_one_id_is_known():
         probe(engine([-1.5], known=1), [PROMPT])
 
 
+def penalised(own, largest):
+    """An engine that reads as it generates, and doesn't generate the likeliest tokens."""
+    told = TokenLogprobs(tuple(range(len(own))), own, largest)
+
+    def read(prompt):
+        before = (None, -1.0, -1.0)
+        return TokenLogprobs(tuple(prompt), (*before, *own)[: len(prompt)], (*before, *largest)[: len(prompt)])
+
+    return Engine("an engine", lambda *_: Generated(told, told.own, list("abcdef")), read, str)
+
+
 def test_generated_tokens_must_be_the_likeliest():
-    told = TokenLogprobs((0, 1), (-2.0, -3.0), (-0.5, -0.5))
-    one = Engine("an engine", lambda *_: Generated(told, told.own, ["a", "b"]), lambda prompt: TokenLogprobs(
-        tuple(prompt), (None, -1.0, -1.0, *told.own), (None, -1.0, -1.0, *told.own)), str)  # fmt: skip
     with pytest.raises(EngineError, match="not the likeliest ones when generated"):
-        probe(one, [PROMPT])
+        probe(penalised((-2.0, -3.0), (-0.5, -0.5)), [PROMPT])
+
+
+def test_tokens_after_one_that_was_penalised_are_not_compared():
+    own, largest = (-0.5, -1.5, -0.3, -3.0, -2.0, -1.0), (-0.5, -1.5, -0.3, -3.0, -0.4, -1.0)
+    assert probe(penalised(own, largest), [PROMPT]) == [0, 1, 2, 3]
 
 
 def test_log_probabilities_of_the_prompt_must_be_there():

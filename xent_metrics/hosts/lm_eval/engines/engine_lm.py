@@ -55,10 +55,8 @@ class EngineLM(ScoringLM):
         self.results = Results.of(self.tokenizer, log_tokens=log_tokens, log_alternatives=0)
         self.texts = TokenTexts(self.tokenizer)
         self._num_bytes = bytes_table(self.tokenizer)
-        self._greedy = probe(
-            Engine(self.model_name, self.generate_greedily, self._read_one, self.texts.text_of),
-            [self._probe_prompt(text) for text in PROMPTS],
-        )
+        engine = Engine(self.model_name, self.generate_greedily, self._read_one, self.texts.text_of)
+        self._greedy = [token for prompts in self._probe_prompts() for token in probe(engine, prompts)]
 
     def read(self, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, TokenLogprobs]]:
         """The place of each prompt and what the engine reports about its tokens, as the engine answers."""
@@ -72,12 +70,12 @@ class EngineLM(ScoringLM):
         [(_, found)] = self.read([prompt])
         return found
 
-    def _probe_prompt(self, text: str) -> list[int]:
-        ids = list(self.tok_encode(text))
-        begins = (
-            [] if self.prefix_token_id is None or ids[:1] == [self.prefix_token_id] else [int(self.prefix_token_id)]
-        )
-        return begins + ids
+    def _probe_prompts(self) -> list[list[list[int]]]:
+        """Prompts without and with the prefix token: a server may be off by one place in those without it alone."""
+        begins = [] if self.prefix_token_id is None else [int(self.prefix_token_id)]
+        encoded = [list(self.tok_encode(text)) for text in PROMPTS]
+        plain = [ids[1:] if ids[:1] == begins else ids for ids in encoded]
+        return [plain, [begins + ids for ids in plain]] if begins else [plain]
 
     def _score(
         self, windows: Sequence[Window], task: str, disable_tqdm: bool = False, override_bs: int | None = None
