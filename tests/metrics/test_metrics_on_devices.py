@@ -13,6 +13,7 @@ from xent_metrics import CrossEntropy, Document, Grouped, Position, StandardErro
 from xent_metrics.metrics.pair_metric import PairMetric
 from xent_metrics.testing import made_up_batch, no_float64, no_host_sync
 from xent_metrics.wrappers.grouping import in_groups
+from xent_metrics.wrappers.standard_error import standard_error_from_moments
 
 OTHERS = {
     "equal mass": lambda: get_metric("expected_calibration_error", binning="mass"),
@@ -78,6 +79,25 @@ def test_deterministic_mode_refuses_nothing_on_cuda(kind):
     scores = scored(metric)
     with no_host_sync() as device, OnlyDeterministic():
         use(metric, scores, device, torch.float64)
+
+
+def test_the_value_of_a_standard_error_needs_no_matrix_product_off_the_cpu():
+    """With its gradient, on the meta device: tensors without data on CUDA have none."""
+    total, products = torch.ones(2, device="meta"), torch.ones(2, 2, device="meta")
+    with OnlyDeterministic():
+        error = standard_error_from_moments(lambda sums: sums[0] / sums[1], total, products, total[0])
+    assert error.shape == ()
+
+
+def test_it_is_that_of_the_matrix_product():
+    class Elsewhere(torch.Tensor):
+        device = torch.device("cuda")
+
+    rows = torch.randn(9, 2).double() + 3
+    given = rows.sum(0), rows.T @ rows, torch.tensor(9.0).double()
+    want = standard_error_from_moments(lambda sums: sums[0] / sums[1], *given)
+    got = standard_error_from_moments(lambda sums: sums[0] / sums[1], *(each.as_subclass(Elsewhere) for each in given))
+    torch.testing.assert_close(got.as_subclass(torch.Tensor), want, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize(
