@@ -69,24 +69,25 @@ def test_a_marked_dimension_needs_one_graph(graphs):
     assert graphs.frame_count == 1
 
 
-def test_a_training_step_with_an_update_is_not_traced_again_for_every_step(graphs):
+def test_a_training_step_that_updates_with_its_own_logits_is_traced_twice(graphs):
     model, metric, eager = torch.nn.Linear(5, 13), CrossEntropy(), CrossEntropy()
 
-    def step(hidden, scores):
-        loss = model(hidden).square().mean() + scores.nll.mean()
-        metric.update(scores)
-        return loss
+    def step(hidden, target):
+        logits = model(hidden)
+        metric.update(logits, target)
+        return torch.nn.functional.cross_entropy(logits, target)
 
     compiled = torch.compile(step, fullgraph=True, backend=graphs)
-    for _ in range(4):
-        hidden, target = torch.randn(3, 5), torch.randint(13, (3,))
-        with torch.no_grad():
-            scores = score_tokens(model(hidden), target)
-        compiled(hidden, scores).backward()
-        eager.update(dataclasses.replace(scores))
-    assert graphs.frame_count == 1
+    counts = []
+    for rows in (3, 5, 4, 3, 11):
+        hidden, target = torch.randn(rows, 5), torch.randint(13, (rows,))
+        compiled(hidden, target).backward()
+        eager.update(model(hidden), target)
+        counts.append(graphs.frame_count)
+    assert counts == [1, 2, 2, 2, 2]
     assert model.weight.grad is not None
-    assert torch.equal(metric.state, eager.state)
+    assert metric.counts() == eager.counts()
+    torch.testing.assert_close(metric.compute(), eager.compute(), rtol=1e-6, atol=0)
 
 
 def test_the_eager_count_of_updates_is_torchmetrics_own(batch):
