@@ -70,7 +70,8 @@ class _To(TorchFunctionMode):
         dtype = kwargs.get("dtype") or tensor.dtype
         if (device.type, dtype) == (tensor.device.type, tensor.dtype):
             return tensor
-        return torch.ops.aten._to_copy(tensor, device=device, dtype=dtype)
+        waits_not = kwargs.get("non_blocking", False)
+        return torch.ops.aten._to_copy(tensor, device=device, dtype=dtype, non_blocking=waits_not)
 
 
 @contextmanager

@@ -51,12 +51,11 @@ class _NoWaitingCopy(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _check_copy(source: Tensor, device: torch.device, kwargs: Mapping[str, Any]) -> None:
     if device.type == "cpu" != source.device.type:
         raise RuntimeError("a tensor is copied from the device to the host, which waits for the device")
-    if (
-        source.device.type == "cpu"
-        and device.type not in ("cpu", "meta")
-        and source.ndim
-        and not kwargs.get("non_blocking")
-    ):
+    nothing_to_copy = (
+        source.ndim == 0 or source.numel() == 0
+    )  # a number is an argument of the kernel that fills the tensor
+    arrives = source.device.type == "cpu" and device.type not in ("cpu", "meta")
+    if arrives and not nothing_to_copy and not kwargs.get("non_blocking"):
         raise RuntimeError(
             f"a tensor {tuple(source.shape)} is copied from the host's pageable memory to the device, which waits for the "
             "device; move it there once, or from pinned memory with non_blocking=True"

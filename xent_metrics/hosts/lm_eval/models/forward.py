@@ -156,5 +156,5 @@ class Forward:
         key = vocab_size, device
         if key not in self._tables:
             table = self._bytes_table(vocab_size)
-            self._tables[key] = None if table is None else table.to(device)
+            self._tables[key] = None if table is None else send(table, device)
         return self._tables[key]

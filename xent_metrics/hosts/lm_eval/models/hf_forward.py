@@ -32,7 +32,7 @@ from xent_metrics.hosts.lm_eval.models.packing import Row
 from xent_metrics.hosts.lm_eval.models.rope_switch import RopeSwitch
 from xent_metrics.hosts.lm_eval.models.sizes import bytes_per_id, costs_on, free_memory, ids_that_fit
 from xent_metrics.hosts.lm_eval.models.transfer import send
-from xent_metrics.hosts.lm_eval.models.upstream import attention_implementation
+from xent_metrics.hosts.lm_eval.models.upstream import attention_implementation, without_looking_for_packed_texts
 from xent_metrics.scoring.backends import first_result
 from xent_metrics.scoring.inputs import LOGITS_DTYPES
 from xent_metrics.scoring.score import score_hidden_states
@@ -169,8 +169,10 @@ class HFForward(Forward):
 
     def _outputs(self, rows: Sequence[Row], cache: Any) -> Tensor:
         arguments = self._arguments(rows, cache)
-        ids = send([[i for row in rows for i in row.tokens]] if self._joined(rows) else self._ids(rows), self.device)
-        output = self._run(ids, **arguments)
+        joined = self._joined(rows)
+        ids = send([[i for row in rows for i in row.tokens]] if joined else self._ids(rows), self.device)
+        with nullcontext() if joined else without_looking_for_packed_texts():
+            output = self._run(ids, **arguments)
         found = output[0] if self.hidden else getattr(output, "logits", None)
         if not isinstance(found, Tensor) or found.ndim != 3:
             raise InvalidInputError(

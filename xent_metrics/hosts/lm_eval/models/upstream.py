@@ -5,9 +5,18 @@ When one of them moves, the tests of this module fail, and the docstring says wh
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
 from typing import Any
 
-__all__ = ["attention_implementation", "encode_pair", "set_max_length", "set_rank"]
+from torch import Tensor
+from transformers import masking_utils
+
+__all__ = ["attention_implementation", "encode_pair", "set_max_length", "set_rank", "without_looking_for_packed_texts"]
+
+_not_packed: ContextVar[bool] = ContextVar("_not_packed", default=False)
 
 
 def encode_pair(lm: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -43,3 +52,25 @@ def attention_implementation(config: Any) -> str | None:
     """
     name: str | None = getattr(config, "_attn_implementation", None)
     return name
+
+
+@contextmanager
+def without_looking_for_packed_texts() -> Iterator[None]:
+    """Let transformers take each row for one text inside, which it would otherwise read from the device in every forward.
+
+    `masking_utils.find_packed_sequence_indices`, read in transformers 5.23, is wrapped once in a process; outside of this
+    context, and in other threads, it does what it did. If it moves, every batch waits for the device once or twice more.
+    """
+    found = getattr(masking_utils, "find_packed_sequence_indices", None)
+    if found is not None and not hasattr(found, "__wrapped__"):
+
+        @wraps(found)
+        def find(position_ids: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+            return None if _not_packed.get() else found(position_ids, *args, **kwargs)
+
+        masking_utils.find_packed_sequence_indices = find
+    token = _not_packed.set(True)
+    try:
+        yield
+    finally:
+        _not_packed.reset(token)
