@@ -10,6 +10,7 @@ BUILT_IN = {
     "CapacityError": OverflowError,
     "CaptureError": RuntimeError,
     "ComparisonError": ValueError,
+    "EngineError": RuntimeError,
     "InvalidInputError": ValueError,
     "InvalidTargetError": ValueError,
     "MetricOptionError": TypeError,

@@ -125,8 +125,8 @@ class OneOptionNotInName(Broken):
 
 
 class AddressInName(Broken):
-    def __init__(self, marker=object(), **kwargs):  # noqa: B008  # what is to be caught
-        super().__init__(**kwargs)
+    def sum_names(self):
+        return f"powers of {object.__repr__(type(self))}", "tokens"
 
 
 class SpoilsTheScores(Broken):

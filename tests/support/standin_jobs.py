@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Iterator
@@ -64,6 +65,7 @@ def beside(rank: int, size: int, rendezvous: str, backend: str) -> dict[str, Any
         found[attempt] = numbers
         found["limit"] = str(groups._time_limit(dist.group.WORLD))
     dist.destroy_process_group()
+    gc.collect()
     found["left"] = len(groups._cpu_groups)
     return found
 
