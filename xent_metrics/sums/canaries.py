@@ -63,8 +63,8 @@ class Canary:
         if any(row[3] != n * self.number for row in totals):
             return (
                 f"the processes are out of step: here this is sync {self.number} of the group, elsewhere another one, "
-                "because a process failed by itself, or computed once more or less than the others. "
-                "Compute on all processes alike, and make a new group"
+                "because a process failed by itself before it had sent its sums, and then computed again. "
+                "Make a new group on all processes"
             )
         if any(list(row[4:]) != [n * word for word in self._words()] for row in totals):
             return "the processes sent different metrics. Compute the same metrics in the same order on all of them"

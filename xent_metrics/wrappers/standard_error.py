@@ -33,7 +33,7 @@ from xent_metrics.sums.taking import by_sequence, take_sums_by_sequence
 from xent_metrics.sums.terms import Binned, Terms
 from xent_metrics.wrappers.grouped import Grouped
 
-__all__ = ["StandardError", "gradient_of", "is_sample", "standard_error", "standard_error_from_moments"]
+__all__ = ["StandardError", "gradient_of", "is_sample", "residuals", "standard_error", "standard_error_from_moments"]
 
 
 def standard_error(metric: TokenMetric, states: Tensor) -> float:
@@ -56,10 +56,15 @@ def standard_error(metric: TokenMetric, states: Tensor) -> float:
     documents = len(states)
     if documents < 2 or not metric.has_standard_error:
         return float("nan")
+    residual = residuals(metric, states)
+    return math.sqrt(math.fsum(residual.square().tolist()) * documents / (documents - 1))
+
+
+def residuals(metric: TokenMetric, states: Tensor) -> Tensor:
+    """(s_d − S/D) · g of each document's sums s_d, ``(D,)``, where g is the slope of the value at the total S."""
     total = exact_sum.to_float(exact_sum.merge(states))
     gradient = gradient_of(lambda sums: metric.value(metric.unpack(sums)), total)
-    residual = ((exact_sum.to_float(states) - total / documents) * gradient).sum(dim=-1)  # each row by itself
-    return math.sqrt(math.fsum(residual.square().tolist()) * documents / (documents - 1))
+    return ((exact_sum.to_float(states) - total / len(states)) * gradient).sum(dim=-1)  # each row by itself
 
 
 def is_sample(states: Tensor) -> Tensor:

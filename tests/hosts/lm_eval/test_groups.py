@@ -118,6 +118,14 @@ def test_a_group_of_groups_with_other_numbers_of_shots():
     assert numbers(found, "outer")["cross_entropy,none"] == pytest.approx((one + 2 * two) / 3, rel=1e-12)
 
 
+def test_a_task_in_a_group_and_in_its_subgroup_counts_once():
+    one, three = parts(entries("bits_per_byte"))
+    inner = group("inner", [one, three], "bits_per_byte")
+    found = results(group("outer", [one, inner], "bits_per_byte"), task("all", ROLLING, entries("bits_per_byte")))
+    for key in ("bits_per_byte,none", "bits_per_byte_stderr,none"):
+        assert numbers(found, "outer")[key] == numbers(found, "inner")[key] == numbers(found, "all")[key]
+
+
 def test_a_metric_that_a_task_lacks_is_said_once(caplog):
     made = [*parts(entries("bits_per_byte")), task("other", ROLLING, entries("word_perplexity"))]
     with caplog.at_level(logging.WARNING):

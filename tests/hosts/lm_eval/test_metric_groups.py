@@ -29,7 +29,6 @@ from xent_metrics.errors import InvalidInputError, MetricOptionError, MissingSco
 from xent_metrics.hosts.lm_eval import XentTask
 from xent_metrics.hosts.lm_eval import task as task_module
 from xent_metrics.hosts.lm_eval.command import parse_metrics
-from xent_metrics.wrappers.grouping import Label, in_groups
 from xent_metrics.wrappers.standard_error import standard_error
 
 EDGES = [0, 4, 16]
@@ -65,17 +64,13 @@ def test_a_fields_groups_are_tasks_of_their_documents(model):
 
 
 @pytest.mark.parametrize("name", ["bits_per_byte", "perplexity", "expected_calibration_error"])
-def test_the_error_of_the_mean_is_that_of_a_grouped_metric(name):
-    documents = [each for each in LABELLED if each["subject"] != "music"]
+def test_the_error_of_the_mean_of_small_groups_is_that_of_independent_values(name):
+    """As of a group of tasks with weight_by_size: false, however few documents a group has."""
+    documents = [each | {"subject": str(i // 2)} for i, each in enumerate(LABELLED * 2)]
     together = found(documents, {"metric": name, "by": {"field": "{{subject}}"}})
-    grouped = Grouped(get_metric(name), by=Label(["art", "maths, old"]), average="macro")
-    states = [
-        grouped.exact_sums(in_groups(bigram_scores("", each["text"]), torch.full((len(each["text"].encode()),), group)))
-        for each in documents
-        for group in [int(each["subject"] != "art")]
-    ]
-    assert together[f"{name}/macro_stderr"] == pytest.approx(standard_error(grouped, torch.stack(states)), rel=1e-9)
-    assert together[f"{name}/macro_stderr"] > 0
+    errors = [together[f"{name}/{group}_stderr"] for group in range(6)]
+    assert together[f"{name}/macro_stderr"] == pytest.approx(math.hypot(*errors) / 6, rel=1e-12)
+    assert all(error > 0 for error in errors)
 
 
 COUNTS = [(i * 37) % 200 for i in range(256)]
@@ -98,8 +93,19 @@ def test_tokens_by_position_and_by_frequency(kind, name, tmp_path):
         assert together[f"{name}/{label}"] == pytest.approx(float(each), rel=1e-14, nan_ok=True)
         assert together[f"{name}/{label}_stderr"] == pytest.approx(error, rel=1e-14, nan_ok=True)
     assert together[f"{name}/macro"] == pytest.approx(float(macro.compute()), rel=1e-12)
-    assert together[f"{name}/macro_stderr"] == pytest.approx(standard_error(macro, states), rel=1e-9)
     assert together[name] == found(ROLLING, {"metric": name})[name]
+
+
+@pytest.mark.parametrize("name", ["bits_per_byte", "expected_calibration_error"])
+def test_the_error_of_the_mean_where_every_document_is_in_every_group(name):
+    """It is that of a grouped metric, whose groups aren't independent of each other."""
+    documents = [{"text": text * 16} for text in TEXTS]
+    together = found(documents, {"metric": name, "by": {"position": EDGES}})
+    macro = Grouped(get_metric(name), by=Position(EDGES), average="macro")
+    states = torch.stack([macro.exact_sums(bigram_scores("", each["text"])) for each in documents])
+    assert together[f"{name}/macro_stderr"] == pytest.approx(standard_error(macro, states), rel=1e-9)
+    alone = [together[f"{name}/{label}_stderr"] for label in macro.grouping.labels]
+    assert together[f"{name}/macro_stderr"] != pytest.approx(math.hypot(*alone) / 3, rel=1e-3)
 
 
 def test_the_table_and_the_files_have_the_groups(tmp_path):

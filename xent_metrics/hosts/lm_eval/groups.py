@@ -33,7 +33,8 @@ def with_exact_values(group: Any, results: dict[str, Any], task_results: Mapping
         results: the group's, as lm-eval has them: by ``<metric>,<filter>`` and ``<metric>_stderr,<filter>``.
         task_results: the results of every task, by its name.
     """
-    tasks = [task_results.get(task.task_name, {}) for task in group.get_all_tasks()]
+    names = dict.fromkeys(task.task_name for task in group.get_all_tasks())  # once, if a subgroup has it, too
+    tasks = [task_results.get(name, {}) for name in names]
     for entry in group.aggregate_metric_list or ():
         keys = [key for key in results if key.partition(",")[0] == entry.metric]
         if not keys and entry.filter_list is None:  # lm-eval says nothing of these

@@ -29,7 +29,7 @@ from xent_metrics.sums import exact_sum
 from xent_metrics.sums.metric import TokenMetric
 from xent_metrics.wrappers.grouped import Grouped
 from xent_metrics.wrappers.grouping import Frequency, Grouping, Position
-from xent_metrics.wrappers.standard_error import gradient_of, is_sample, standard_error
+from xent_metrics.wrappers.standard_error import is_sample, residuals, standard_error
 
 __all__ = ["By", "DocumentGroups", "MetricGroups", "macro_standard_error", "macro_value", "parse_by"]
 
@@ -151,23 +151,22 @@ def macro_value(metric: TokenMetric, documents: Sequence[DocumentGroups]) -> flo
 def macro_standard_error(metric: TokenMetric, documents: Sequence[DocumentGroups]) -> float:
     """The standard error of the mean of the groups' values if documents are drawn independently; nan if a group has none.
 
-    By the delta method over documents, as in `StandardError`: a document's tokens may be in several groups.
+    By the delta method over documents, as in `StandardError`. A document's tokens may be in several groups, whose errors
+    are then not independent: its shares of them add up. Where every document is in one group, this is √(Σ e²)/G for the errors
+    e of the G groups.
     """
     groups = _by_group(documents)
     if not groups or any(math.isnan(standard_error(metric, states)) for states in groups.values()):
         return math.nan
-    slopes = {
-        group: gradient_of(lambda sums: metric.value(metric.unpack(sums)), exact_sum.to_float(exact_sum.merge(states)))
-        for group, states in groups.items()
-    }
-    shares = [
-        math.fsum((exact_sum.to_float(sums) * slopes[group]).sum().item() for group, sums in document.parts.items())
-        for document in documents
-        if document.parts
-    ]
-    mean = math.fsum(shares) / len(shares)
-    square = math.fsum((share - mean) ** 2 for share in shares) * len(shares) / (len(shares) - 1)
-    return math.sqrt(square) / len(groups)
+    shares = {group: iter(_shares(metric, states)) for group, states in groups.items()}
+    by_document = [math.fsum(next(shares[group]) for group in document.parts) for document in documents]
+    return math.hypot(*by_document) / len(groups)
+
+
+def _shares(metric: TokenMetric, states: Tensor) -> list[float]:
+    """Each document's share of the error of a group's value: their squares add up to its square."""
+    size = len(states)
+    return [residual * math.sqrt(size / (size - 1)) for residual in residuals(metric, states).tolist()]
 
 
 def _by_group(documents: Sequence[DocumentGroups]) -> dict[int, Tensor]:
