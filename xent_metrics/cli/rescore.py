@@ -34,19 +34,14 @@ def rescore(
     from xent_metrics.hosts.lm_eval.rescore import rescore as rescored
     from xent_metrics.hosts.lm_eval.rescored_run import folder_for, write_rescored
 
-    entries = parse_metrics(metrics, "--metrics")
-    read = read_run(run)
+    entries, read = parse_metrics(metrics, "--metrics"), read_run(run)
     if output is not None:
         folder_for(read, output)  # a folder that is taken is refused before anything is computed
     found = rescored(read, entries, tasks=task or (), skip_damaged=skip_damaged)
+    for problem in (problem for each in found for problem in each.skipped):
+        print_note(f"{read.path.parent}: {problem}")
     rows = [row for each in found for row in _rows(read, each)]
-    for each in found:
-        for problem in each.skipped:
-            print_note(f"{read.path.parent}: {problem}")
-    if as_json:
-        print_json(rows)
-    else:
-        _print(rows)
+    (print_json if as_json else _print)(rows)
     if output is not None:
         print_note(f"written to {write_rescored(read, found, output)}")
 
