@@ -14,7 +14,8 @@ import torch
 
 from xent_metrics import TOKENS, CrossEntropy, RatioMetric, TokenMetric, get_metric, hookimpl, list_metrics, plugins
 from xent_metrics.errors import MetricOptionError, PluginError, UnknownMetricError
-from xent_metrics.plugins import Plugins
+from xent_metrics.plugins import Plugins, provenance, use_plugins
+from xent_metrics.version import __version__
 
 
 class Point:
@@ -61,6 +62,16 @@ def test_built_ins_come_through_the_same_hook():
     built_in = Plugins().plugins
     assert [(plugin.name, plugin.distribution) for plugin in built_in] == [("built-in", "xent-metrics")]
     assert Plugins().metrics["cross_entropy"] is CrossEntropy
+
+
+def test_provenance_names_the_plugins_that_were_loaded():
+    with pytest.warns(UserWarning, match="set aside"):
+        loaded = Plugins([Point("mine", registering(metric_named("one"))), Point("broken", registering(None))])
+    with use_plugins(loaded):
+        assert provenance() == {
+            "version": __version__,
+            "plugins": [{"name": "mine", "distribution": "third-party", "version": "1.2"}],
+        }
 
 
 def test_a_plugins_metrics_and_task_folders_are_there(tmp_path):

@@ -29,7 +29,7 @@ from xent_metrics.errors import InvalidInputError, MetricOptionError, PluginErro
 from xent_metrics.sums.metric import TokenMetric
 from xent_metrics.version import __version__
 
-__all__ = ["Plugin", "Plugins", "as_metric", "get_metric", "list_metrics", "plugins", "use_plugins"]
+__all__ = ["Plugin", "Plugins", "as_metric", "get_metric", "list_metrics", "plugins", "provenance", "use_plugins"]
 
 GROUP = hookspecs.PROJECT
 SELECTION = "XENT_METRICS_PLUGINS"
@@ -222,6 +222,18 @@ def _installed() -> Plugins:
             f"{', '.join(sorted(point.name for point in installed)) or 'none'}"
         )
     return Plugins([point for point in installed if point.name in names])
+
+
+def provenance() -> dict[str, Any]:
+    """What values come from: the version of xent-metrics, and the name, distribution and version of each loaded plugin.
+
+    >>> with use_plugins(Plugins()):
+    ...     provenance()["plugins"]
+    []
+    """
+    loaded = [plugin for plugin in plugins().plugins if plugin.error is None and plugin.name != _BUILT_IN]
+    named = [{"name": p.name, "distribution": p.distribution, "version": p.version} for p in loaded]
+    return {"version": __version__, "plugins": named}
 
 
 def list_metrics() -> list[str]:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from xent_metrics.cli import app as cli
 from xent_metrics.errors import MetricOptionError, UnknownMetricError
+from xent_metrics.plugins import provenance
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +51,15 @@ def command(*arguments, cache):
     return subprocess.run([sys.executable, "-m", *map(str, arguments)], capture_output=True, text=True, env=environment)
 
 
-def numbers(folder):
-    """The results.json that lm-eval wrote into a folder: numbers by task and metric."""
+def results_of(folder):
+    """The results.json that lm-eval wrote into a folder."""
     [file] = folder.rglob("results_*.json")
-    results = json.loads(file.read_text())["results"]
+    return json.loads(file.read_text())
+
+
+def numbers(folder):
+    """The numbers of that results.json by task and metric."""
+    results = results_of(folder)["results"]
     return {task: {key.removesuffix(",none"): value for key, value in found.items()} for task, found in results.items()}
 
 
@@ -63,6 +69,7 @@ def test_the_stock_command_with_a_stock_model(folder, model, tmp_path):
                    "--tasks", "rolling_ours,rolling_stock,choice", "--include_path", folder, "--batch_size", 2,
                    "--output_path", tmp_path / "out", "--log_samples", cache=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert results_of(tmp_path / "out")["xent_metrics"] == provenance()
     found = numbers(tmp_path / "out")
     ours, stock, choice = (found[task] for task in ("rolling_ours", "rolling_stock", "choice"))
     for name in ("bits_per_byte", "byte_perplexity", "word_perplexity"):
@@ -109,6 +116,7 @@ def test_our_command_puts_metrics_on_existing_tasks(folder, model, tmp_path):
                    "--tasks", "both", f"--include_path={folder}", "--output_path", tmp_path / "out",
                    "--xent_metrics", "bits_per_byte,byte_perplexity:name=per_byte", cache=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert results_of(tmp_path / "out")["xent_metrics"] == provenance()
     found = numbers(tmp_path / "out")
     for task in ("rolling_stock", "rolling_other"):
         assert found[task]["per_byte"] == pytest.approx(2 ** found[task]["bits_per_byte"], rel=1e-12)

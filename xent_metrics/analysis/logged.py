@@ -11,7 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Choice", "Tokens", "choices_in", "context_in", "parse_json", "text_in", "tokens_in"]
+__all__ = ["HOW_TO_LOG_TOKENS", "Choice", "Tokens", "choices_in", "context_in", "parse_json", "text_in", "tokens_in"]
+
+#: What to do about a run without tokens.
+HOW_TO_LOG_TOKENS = (
+    "evaluate with `xent lm-eval run`, --model xent-hf or xent-torch, --model_args …,log_tokens=true and --log_samples"
+)
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ class TaskRun:
 
     `values`, `standard_errors` and `metrics` are keyed by the name in the results, followed by a comma and the filter if
     there is one: ``exact_match,strict-match``. `samples` are the documents of the first filter, `filtered` those of
-    each filter by its name. `evaluated` is how many documents the results speak of; `unusable` says, by the keys of
-    `metrics`, why the documents of a metric can't be used.
+    each filter by its name. `evaluated` is how many documents the results speak of; `damaged` says which lines of samples
+    can't be read, and `unusable`, by the keys of `metrics`, why the documents of a metric can't be used.
     """
 
     name: str
@@ -48,6 +48,7 @@ class TaskRun:
     samples: list[Sample] = field(default_factory=list)
     filtered: dict[str, list[Sample]] = field(default_factory=dict)
     evaluated: int = 0
+    damaged: list[str] = field(default_factory=list)
     unusable: dict[str, str] = field(default_factory=dict)
 
     def samples_of(self, key: str) -> list[Sample]:
@@ -84,12 +85,13 @@ class TaskRun:
 
 @dataclass
 class Run:
-    """One evaluation: its tasks, and the problems met while reading it."""
+    """One evaluation: its tasks, the problems met while reading it, and all that its results file says."""
 
     path: Path
     model: str
     tasks: dict[str, TaskRun]
     problems: list[str]
+    results: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_run(folder: str | Path) -> Run:
@@ -115,7 +117,7 @@ def read_run(folder: str | Path) -> Run:
             tasks[name] = _task(name, config, results, _samples_path(path, name), problems)
         else:
             problems.append(f"task {name}: configured, but without results")
-    return Run(path, str(results.get("model_name") or path.parent.name), tasks, problems)
+    return Run(path, str(results.get("model_name") or path.parent.name), tasks, problems, results)
 
 
 def _newest(path: Path) -> Path:
@@ -147,12 +149,14 @@ def _samples_path(results: Path, task: str) -> Path:
 def _task(name: str, config: Any, results: Mapping[str, Any], samples: Path, problems: list[str]) -> TaskRun:
     values, errors = _values(results["results"][name])
     by_filter: dict[str, list[Sample]] = {}
-    for sample in read_samples(samples, name, problems):
+    damaged: list[str] = []
+    for sample in read_samples(samples, name, damaged):
         by_filter.setdefault(str(sample.raw.get("filter", _NO_FILTER)), []).append(sample)
     first = _NO_FILTER if _NO_FILTER in by_filter else next(iter(by_filter), _NO_FILTER)
     evaluated = _part(_part(results, "n-samples"), name).get("effective")
     task = TaskRun(name, _part(results, "versions").get(name), {}, values, errors, by_filter.get(first, []), by_filter)
-    task.evaluated = evaluated if isinstance(evaluated, int) else 0
+    task.evaluated, task.damaged = evaluated if isinstance(evaluated, int) else 0, damaged
+    problems += damaged
     task.metrics |= configured_metrics(config, name, problems)
     problems += _check_documents(task)
     directions = _part(_part(results, "higher_is_better"), name)

@@ -6,7 +6,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from xent_metrics.analysis.intervals import Interval, delta_interval
-from xent_metrics.analysis.logged import Tokens
+from xent_metrics.analysis.logged import HOW_TO_LOG_TOKENS, Tokens
 from xent_metrics.analysis.runs import TaskRun
 from xent_metrics.errors import ComparisonError
 from xent_metrics.metrics import CrossEntropy
@@ -69,10 +69,7 @@ def by_domain(task: TaskRun, name: str, field: str) -> tuple[list[str], list[Int
 def _documents(task: TaskRun) -> list[Tokens]:
     documents = [sample.tokens for sample in task.samples if sample.tokens]
     if not documents:
-        raise ComparisonError(
-            f"task {task.name}: no tokens in the samples; evaluate with `xent lm-eval run`, --model xent-hf or "
-            "xent-torch, --model_args …,log_tokens=true and --log_samples"
-        )
+        raise ComparisonError(f"task {task.name}: no tokens in the samples; {HOW_TO_LOG_TOKENS}")
     return documents
 
 

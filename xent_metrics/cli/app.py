@@ -24,6 +24,7 @@ from xent_metrics.cli.output import print_error
 from xent_metrics.cli.plugin_commands import XentGroup
 from xent_metrics.cli.plugins import plugins
 from xent_metrics.cli.report import report
+from xent_metrics.cli.rescore import rescore
 from xent_metrics.cli.tasks import tasks
 from xent_metrics.errors import XentMetricsError
 
@@ -78,4 +79,5 @@ app.command()(compare)
 app.command()(compare_models)
 app.command()(intervals)
 app.command()(report)
+app.command()(rescore)
 app.add_typer(plot.app, name="plot")

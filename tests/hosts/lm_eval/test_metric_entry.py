@@ -16,3 +16,8 @@ def test_binary_and_paired_metrics_are_refused_when_the_task_is_made():
         if isinstance(get_metric(name), PairMetric):
             with pytest.raises(MissingScoreError, match="no lm-eval model gives it"):
                 build_entry({"metric": name}, "loglikelihood_rolling", "task t")
+
+
+@pytest.mark.parametrize(("over", "unit"), [("choices", "nats per question"), ("gold", "nats per token")])
+def test_the_unit_over_the_choices_is_per_question(over, unit):
+    assert build_entry({"metric": "cross_entropy", "over": over}, "multiple_choice", "task t").unit == unit

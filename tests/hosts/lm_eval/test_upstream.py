@@ -3,15 +3,19 @@
 import contextlib
 import sys
 
+import lm_eval
+import lm_eval.evaluator
 import lm_eval.tasks
 import pytest
 from lm_eval.api.registry import metric_registry
 from lm_eval.api.task import ConfigurableTask
-from support.lm_eval import DOCUMENTS, config
+from support.lm_eval import DOCUMENTS, ScoredBigramLM, config
 
 from xent_metrics import list_metrics
 from xent_metrics.errors import MissingExtraError
-from xent_metrics.hosts.lm_eval.upstream import EMITTED, as_command, configure_tasks
+from xent_metrics.hosts.lm_eval import XentTask
+from xent_metrics.hosts.lm_eval.upstream import EMITTED, as_command, configure_tasks, record_provenance
+from xent_metrics.plugins import provenance
 
 
 @pytest.mark.parametrize("output_type", sorted(EMITTED))
@@ -39,6 +43,24 @@ def test_a_task_manager_without_the_factory_that_we_read_is_refused():
     del manager._factory
     with pytest.raises(MissingExtraError, match=r"TaskManager\._factory.*Install lm_eval==0\.4\.13"):
         configure_tasks(manager, lambda name, config: config)
+
+
+def test_results_say_where_they_come_from_once(monkeypatch):
+    monkeypatch.setattr(lm_eval.evaluator, "add_env_info", lambda storage: storage.update(lm_eval_version="1"))
+    record_provenance("ours", lambda: {"version": "0"})
+    record_provenance("theirs", lambda: {"version": "2"})
+    found: dict = {}
+    lm_eval.evaluator.add_env_info(found)
+    assert found == {"lm_eval_version": "1", "theirs": {"version": "2"}}
+
+
+def test_an_evaluation_with_a_task_of_ours_says_our_version_and_plugins(monkeypatch):
+    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "a machine")  # takes seconds
+    task = XentTask(config("loglikelihood_rolling", DOCUMENTS["loglikelihood_rolling"], [{"metric": "bits_per_byte"}]))
+    found = lm_eval.simple_evaluate(ScoredBigramLM(), tasks=[task], bootstrap_iters=0, log_samples=False)
+    assert found["xent_metrics"] == provenance()
+    assert "focal" in [plugin["name"] for plugin in found["xent_metrics"]["plugins"]]
+    assert found["lm_eval_version"]
 
 
 def test_what_the_command_reads_is_put_back():

@@ -14,6 +14,7 @@ sums, which rank 0 adds. The task side starts no collective of its own.
     metric_groups.py a metric by groups               upstream.py         lm-eval's private names
     command.py       `xent lm-eval`                   model_names.py      the models' names, for lm-eval
     python_docs.py   an offline corpus                models/             xent-hf and xent-torch
+    rescore.py       `xent rescore`                   rescored_run.py     a rescored run's files
     engines/         xent-vllm, xent-sglang, xent-completions
 """
 

@@ -37,22 +37,26 @@ def run(arguments: Sequence[str], metrics: str | None = None, *, only: bool = Fa
         command()
 
 
-def parse_metrics(text: str | None) -> list[dict[str, Any]]:
+def parse_metrics(text: str | None, option: str = "--xent_metrics") -> list[dict[str, Any]]:
     """Parse ``a,b:unit=bits;over=choices`` into entries of a `metric_list`, and check their names and options.
+
+    Args:
+        text: the list.
+        option: of the command, for error messages.
 
     >>> parse_metrics("bits_per_byte,expected_calibration_error:num_bins=10;over=choices")
     [{'metric': 'bits_per_byte'}, {'metric': 'expected_calibration_error', 'num_bins': 10, 'over': 'choices'}]
     """
-    return [_parse_metric(part.strip()) for part in (text or "").split(",") if part.strip()]
+    return [_parse_metric(part.strip(), option) for part in (text or "").split(",") if part.strip()]
 
 
-def _parse_metric(text: str) -> dict[str, Any]:
+def _parse_metric(text: str, option_name: str) -> dict[str, Any]:
     name, _, given = text.partition(":")
     entry: dict[str, Any] = {"metric": name.strip()}
     for option in filter(None, given.split(";")):
         key, equals, value = option.partition("=")
         if not equals:
-            raise MetricOptionError(f"--xent_metrics {text}: expected name:option=value;option=value; got {option!r}")
+            raise MetricOptionError(f"{option_name} {text}: expected name:option=value;option=value; got {option!r}")
         entry[key.strip()] = value if key.strip() == "doc_to_gold" else yaml.safe_load(value)  # YAML would read {{…}}
     get_metric(entry["metric"], **{key: value for key, value in entry.items() if key not in OWN_KEYS})
     return entry

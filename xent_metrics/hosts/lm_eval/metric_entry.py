@@ -75,6 +75,11 @@ class Entry:
     by: By | None = None
 
     @property
+    def unit(self) -> str:
+        """The value's unit: over the choices, a question is what a token is elsewhere."""
+        return self.metric.value_unit.replace("token", "question") if self.over == "choices" else self.metric.value_unit
+
+    @property
     def meaning(self) -> str:
         """What is measured, in words. Tasks of a group whose entries mean the same have a value together."""
         if self.over == "choices":

@@ -33,13 +33,15 @@ from xent_metrics.hosts.lm_eval.metric_groups import By, DocumentGroups, MetricG
 from xent_metrics.hosts.lm_eval.metric_list import ADDED, ONLY, read_metric_list
 from xent_metrics.hosts.lm_eval.requested_text import attach_text, requested_text
 from xent_metrics.hosts.lm_eval.requirements import ANY_MODEL_GIVES, ENGINES_GIVE, can_score, require_scores
-from xent_metrics.hosts.lm_eval.upstream import aggregate_groups
+from xent_metrics.hosts.lm_eval.upstream import aggregate_groups, record_provenance
+from xent_metrics.plugins import provenance
 from xent_metrics.scoring.scores import TokenScores
 
 __all__ = ["XentTask"]
 
 _MOST_GROUPS = 256
 
+record_provenance("xent_metrics", provenance)
 aggregate_groups(with_exact_values)  # a group has no class of ours: whichever command builds it, it holds tasks of ours
 
 

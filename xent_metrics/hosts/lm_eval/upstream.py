@@ -21,6 +21,7 @@ from importlib.metadata import version
 from typing import Any
 
 import lm_eval.api.metrics  # fills the registries of metrics and aggregations
+import lm_eval.evaluator
 import lm_eval.tasks
 from lm_eval.api.group import Group
 from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, aggregation_registry, metric_registry
@@ -39,6 +40,7 @@ __all__ = [
     "configure_tasks",
     "default_metrics",
     "filter_names",
+    "record_provenance",
 ]
 
 #: What lm-eval's `process_results` can emit, by output type. It drops every other metric without a word.
@@ -120,6 +122,22 @@ def aggregate_groups(exact: Callable[[Group, dict[str, Any], Mapping[str, Any]],
         return exact(group, lm_evals(group, task_metrics), task_metrics)
 
     Group.aggregate = aggregate
+
+
+def record_provenance(name: str, provenance: Callable[[], Mapping[str, Any]]) -> None:
+    """Let every results.json say `provenance` under `name`, beside lm-eval's own version, under any command.
+
+    `lm_eval.evaluator.add_env_info`, read in lm-eval 0.4.13 (lm_eval/evaluator.py), which adds the versions to the results,
+    is wrapped, once in a process. If it moves, wrap whatever does.
+    """
+    lm_evals = getattr(lm_eval.evaluator.add_env_info, "__wrapped__", lm_eval.evaluator.add_env_info)
+
+    @wraps(lm_evals)
+    def add_env_info(storage: dict[str, Any]) -> None:
+        lm_evals(storage)
+        storage[name] = dict(provenance())
+
+    lm_eval.evaluator.add_env_info = add_env_info
 
 
 @contextmanager

@@ -143,7 +143,7 @@ def test_tokens_are_logged(connect):
     logged = json.loads(str(result))
     assert "".join(token["text"] for token in logged["tokens"]) == "The loss of bytes"
     assert logged["loglikelihood"] == pytest.approx(-sum(token["nll"] for token in logged["tokens"]), rel=1e-12)
-    assert {"text", "id", "nll", "num_bytes"} == set(logged["tokens"][0])
+    assert {"text", "id", "nll", "confidence", "correct", "num_bytes"} == set(logged["tokens"][0])
 
 
 def test_long_texts_are_scored_with_a_stride(connect, model, tokenizer):

@@ -7,11 +7,16 @@ import math
 import pickle
 import re
 
+import pytest
+import torch
 from support.hf_model import (
     TEXT,
     choices,
     rolling,
 )
+
+from xent_metrics import score_tokens
+from xent_metrics.hosts.lm_eval.models.logged_tokens import Results
 
 
 def test_samples_list_tokens_when_asked(build, lm, tokenizer):
@@ -28,6 +33,9 @@ def test_samples_list_tokens_when_asked(build, lm, tokenizer):
     assert "".join(token["text"] for token in tokens) == pair[1]
     assert [token["id"] for token in tokens] == plain.scores.target.tolist()
     assert [token["nll"] for token in tokens] == plain.scores.nll.tolist()
+    assert [token["confidence"] for token in tokens] == plain.scores.confidence.tolist()
+    assert [token["correct"] for token in tokens] == plain.scores.correct.tolist()
+    assert (sample["dtype"], sample["vocab_size"]) == ("float32", plain.scores.vocab_size)
     assert sum(token["num_bytes"] for token in tokens) == len(pair[1].encode())
     for token in tokens:
         texts, probabilities = zip(*token["alternatives"], strict=True)
@@ -44,6 +52,13 @@ def test_samples_list_tokens_when_asked(build, lm, tokenizer):
         again = pickle.loads(pickle.dumps(value))
         assert again == value
         assert str(again) == str(value)
+
+
+@pytest.mark.parametrize("invalid", [False, True])
+def test_invalid_targets_are_marked_where_there_are_any(invalid, tokenizer):
+    scores = score_tokens(torch.zeros(2, 8), torch.tensor([1, 9 if invalid else 2]))
+    tokens = json.loads(str(Results(tokenizer).rolling(scores)))["tokens"]
+    assert [token.get("invalid") for token in tokens] == ([False, True] if invalid else [None, None])
 
 
 def test_samples_stay_numbers_when_not_asked(lm):

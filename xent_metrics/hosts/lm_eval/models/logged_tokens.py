@@ -1,10 +1,14 @@
 """Make the results of a model, and list their tokens in lm-eval's samples: `log_tokens=true` with `--log_samples`.
 
 lm-eval writes the numbers of a result into the samples with `str`. A `LoggedFloat` is a plain number in every computation,
-and its string is the JSON of ``{"loglikelihood": …, "tokens": [{"text", "id", "nll", "num_bytes", "alternatives"}, …]}``:
+and its string is the JSON of
+
+    {"loglikelihood": …, "dtype": "float32", "vocab_size": …, "tokens": [
+        {"text", "id", "nll", "confidence", "correct", "num_bytes", "alternatives"}, …]}
 
     json.loads(sample["resps"][0][0][0])["tokens"]      # the first choice's; rolling: sample["resps"][0][0]
 
+Numbers have all their digits: as `dtype` they are the scores, bit for bit, from which `xent rescore` computes other metrics.
 `alternatives` lists the likeliest ids at that position as ``[text, probability]``, likeliest first.
 """
 
@@ -19,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xent_metrics.analysis.logged_results import LOGGED_SCORES
 from xent_metrics.errors import InvalidInputError
 from xent_metrics.hosts.lm_eval.models.model_args import yes_or_no
 from xent_metrics.hosts.lm_eval.models.results import ScoredLoglikelihood, ScoredRolling, total_loglikelihood
@@ -108,13 +113,11 @@ class Results:
         scores = scores.flatten()
         assert scores.target is not None
         ids = scores.target.tolist()
-        columns: dict[str, list[Any]] = {
-            "text": token_texts(self.tokenizer, ids),
-            "id": ids,
-            "nll": scores.nll.tolist(),
-        }
-        if scores.num_bytes is not None:
-            columns["num_bytes"] = scores.num_bytes.tolist()
+        columns: dict[str, list[Any]] = {"text": token_texts(self.tokenizer, ids), "id": ids}
+        fields = scores.fields()
+        columns |= {name: fields[name].tolist() for name in LOGGED_SCORES if name in fields}
+        if scores.invalid is not None and bool(scores.invalid.any()):
+            columns["invalid"] = scores.invalid.tolist()
         if _LIKELIEST in scores.extra_scores:
             columns["alternatives"] = [self._alternatives(row) for row in scores.extra_scores[_LIKELIEST]]
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -155,7 +158,10 @@ class LoggedFloat(float):
         return (self.scores, self.tokens)
 
     def __str__(self) -> str:
-        return json.dumps({"loglikelihood": float(self), "tokens": self.tokens}, ensure_ascii=False)
+        found = {"loglikelihood": float(self), "dtype": str(self.scores.nll.dtype).removeprefix("torch.")}
+        if self.scores.vocab_size is not None:
+            found["vocab_size"] = self.scores.vocab_size
+        return json.dumps(found | {"tokens": self.tokens}, ensure_ascii=False)
 
 
 class LoggedLoglikelihood(ScoredLoglikelihood):

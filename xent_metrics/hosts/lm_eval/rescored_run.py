@@ -1,0 +1,96 @@
+"""Writes what `xent rescore` computed as a run of its own, which every reader of runs takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from xent_metrics.analysis.runs import Run
+from xent_metrics.errors import ComparisonError
+from xent_metrics.files import replacing
+from xent_metrics.hosts.lm_eval.documents import DocumentSums, DocumentValue
+from xent_metrics.hosts.lm_eval.rescore import RescoredTask
+from xent_metrics.plugins import provenance
+
+__all__ = ["folder_for", "write_rescored"]
+
+#: What the results say of groups of tasks, whose values aren't computed again.
+_OF_GROUPS = ("groups", "group_subtasks")
+
+
+def folder_for(run: Run, folder: str | Path) -> Path:
+    """The folder of the run's model inside `folder`, where lm-eval, too, would write.
+
+    Raises:
+        ComparisonError: it holds a run.
+    """
+    target = Path(folder) / run.path.parent.name
+    if found := next(target.glob("results_*.json"), None):
+        raise ComparisonError(f"{found} is a run already; choose another folder for --output")
+    return target
+
+
+def write_rescored(run: Run, rescored: Sequence[RescoredTask], folder: str | Path) -> Path:
+    """Write results and samples with the new metrics alone, in lm-eval's format, and return the results file.
+
+    All else that the run says is copied, and ``rescored`` says from which file, and by which version and plugins.
+
+    Raises:
+        ComparisonError: the folder holds a run.
+    """
+    target = folder_for(run, folder)
+    target.mkdir(parents=True, exist_ok=True)
+    date = datetime.now().isoformat().replace(":", "-")
+    for task in rescored:
+        with (
+            replacing(target / f"samples_{task.task.name}_{date}.jsonl") as new,
+            new.open("w", encoding="utf-8") as lines,
+        ):
+            for sample, values in zip(task.samples, task.documents, strict=True):
+                lines.write(json.dumps(_sample(task, sample.raw, values), ensure_ascii=False) + "\n")
+    path = target / f"results_{date}.json"
+    with replacing(path) as new:  # last, so that results always have their samples
+        new.write_text(json.dumps(_results(run, rescored), indent=2, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+def _sample(task: RescoredTask, raw: Mapping[str, Any], values: Sequence[DocumentValue]) -> dict[str, Any]:
+    """A document as lm-eval logs it, with the new metrics in place of those of the run."""
+    new: dict[str, Any] = {}
+    for entry, value in zip(task.entries, values, strict=True):
+        new |= {entry.name: float(value), f"{entry.name}_stderr": dict(DocumentSums.of(entry.metric, value.sums))}
+    old = raw.get("metrics")
+    kept = {key: value for key, value in raw.items() if not (isinstance(old, list) and key in old)}
+    return kept | {"filter": "none", "metrics": [*new]} | new
+
+
+def _results(run: Run, rescored: Sequence[RescoredTask]) -> dict[str, Any]:
+    kept = {key: value for key, value in run.results.items() if key not in _OF_GROUPS}
+    by_task: dict[str, dict[str, Any]] = {
+        "results": {task.task.name: _values(task) for task in rescored},
+        "configs": {
+            task.task.name: {**run.results["configs"][task.task.name], "metric_list": list(task.listed)}
+            for task in rescored
+        },
+        "higher_is_better": {
+            task.task.name: {entry.name: entry.metric.higher_is_better for entry in task.entries} for task in rescored
+        },
+        "n-samples": {task.task.name: _numbers(run, task) for task in rescored},
+    }
+    return kept | by_task | {"rescored": {"run": str(run.path), "xent_metrics": provenance()}}
+
+
+def _values(task: RescoredTask) -> dict[str, Any]:
+    found: dict[str, Any] = {"alias": task.task.name}
+    for name, (value, error) in task.values.items():
+        found |= {f"{name},none": value, f"{name}_stderr,none": error}
+    return found
+
+
+def _numbers(run: Run, task: RescoredTask) -> dict[str, Any]:
+    numbers = run.results.get("n-samples")
+    own = numbers.get(task.task.name) if isinstance(numbers, dict) else None
+    return {**(own if isinstance(own, dict) else {}), "effective": len(task.samples)}
