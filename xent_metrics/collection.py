@@ -15,7 +15,7 @@ from xent_metrics.plugins import as_metric
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums import exact_sum
 from xent_metrics.sums.extra_scores import extra_score_key
-from xent_metrics.sums.metric import NanPolicy, TokenMetric
+from xent_metrics.sums.metric import NanPolicy, TokenMetric, needs_attention
 from xent_metrics.sums.packed import add_together
 from xent_metrics.sums.placement import refuse_capture
 from xent_metrics.sums.summing import take_together
@@ -229,8 +229,9 @@ def _values(members: list[TokenMetric], nan_policy: NanPolicy) -> list[Tensor]:
     if not at_once:
         return [metric.compute(nan_policy=nan_policy) for metric in members]
     packed, sizes = torch.cat(states).cpu(), [len(state) for state in states]
-    for metric, state in zip(members, torch.split(packed, sizes), strict=True):
-        metric.check_state(state, nan_policy)
+    if needs_attention(packed, sizes):
+        for metric, state in zip(members, torch.split(packed, sizes), strict=True):
+            metric.check_state(state, nan_policy)
     sums = torch.split(exact_sum.to_float(packed, finite_only=nan_policy == "omit"), sizes)
     return [metric.value(metric.unpack(own)) for metric, own in zip(members, sums, strict=True)]
 

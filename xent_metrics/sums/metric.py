@@ -11,7 +11,8 @@ from __future__ import annotations
 import inspect
 import warnings
 from abc import ABCMeta
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -163,7 +164,7 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
 
     def check_state(self, state: Tensor, nan_policy: NanPolicy = "propagate") -> None:
         """Raise or warn for what is wrong with a state on the CPU, as `compute` does."""
-        if not needs_attention(state):
+        if not needs_attention(state, [len(state)]):
             return
         counts = self.layout.counts(state)
         invalid = counts["invalid_targets"]
@@ -234,6 +235,8 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
         return figure, axes
 
 
-def needs_attention(state: Tensor) -> bool:
-    """True if a state on the CPU has invalid targets, nan, infinities or a sum out of range."""
-    return bool(state[COUNTS.index("invalid_targets"), 2:4].any()) or bool(state[:, 4:].any())
+def needs_attention(packed: Tensor, sizes: Sequence[int]) -> bool:
+    """True if states on the CPU, packed one after the other, have invalid targets, nan, infinities or a sum out of range."""
+    invalid = COUNTS.index("invalid_targets")
+    rows = [start + invalid for start in accumulate([0, *sizes[:-1]])]
+    return bool(packed[:, 4:].any()) or bool(packed[rows, 2:4].any())
