@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+
+import numpy as np
 import pytest
 import torch
 from support.dispatched import Deterministic, Launches
@@ -177,6 +180,17 @@ def score_everything(device, dtype):
 def test_nothing_is_float64_on_a_device_without_it(dtype):
     with no_float64() as device:
         score_everything(device, dtype)
+
+
+def test_float64_of_the_host_comes_in_the_widest_float_of_the_device():
+    weight, soft = np.ones(4), np.full((4, 9), 1 / 9)
+    with no_float64() as device, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the copies wait
+        logits, target = torch.empty(4, 9, device=device), torch.empty(4, device=device, dtype=torch.long)
+        assert score_tokens(logits, target, weight=weight).weight.dtype == torch.float32
+        assert score_tokens(logits, soft).nll.dtype == torch.float32
+    scores = score_tokens(torch.zeros(4, 9), torch.zeros(4, dtype=torch.long), weight=weight)
+    assert scores.weight.dtype == torch.float64
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
