@@ -344,6 +344,23 @@ def test_fake_tensors_and_torch_compile_never_meet_a_backend(install):
     torch.testing.assert_close(graph(logits, target), F.cross_entropy(logits, target, reduction="none"))
 
 
+def test_memory_that_runs_out_in_a_backend_is_the_devices_error_so_that_callers_take_fewer_rows(install):
+    sizes = []
+
+    def limited(logits, target):
+        sizes.append(len(logits))
+        if len(logits) > 30:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    install(Backend(limited))
+    with pytest.raises(torch.OutOfMemoryError):
+        score_tokens(torch.randn(40, 5), torch.arange(40) % 5)
+    sizes.clear()
+    with pytest.warns(UserWarning, match="out of memory for the logits of 40 rows; going on with 20"):
+        score_hidden_states(torch.randn(40, 5).bfloat16(), torch.randn(5, 5).bfloat16(), torch.arange(40) % 5)
+    assert sizes == [40, 20, 20]
+
+
 def test_a_backend_that_raises_is_named(install, batch):
     install(Backend(broken))
     with pytest.raises(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
+import numpy as np
 import pytest
 import torch
-from support.dispatched import Deterministic, Launches
+from support.device_ops import Launches, OnlyDeterministic
 
 from xent_metrics import score_hidden_states, score_tokens
 from xent_metrics.metrics.distribution import entropy, squared_error, squared_log_normaliser
@@ -179,14 +182,25 @@ def test_nothing_is_float64_on_a_device_without_it(dtype):
         score_everything(device, dtype)
 
 
+def test_float64_of_the_host_comes_in_the_widest_float_of_the_device():
+    weight, soft = np.ones(4), np.full((4, 9), 1 / 9)
+    with no_float64() as device, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the copies wait
+        logits, target = torch.empty(4, 9, device=device), torch.empty(4, device=device, dtype=torch.long)
+        assert score_tokens(logits, target, weight=weight).weight.dtype == torch.float32
+        assert score_tokens(logits, soft).nll.dtype == torch.float32
+    scores = score_tokens(torch.zeros(4, 9), torch.zeros(4, dtype=torch.long), weight=weight)
+    assert scores.weight.dtype == torch.float64
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_nothing_raises_under_deterministic_algorithms(dtype):
-    with no_host_sync() as device, Deterministic():
+    with no_host_sync() as device, OnlyDeterministic(products=True):
         score_everything(device, dtype)
 
 
 def test_what_raises_under_deterministic_algorithms_is_refused():
-    with no_host_sync() as device, Deterministic():
+    with no_host_sync() as device, OnlyDeterministic():
         torch.empty(3, device=device, dtype=torch.long).cumsum(0)
         for refused in (lambda x: x.cumsum(0), lambda x: x.kthvalue(1), lambda x: x.median(0)):
             with pytest.raises(RuntimeError, match="has no deterministic implementation"):

@@ -10,6 +10,7 @@ from support.device_ops import on_device
 
 from xent_metrics import CrossEntropy, Grouped, Position, StandardError, TokenMetricCollection, score_tokens
 from xent_metrics.errors import CaptureError
+from xent_metrics.sums import placement
 from xent_metrics.sums.placement import refuse_capture, warn_of_waiting
 from xent_metrics.testing import no_host_sync
 
@@ -23,6 +24,12 @@ def capture(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captures)
 
     return capture
+
+
+@pytest.fixture(autouse=True)
+def nothing_said(monkeypatch):
+    """No device was warned of in an earlier test."""
+    monkeypatch.setattr(placement, "_warned_of", set())
 
 
 KINDS = {
@@ -57,19 +64,20 @@ def test_without_a_capture_nothing_is_refused(capture):
     refuse_capture("cross_entropy", torch.device("cuda"))
 
 
-def test_a_metric_on_the_cpu_says_once_that_its_updates_wait():
-    metric = CrossEntropy()
+def test_metrics_on_the_cpu_say_once_that_their_updates_wait():
+    def scores():
+        return score_tokens(torch.empty(2, 13, device="meta"), torch.zeros(2, dtype=torch.long, device="meta"))
+
+    metrics = TokenMetricCollection(["cross_entropy", "perplexity", "token_accuracy"])
     with torch._subclasses.fake_tensor.FakeTensorMode():
-        metric._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
-        scores = [
-            score_tokens(torch.empty(2, 13, device="meta"), torch.zeros(2, dtype=torch.long, device="meta"))
-            for _ in range(2)
-        ]
-        with pytest.warns(UserWarning, match=r"on the CPU and its scores are on meta.*metric.to\('meta'\)"):
-            metric.update(scores[0])
+        for metric in metrics.members().values():
+            metric._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+        with pytest.warns(UserWarning, match=r"on the CPU and its scores are on meta.*metric.to\('meta'\)") as said:
+            metrics.update(scores())
+        assert len([each for each in said if "every update waits" in str(each.message)]) == 1
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            metric.update(scores[1])
+            metrics.update(scores())
 
 
 def test_the_warning_says_how_to_move_the_metric():

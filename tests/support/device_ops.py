@@ -9,32 +9,39 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from xent_metrics import TokenMetric
 
-#: Operators that launch nothing.
-_FREE = ("prim.", "detach", "empty", "alias", "promote_types", "scalar_tensor", "split.", "split_with_sizes.")
-#: Operators that `torch.use_deterministic_algorithms` documents as raising on CUDA, for tensors that need no gradient.
-_REFUSED = (
-    "put_.", "put.", "histc", "kthvalue", "median.dim", "nll_loss2d", "bincount", "mode.", "scatter_reduce", "max_unpool"
-)  # fmt: skip
+#: Operators that aren't views, and launch nothing either.
+_FREE = {"empty", "new_empty", "empty_strided", "empty_like", "scalar_tensor", "promote_types", "alias", "detach"}
+#: Operators that `torch.use_deterministic_algorithms` documents as raising on CUDA, for tensors that need no gradient; of
+#: those whose name begins with cum, only for floats.
+_REFUSED = {
+    "put", "put_", "histc", "kthvalue", "median", "nanmedian", "nll_loss", "nll_loss_forward", "nll_loss2d", "bincount",
+    "mode", "scatter_reduce", "scatter_reduce_", "max_unpool2d", "max_unpool3d", "cumsum", "cumsum_", "cumprod",
+    "cumprod_", "logcumsumexp",
+}  # fmt: skip
 #: And matrix products, which raise without CUBLAS_WORKSPACE_CONFIG.
-_CUBLAS = ("mm.", "mv.", "dot.", "bmm.", "addmm", "matmul")
+_CUBLAS = {"mm", "mv", "dot", "bmm", "addmm", "addmv", "baddbmm"}
+
+
+def _name(func) -> str:
+    """An operator's name without its overload: "aten::sum.dim_IntList" is "sum"."""
+    return func.name().split("::")[1].split(".")[0]
 
 
 class Launches(TorchDispatchMode):
-    """Counts the operators that launch a kernel."""
+    """Counts the operators that launch a kernel, by name."""
 
     def __init__(self):
         super().__init__()
-        self.by_name = Counter()
+        self.counts = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = str(func)
-        if not (func.is_view or any(free in name for free in _FREE)):
-            self.by_name[name] += 1
+        if func.namespace == "aten" and not func.is_view and _name(func) not in _FREE:
+            self.counts[_name(func)] += 1
         return func(*args, **(kwargs or {}))
 
     @property
     def total(self) -> int:
-        return sum(self.by_name.values())
+        return sum(self.counts.values())
 
 
 class CopiesToHost(TorchDispatchMode):
@@ -51,12 +58,20 @@ class CopiesToHost(TorchDispatchMode):
 
 
 class OnlyDeterministic(TorchDispatchMode):
-    """Refuses what `torch.use_deterministic_algorithms(True)` refuses on CUDA."""
+    """Refuses what `torch.use_deterministic_algorithms(True)` refuses on CUDA.
+
+    Args:
+        products: whether matrix products are allowed, as they are where CUBLAS_WORKSPACE_CONFIG is set.
+    """
+
+    def __init__(self, *, products=False):
+        super().__init__()
+        self.refused = _REFUSED if products else _REFUSED | _CUBLAS
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = str(func).removeprefix("aten.")
-        cumulates_floats = name.startswith(("cumsum", "cumprod")) and args[0].is_floating_point()
-        if cumulates_floats or name.startswith((*_REFUSED, *_CUBLAS)):
+        name = _name(func)
+        of_integers = name.startswith("cum") and not args[0].is_floating_point()
+        if name in self.refused and not of_integers:
             raise RuntimeError(f"{name} has no deterministic implementation on CUDA")
         return func(*args, **(kwargs or {}))
 

@@ -72,12 +72,15 @@ def first_result(hook: str, problem: Callable[[Any], str] | None = None, /, **gi
 
     Raises:
         PluginError: a plugin raised, or returned something wrong.
+        torch.OutOfMemoryError: a plugin ran out of the device's memory.
     """
     caller: HookCaller = getattr(hooks(), hook)
     if not caller.get_hookimpls():
         return None
     try:
         result = caller(**given)
+    except torch.OutOfMemoryError:
+        raise  # not the plugin's fault: whoever called goes on with fewer rows
     except Exception as error:
         raise PluginError(
             f"{_plugin_that_raised(caller, error)}: {hook} raised {type(error).__name__}: {error}. "

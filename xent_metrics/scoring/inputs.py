@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from xent_metrics.errors import InvalidInputError
-from xent_metrics.scoring.devices import chunk_rows
+from xent_metrics.scoring.devices import chunk_rows, widest_float
 from xent_metrics.scoring.scores import ExtraScore, check_extra_score_names
 
 __all__ = [
@@ -163,6 +163,8 @@ def on_device(array: Any, device: torch.device, name: str) -> Tensor:
     tensor = as_tensor(array)
     if tensor.ndim and tensor.device.type == "cpu" and device.type not in ("cpu", "meta"):
         _warn_of_copies(name, device.type)
+    if tensor.dtype == torch.float64 and tensor.device != device:  # NumPy's own; the device may have none
+        return tensor.to(widest_float(device)).to(device)
     return tensor.to(device)
 
 

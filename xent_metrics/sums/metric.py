@@ -67,7 +67,6 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
     is_differentiable = False
     higher_is_better: bool | None = False
     full_state_update = False
-    _warned_of_waiting = False
 
     def __init__(self, *, ignore_index: int = -100, **kwargs: Any) -> None:
         if kwargs.setdefault("compute_with_cache", False):
@@ -135,8 +134,7 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
         """The sums on the state's device; a warning, once, if this waits for another device in every step."""
         if sums.device == self.state.device:
             return sums
-        if self.state.device.type == "cpu" and not self._warned_of_waiting:
-            self._warned_of_waiting = True
+        if self.state.device.type == "cpu":
             warn_of_waiting(self.name, sums.device)
         return sums.to(self.state.device)
 

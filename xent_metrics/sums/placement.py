@@ -10,6 +10,8 @@ from xent_metrics.errors import CaptureError
 
 __all__ = ["refuse_capture", "warn_of_waiting"]
 
+_warned_of: set[torch.device] = set()
+
 
 def refuse_capture(metric: str, device: torch.device) -> None:
     """Raise if a CUDA graph is being captured: the state is replaced, not written in place, so a replay would add nothing.
@@ -28,9 +30,12 @@ def refuse_capture(metric: str, device: torch.device) -> None:
 
 
 def warn_of_waiting(metric: str, scores: torch.device) -> None:
-    """Warn that updates from another device to the CPU wait for that device."""
+    """Warn, once per device, that updates from it to a metric on the CPU wait for it."""
+    if scores in _warned_of:
+        return
+    _warned_of.add(scores)
     warnings.warn(
-        f"{metric} is on the CPU and its scores are on {scores}: every update waits for {scores} to finish. Move the metric, "
+        f"{metric} is on the CPU and its scores are on {scores}: every update waits for {scores} to finish. Move all metrics, "
         f"metric.to({str(scores)!r}), so that only compute() waits",
         stacklevel=2,
     )

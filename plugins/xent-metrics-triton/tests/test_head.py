@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 import xent_metrics_triton as plugin
@@ -23,6 +25,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 def blocks_of_eight(monkeypatch):
     monkeypatch.setattr(heads, "BLOCK_ROWS", 8)
     monkeypatch.setattr(heads, "_FEWEST_ROWS", 2)
+    heads._warn_of_memory.cache_clear()
 
 
 @pytest.fixture
@@ -132,16 +135,29 @@ def test_without_memory_blocks_are_halved_and_then_there_are_none(monkeypatch):
 
         return score_by_blocks
 
-    for fits, expected in ((8, [8]), (2, [8, 4, 2]), (0, [8, 4, 2])):
-        monkeypatch.setattr(heads, "score_by_blocks", scarce(fits))
-        assert_close(plugin.linear_cross_entropy_backend(hidden, head, target, {}), hidden, head, target)
-        assert tried == expected
-        tried.clear()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for fits, expected in ((8, [8]), (2, [8, 4, 2]), (0, [8, 4, 2])):
+            monkeypatch.setattr(heads, "score_by_blocks", scarce(fits))
+            assert_close(plugin.linear_cross_entropy_backend(hidden, head, target, {}), hidden, head, target)
+            assert tried == expected
+            assert len(said) == (fits < 8)  # once
+            tried.clear()
+    assert "no memory for the logits of 8 rows of hidden states, and goes on with fewer" in str(said[0].message)
     assert plugin.linear_cross_entropy_backend(hidden, head, target, {"rank": RANK}) is None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heads.fused, "score_fused", lambda *given: pytest.fail("blocks were to fit"))
         monkeypatch.setattr(heads, "score_by_blocks", scarce(4))
         assert plugin.linear_cross_entropy_backend(hidden, head, target, {"rank": RANK}) is not None
+
+
+def test_without_memory_even_for_the_fused_kernel_torch_goes_on(monkeypatch):
+    def full(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(heads.fused, "score_fused", full)
+    monkeypatch.setenv("XENT_METRICS_TRITON_HEAD", "fused")
+    assert plugin.linear_cross_entropy_backend(*batch(3, 10, 4, torch.float32), {}) is None
 
 
 def test_what_it_does_not_take_is_left_to_torch():

@@ -72,6 +72,23 @@ class Recording:
         return self.kernel[grid]
 
 
+@pytest.mark.parametrize(("rows", "size", "num_bins"), [(70_000, 3, None), (2, 9_000_000, 2)])
+def test_any_number_of_sums_and_of_values_has_a_grid(rows, size, num_bins, monkeypatch):
+    """CUDA takes 2^31 − 1 programs in the first dimension of a grid, and 65,535 in the others."""
+
+    class Nothing:
+        def __getitem__(self, grid):
+            return lambda *given, **options: None
+
+    grids = []
+    monkeypatch.setattr(sums, "add_values", Recording(Nothing(), grids))
+    bins = None if num_bins is None else torch.zeros(1, dtype=torch.long).expand(size)
+    sums.exact_sums(torch.zeros(1, 1).expand(rows, size), bins, num_bins or 1)
+    [(programs, *others)] = grids
+    assert programs > 65_535
+    assert all(number <= 65_535 for number in others)
+
+
 def test_views_are_read_where_they_lie():
     values = numbers(torch.float32, 1500, 3).T
     bins = torch.randint(7, (3000,))[::2]

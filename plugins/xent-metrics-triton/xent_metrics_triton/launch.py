@@ -93,7 +93,7 @@ def attempt(hook: str, tensor: Tensor, compute: Callable[[], _T]) -> _T | None:
     try:
         with guard:
             return compute()
-    except torch.cuda.OutOfMemoryError:
+    except torch.OutOfMemoryError:
         raise
     except Exception as error:
         _failed.add(hook)

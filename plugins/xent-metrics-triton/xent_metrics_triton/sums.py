@@ -86,8 +86,9 @@ def add_values(
     BLOCK: tl.constexpr, BINS: tl.constexpr, CARRY: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
     """Add a block of one row of values to `sums` (rows, bins, 8); BINS is 1, a power of two ≥ num_bins, or 0 for many."""
-    row = tl.program_id(1)
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    blocks = tl.cdiv(num_values, BLOCK)
+    row = tl.program_id(0) // blocks
+    place = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     mask = place < num_values
     value = tl.load(values + row.to(tl.int64) * row_stride + place.to(tl.int64) * value_stride, mask=mask, other=0)
     limbs = limbs_of(value)
@@ -112,7 +113,7 @@ def add_values(
     if CARRY:
         tl.debug_barrier()  # all threads have added before the ticket is drawn
         ticket = tl.atomic_add(finished, 1)
-        if ticket == tl.num_programs(0) * tl.num_programs(1) - 1:
+        if ticket == tl.num_programs(0) - 1:
             for start in range(0, num_sums, SUMS):
                 index = start + tl.arange(0, SUMS)
                 carry(sums, index, index < num_sums)
@@ -137,7 +138,7 @@ def exact_sums(values: Tensor, bins: Tensor | None, num_bins: int) -> Tensor:
     memory = torch.zeros(num_sums * LIMBS + 1, dtype=torch.int64, device=values.device)  # the sums and the tickets
     sums, finished = memory[:-1], memory[-1:]
     last_carries = num_sums <= _SUMS_OF_LAST
-    add_values[(triton.cdiv(num_values, block), rows)](
+    add_values[(rows * triton.cdiv(num_values, block),)](  # of two dimensions, the second has at most 65,535
         values, bins, sums, finished, num_values, num_bins, num_sums, *values.stride(), 1 if bins is None else bins.stride(0),
         BLOCK=block, BINS=0 if by_value and bins is not None else few, CARRY=last_carries, SUMS=_SUMS_PER_BLOCK,
         num_warps=4, **NUMERICS,
