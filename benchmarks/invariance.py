@@ -2,7 +2,7 @@
 
     python benchmarks/invariance.py [--quick] [--repeats 3]
 
-The model is a Llama with random weights, in fp32 on two threads: 8 layers, hidden size 576, vocabulary 16,384. Requests are
+The model is a Llama with random weights, in fp32 on two threads: 4 layers, hidden size 576, vocabulary 16,384. Requests are
 random ids: texts of 50 to 500 ids, and questions of about 100 ids with four choices. Each is scored with batch sizes 1, 4 and 16.
 The ordinary route runs twice, with `logits_cache=False` too, since much of what it saves is shared contexts. Claims:
 
@@ -37,7 +37,7 @@ def llama(quick: bool) -> Any:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=16_384, hidden_size=576, intermediate_size=1536, num_hidden_layers=1 if quick else 8,
+        vocab_size=16_384, hidden_size=576, intermediate_size=1536, num_hidden_layers=1 if quick else 4,
         num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=512, initializer_range=0.04,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
@@ -64,7 +64,7 @@ def workloads(quick: bool) -> dict[str, list[Any]]:
         size = int(torch.randint(least, most, (), generator=draw))
         return torch.randint(1, 16_384, (size,), generator=draw).tolist()  # type: ignore[no-any-return]
 
-    number = 4 if quick else 32
+    number = 4 if quick else 16
     rolling = [
         window for _ in range(number) for window in rolling_windows(ids(50, 500), prefix_token=0, max_length=512)
     ]

@@ -38,7 +38,7 @@ __all__ = ["FixedShapes", "Shape"]
 
 log = logging.getLogger(__name__)
 
-_CPU_IDS, _DEVICE_IDS = 512, 4096  # ids of a batch, unless one row has more
+_CPU_IDS, _DEVICE_IDS = 256, 4096  # ids of a batch, unless one row has more
 _SHORTEST = 16  # ids of a row
 _FEWEST = 4  # positions that are scored of a row
 _TRIED = 256  # ids of the longer shape that is tried when the model is loaded
