@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from sqlitedict import SqliteDict
 from support import lm_eval_jobs as jobs
 from support.distributed import run
 from support.hf_model import TEXT, choices, multiple_choice, requests, rolling, tiny_model
@@ -109,6 +110,12 @@ def test_windows_whose_bits_depend_on_their_neighbours_run_one_by_one(build, mon
     assert set(lm._runner.fixed._rows.values()) == {1}
 
 
+def test_experts_run_windows_one_by_one(build):
+    lm = build(pretrained=tiny_model("mixtral"), invariant=True)
+    assert set(lm._runner.fixed._rows.values()) == {1}
+    assert bits(lm, [1, 2], [3]).items() <= bits(lm, [2, 5, 1], [3, 0]).items()
+
+
 def test_a_model_that_never_repeats_itself_is_refused(build):
     with pytest.raises(
         InvalidInputError, match="two runs of the same 32 ids by LlamaForCausalLM on cpu gave different"
@@ -168,8 +175,16 @@ def test_a_batch_that_does_not_fit_is_an_error(build, monkeypatch):
         choices(lm)
 
 
-def test_a_cache_of_the_other_route_is_refused(build):
-    assert build()._cache_key() != build(invariant=True)._cache_key()
+def test_a_cache_of_the_other_route_is_refused(build, tmp_path):
+    made_by, cached = build()._cache_key(), SqliteDict(str(tmp_path / "cache.db"))
+    for lm, known in ((build(invariant=True), made_by), (build(), build(invariant=True)._cache_key())):
+        cached["made by"] = known
+        with pytest.raises(InvalidInputError, match="holds results of invariant="):
+            lm.results.check_cache(cached, lm._cache_key())
+    del made_by["invariant"]
+    cached["made by"] = made_by  # of a release that didn't have it
+    with pytest.raises(InvalidInputError, match="holds results of invariant=None, and this is invariant=True"):
+        build(invariant=True).results.check_cache(cached, build(invariant=True)._cache_key())
 
 
 def test_it_is_true_or_false(build):

@@ -12,7 +12,8 @@ first use, and the bits that count are those on one thread:
 2. If not even a repetition gives the same bits, the model is refused.
 3. If this process' number of threads gives other bits, it runs on one thread.
 
-The ids that are tried, and so the outcome, depend on the shape alone.
+Experts and quantized layers, in which other ids of a batch decide how one is rounded, always run windows one by one. The ids that
+are tried, and so the outcome, depend on the shape alone.
 """
 
 from __future__ import annotations
@@ -125,7 +126,9 @@ class FixedShapes:
 
     def _try(self, shape: Shape) -> int:
         """The most rows in which the bits of a window depend on nothing else. Sets the threads to suit, too."""
-        most, threads = max(1, self.num_ids // shape.length), torch.get_num_threads()
+        threads = torch.get_num_threads()
+        # Experts take products of as many ids as are sent to them, so a try with other ids shows nothing.
+        most = 1 if self.forward.rounds_by_neighbours else max(1, self.num_ids // shape.length)
         windows = self._made_up(shape, most)
         for size in sorted({most, 1}, reverse=True):
             in_order: list[int | None] = [*range(size)]

@@ -84,7 +84,7 @@ class Results:
         known = cached.get(_MADE_BY)
         if known is None and len(cached):
             raise InvalidInputError(refused.format("of another model: it doesn't say which"))
-        other = {name: value for name, value in (known or {}).items() if made_by.get(name) != value}
+        other = [name for name in {**(known or {}), **made_by} if known and known.get(name) != made_by.get(name)]
         if other:
             theirs, ours = (", ".join(f"{name}={found.get(name)}" for name in other) for found in (other, made_by))
             raise InvalidInputError(refused.format(f"of {theirs}, and this is {ours}"))
