@@ -1,5 +1,6 @@
-"""What the processes of test_empty_ranks.py run: one small model under three names of lm-eval's."""
+"""What the processes of test_empty_ranks.py and test_invariant.py run: one small model under three names of lm-eval's."""
 
+import contextlib
 import json
 import os
 
@@ -38,8 +39,8 @@ TASKS = {
 }  # fmt: skip
 
 
-def write(folder):
-    """Write the model, its tokenizer of bytes, and five documents per task, all of one length.
+def write(folder, even=True):
+    """Write the model, its tokenizer of bytes, and five documents per task, all of one length if `even`.
 
     The bits of a model's matmul may depend on the shape of its batch. So documents have one length, batches have one
     document, and xent-hf must not pack several into one row (logits_cache=False).
@@ -56,8 +57,9 @@ def write(folder):
     )
     GPT2LMHeadModel(config).save_pretrained(folder / "model")
     words = ["one two three four", "fünf sechs sieben", "a  bc def ghij klm", "«quotes» and more", "0 1 22 333 4444 55"]
-    words = [text + "." * (20 - len(text.encode())) for text in words]
+    words = [text + "." * (20 - len(text.encode()) if even else 9 * i) for i, text in enumerate(words)]
     choices = [[" abcd", " efgh", " ijkl"], [" mnop", " qrst", " uvwx"], [" yzab", " cdef", " ghij"]]
+    choices = choices if even else [[choice * (i + 1) for i, choice in enumerate(three)] for three in choices]
     for name, (yaml, metrics, _) in TASKS.items():
         documents = [{"text": text, "choices": choices[i % 3], "gold": i % 2} for i, text in enumerate(words)]
         lines = "".join(json.dumps(document) + "\n" for document in documents)
@@ -102,21 +104,51 @@ def evaluate(model, folder, limit=None, tasks=None):
     }
 
 
-def evaluated(rank, size, folder):
-    """Every model on all documents, and on the first document alone, which leaves the other ranks empty."""
+@contextlib.contextmanager
+def accelerated(rank, size):
+    """This process as one of those that `accelerate launch` starts."""
     AcceleratorState._reset_state(reset_partial_state=True)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    found = {}
     counted = torch.cuda.device_count
     with launched(rank, size):
         # accelerate would take more threads, and the bits of a model's matmul depend on their number.
         os.environ.update(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
         torch.cuda.device_count = lambda: size  # `hf` deals documents out only if it counts as many GPUs
         try:
-            for model in MODELS:
-                found[model] = evaluate(model, folder)
-                found[model, 1] = evaluate(model, folder, 1)
+            yield
         finally:
             torch.cuda.device_count = counted
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def evaluated(rank, size, folder):
+    """Every model on all documents, and on the first document alone, which leaves the other ranks empty."""
+    found = {}
+    with accelerated(rank, size):
+        for model in MODELS:
+            found[model] = evaluate(model, folder)
+            found[model, 1] = evaluate(model, folder, 1)
     return found
+
+
+def invariant_samples(folder, **options):
+    """The values of xent-hf with `invariant=true`, and each document's responses, in order; None on the other ranks."""
+    register_models()
+    results = simple_evaluate(
+        model="xent-hf", model_args={"pretrained": f"{folder}/model", "dtype": "float32", "invariant": True},
+        device="cpu", tasks=[*TASKS], bootstrap_iters=0, **options,
+        task_manager=XentTaskManager(include_path=str(folder), include_defaults=False),
+    )  # fmt: skip
+    if not results:
+        return None
+    samples = {
+        task: [repr(sample["filtered_resps"]) for sample in sorted(found, key=lambda sample: sample["doc_id"])]
+        for task, found in results["samples"].items()
+    }
+    return results["results"], samples
+
+
+def invariant_in_processes(rank, size, folder):
+    """`invariant_samples` as one of the processes."""
+    with accelerated(rank, size):
+        return invariant_samples(folder, batch_size=4)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xent_metrics.hosts.lm_eval.models.packing import Costs, Row, after, batches_of, plan
+from xent_metrics.hosts.lm_eval.models.packing import PADDING, Costs, Row, after, alone, batches_of, plan
 from xent_metrics.hosts.lm_eval.models.windows import Window
 
 ids = st.integers(0, 2)  # few, so that much is shared
@@ -125,3 +125,10 @@ def test_batches_hold_padded_tokens(max_tokens, sizes):
 def test_a_row_is_empty_at_first():
     assert len(Row()) == 0
     assert Row().is_chain
+
+
+def test_padding_comes_after_a_window_and_belongs_to_none():
+    row = alone(7, Window((1, 2, 3), (4, 5)))
+    row.pad(5, 4)
+    assert (row.tokens, row.depths) == ([1, 2, 3, 0, 0], [0, 1, 2, 3, 4])
+    assert row.places == [(7, [1, 2], (4, 5)), (PADDING, [0, 0], (0, 0))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import peft
 import pytest
@@ -197,3 +198,10 @@ def test_a_dynamically_quantized_model_is_scored_plainly(tokenizer):
     assert not any((lm.forward.hidden, lm.forward.packing, lm.forward.caching))
     [ours], [expected] = choices(lm, multiple_choice()[:1]), choices(theirs, multiple_choice()[:1])
     assert ours[0] == pytest.approx(expected[0], rel=1e-5)
+
+
+def test_the_log_says_how_far_a_batch_moves_a_token(build, caplog):
+    with caplog.at_level(logging.INFO, logger="xent_metrics"):
+        build()
+    (found,) = re.findall(r"the nll of a token moves by up to (\S+) nats", caplog.text)
+    assert 0 <= float(found) < 1e-4

@@ -27,8 +27,9 @@ from lm_eval.models.huggingface import HFLM
 from xent_metrics.errors import InvalidInputError
 from xent_metrics.hosts.lm_eval.models.checks import check_backend, check_positions, check_prefix_token, check_stride
 from xent_metrics.hosts.lm_eval.models.hf_forward import HFForward
+from xent_metrics.hosts.lm_eval.models.invariant import FixedShapes
 from xent_metrics.hosts.lm_eval.models.logged_tokens import Results
-from xent_metrics.hosts.lm_eval.models.model_args import at_least_one
+from xent_metrics.hosts.lm_eval.models.model_args import at_least_one, yes_or_no
 from xent_metrics.hosts.lm_eval.models.scoring_lm import ScoringLM
 from xent_metrics.hosts.lm_eval.models.tokenizers import bytes_table, text_ids, tokenizer_label
 from xent_metrics.hosts.lm_eval.models.upstream import set_max_length, set_rank
@@ -53,11 +54,15 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
             `softmax_dtype`, or wider if that is.
         stride: score long texts by overlapping windows, each of which predicts `stride` new tokens after
             ``max_length − stride`` tokens of context. By default windows are lm-eval's own, which hardly overlap.
+        invariant: run every window in a shape that depends on it alone (invariant.py), so that its scores have the same bits
+            for every `batch_size`, order, `--limit` and number of processes on this machine. Requests share nothing then,
+            and `batch_size` has no effect.
         log_tokens: with `--log_samples`, write the text, id, nll and bytes of every token into the samples. No value changes.
         log_alternatives: how many of the likeliest tokens to write with each.
 
     Raises:
-        InvalidInputError: a model that can't be loaded or isn't causal, a `stride` that doesn't fit, or a request that has no
+        InvalidInputError: a model that can't be loaded or isn't causal, a `stride` that doesn't fit, bits that `invariant` can't
+            keep, or a request that has no
             tokens to score or more than a window holds; always before any request runs.
 
     >>> from lm_eval.api.instance import Instance
@@ -83,6 +88,7 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
         pretrained: Any,
         *args: Any,
         stride: int | None = None,
+        invariant: bool = False,
         log_tokens: bool = False,
         log_alternatives: int = 5,
         **kwargs: Any,
@@ -99,9 +105,11 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
         self._check_model()
         results = Results.of(self.tokenizer, log_tokens=log_tokens, log_alternatives=log_alternatives)
         check_stride(stride, self.max_length)
-        self.stride = stride
-        self._run_with(self._forward(), results)
-        verify(self.forward, text_ids(self.tokenizer, self._num_ids), self.max_length)
+        self.stride, self.invariant = stride, yes_or_no("invariant", invariant)
+        forward, ids = self._forward(), text_ids(self.tokenizer, self._num_ids)
+        verify(forward, ids, self.max_length)
+        fixed = FixedShapes(forward, ids, self.max_length) if self.invariant else None
+        self._run_with(forward, results, fixed=fixed)
 
     def _get_backend(self, *args: Any, **kwargs: Any) -> None:
         """`HFLM._get_backend`, read in lm-eval 0.4.13, refuses models that aren't causal before they are loaded.
@@ -154,7 +162,7 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
         return key | {
             "class": self.forward.name, "dtype": str(self.forward.dtype), "tokenizer": tokenizer_label(self.tokenizer),
             "prefix_token_id": str(self.prefix_token_id), "add_bos_token": str(self.add_bos_token),
-            "max_length": str(self.max_length), "stride": str(self.stride),
+            "max_length": str(self.max_length), "stride": str(self.stride), "invariant": str(self.invariant),
         }  # fmt: skip
 
     @property
@@ -178,5 +186,7 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
 def _check_names(names: Iterable[str]) -> None:
     """Refuse misspelt arguments of ours: `hf` would pass them on to the model."""
     for name in names:
-        if near := difflib.get_close_matches(name, ("stride", "log_tokens", "log_alternatives"), n=1, cutoff=0.8):
+        if near := difflib.get_close_matches(
+            name, ("stride", "invariant", "log_tokens", "log_alternatives"), n=1, cutoff=0.8
+        ):
             raise InvalidInputError(f"xent-hf has no argument {name!r}; did you mean {near[0]!r}?")

@@ -89,9 +89,9 @@ class Results:
         known = cached.get(_MADE_BY)
         if known is None and len(cached):
             raise InvalidInputError(refused.format("of another model: it doesn't say which"))
-        other = {name: value for name, value in (known or {}).items() if made_by.get(name) != value}
+        other = [name for name in {**(known or {}), **made_by} if known and known.get(name) != made_by.get(name)]
         if other:
-            theirs, ours = (", ".join(f"{name}={found.get(name)}" for name in other) for found in (other, made_by))
+            theirs, ours = (", ".join(f"{name}={found.get(name)}" for name in other) for found in (known, made_by))
             raise InvalidInputError(refused.format(f"of {theirs}, and this is {ours}"))
         if self.tokenizer is not None and any(_lacks_tokens(cached[key]) for key in cached if key != _MADE_BY):
             raise InvalidInputError(refused.format("without tokens, which log_tokens=true asks for"))

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from xent_metrics.hosts.lm_eval.models.windows import Window
 
-__all__ = ["Costs", "PrefixGroup", "Row", "after", "alone", "batches_of", "plan"]
+__all__ = ["PADDING", "Costs", "PrefixGroup", "Row", "after", "alone", "batches_of", "plan"]
 
+PADDING = -1  # the place of targets that belong to no window
 _SHORTEST_PREFIX = 32  # tokens; below this, a forward for the prefix costs more than it saves
 _LONGEST_TREE = 4096  # ids: bounds the block mask
 _LEVELS = 8  # of prefixes within prefixes that are considered
@@ -63,6 +64,13 @@ class Row:
         self.path[shared:] = range(start, len(self.tokens))
         scored = range(len(window.inputs))[window.scored]
         self.places.append((place, [self.path[depth - self.prefix] for depth in scored], window.targets))
+
+    def pad(self, length: int, scored: int) -> None:
+        """Add ids up to `length`, and targets at `PADDING` up to `scored` in all; no id before them sees them."""
+        self.depths += range(len(self), length)
+        self.tokens += [0] * (length - len(self))
+        if missing := scored - sum(len(targets) for *_, targets in self.places):
+            self.places.append((PADDING, [0] * missing, (0,) * missing))
 
     def ends(self) -> list[int]:
         """For each column the first one after it that doesn't attend to it.

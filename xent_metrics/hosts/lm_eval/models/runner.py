@@ -22,7 +22,8 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from xent_metrics.hosts.lm_eval.models.forward import Forward
 from xent_metrics.hosts.lm_eval.models.freed_memory import keep_freed_memory
-from xent_metrics.hosts.lm_eval.models.packing import PrefixGroup, Row, alone, batches_of, plan
+from xent_metrics.hosts.lm_eval.models.invariant import FixedShapes
+from xent_metrics.hosts.lm_eval.models.packing import PADDING, PrefixGroup, Row, alone, batches_of, plan
 from xent_metrics.hosts.lm_eval.models.sharing_check import DisagreementError, SharingCheck
 from xent_metrics.hosts.lm_eval.models.transfer import start_copy
 from xent_metrics.hosts.lm_eval.models.windows import Window
@@ -65,7 +66,8 @@ class _Batch:
         for place, _, targets in (place for row in self.rows for place in row.places):
             own = scores[start : start + len(targets)].map(torch.clone)  # a view would pickle the whole batch
             start += len(targets)
-            yield place, own
+            if place != PADDING:
+                yield place, own
 
 
 class Runner:
@@ -76,10 +78,11 @@ class Runner:
         keep_order: run each window in a row of its own, in the order given, in batches of equal size. These are the batches
             of a DataLoader that doesn't shuffle, if the rows have one length (`Forward.row_length`). A batch that doesn't
             fit into memory is an error then.
+        fixed: lays the windows out instead, in batches of fixed shapes. Here, too, a batch that doesn't fit is an error.
     """
 
-    def __init__(self, forward: Forward, *, keep_order: bool = False) -> None:
-        self.forward, self.keep_order = forward, keep_order
+    def __init__(self, forward: Forward, *, keep_order: bool = False, fixed: FixedShapes | None = None) -> None:
+        self.forward, self.keep_order, self.fixed = forward, keep_order, fixed
         self.sharing = SharingCheck(forward)
 
     def run(
@@ -95,7 +98,10 @@ class Runner:
         """
         open_places = dict.fromkeys(range(len(windows)))
         kept = keep_freed_memory() if self.forward.device.type == "cpu" else nullcontext()
-        with kept, progress(total=0) as bar:
+        threads = nullcontext() if self.fixed is None else self.fixed.threads()
+        if self.fixed is not None:
+            max_tokens = self.fixed.num_ids
+        with kept, threads, progress(total=0) as bar:
             while open_places:
                 try:
                     for place, scores in self._run(windows, list(open_places), share, max_tokens, bar):
@@ -111,6 +117,8 @@ class Runner:
     def _smaller(self, error: _TooLargeError, share: bool, max_tokens: int) -> tuple[bool, int]:
         """What to do after a batch was too large: `share` and `max_tokens` for the rest."""
         name = self.forward.name
+        if self.fixed is not None:
+            raise error.error from None
         if error.num_rows > 1 and not self.keep_order:
             log.warning("%s: out of memory; batches have at most %d tokens from here on", name, error.num_tokens // 2)
             return share, error.num_tokens // 2
@@ -156,6 +164,9 @@ class Runner:
         windows run one by one, shortest first, because models keep the frequencies of the longest window that they saw until
         they see a short one.
         """
+        if self.fixed is not None:
+            yield from self.fixed.groups(windows, places)
+            return
         if self.keep_order:
             yield PrefixGroup((), [alone(place, windows[place]) for place in places])
             return

@@ -22,6 +22,7 @@ from xent_metrics.errors import InvalidInputError
 from xent_metrics.hosts.lm_eval.extra_scores import asked_for
 from xent_metrics.hosts.lm_eval.models.checks import check_ids
 from xent_metrics.hosts.lm_eval.models.forward import Forward
+from xent_metrics.hosts.lm_eval.models.invariant import FixedShapes
 from xent_metrics.hosts.lm_eval.models.logged_tokens import Results
 from xent_metrics.hosts.lm_eval.models.runner import Runner
 from xent_metrics.hosts.lm_eval.models.tokenizers import tokenizer_label
@@ -57,10 +58,12 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
     forward: Forward
     results: Results
 
-    def _run_with(self, forward: Forward, results: Results, *, keep_order: bool = False) -> None:
+    def _run_with(
+        self, forward: Forward, results: Results, *, keep_order: bool = False, fixed: FixedShapes | None = None
+    ) -> None:
         """Run requests with `forward`, and make `results` of their scores."""
         self.forward, self.results = forward, results
-        self._runner = Runner(forward, keep_order=keep_order)
+        self._runner = Runner(forward, keep_order=keep_order, fixed=fixed)
 
     def _cache_key(self) -> dict[str, str]:
         """The names and values that a cached result depends on."""
