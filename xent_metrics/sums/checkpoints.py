@@ -77,6 +77,8 @@ class CheckpointedMetric(PackedMetric):
 
     def _restore(self, saved: Tensor, origin: Tensor | None) -> list[str]:
         """Take a checkpoint's sums, or say what is wrong with them."""
+        if self._is_synced:
+            return [f"{self.name} holds the sums of all processes, which end with the sync; unsync it first"]
         rank, size = rank_in(self.process_group)
         if origin is None and size > 1:
             return [f"{self.name}: the checkpoint doesn't say whose sums it holds; expected {_ORIGIN} beside them"]

@@ -119,16 +119,19 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
 
     def update(self, logits: Any, target: Any = None, *, weight: Any = None) -> None:
         """Add a batch: logits ``(…, V)`` and targets ``(…)``, or a `TokenScores`."""
-        if self._is_synced:
-            raise SyncError(
-                f"{self.name} holds the sums of all processes, to which nothing can be added; unsync it first"
-            )
+        self._refuse_while_synced()
         refuse_capture(self.name, self.state.device)
         scores = self.score(logits, target, weight=weight)
         sums = self._on_own_device(self.exact_sums(scores))
         if scores.replicas and not self._counts_here(scores.replicas):
             sums = torch.zeros_like(sums)
         self.add_sums(sums)
+
+    def _refuse_while_synced(self) -> None:
+        if self._is_synced:  # what is added to the total would be gone with it
+            raise SyncError(
+                f"{self.name} holds the sums of all processes, to which nothing can be added; unsync it first"
+            )
 
     def _on_own_device(self, sums: Tensor) -> Tensor:
         """The sums on the state's device; a warning, once, if this waits for another device in every step."""
@@ -202,6 +205,9 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Add the state of another metric, of the same class and options, to this one's, exactly."""
+        self._refuse_while_synced()
+        if not isinstance(incoming_state, Metric | dict):
+            raise InvalidInputError(f"{self.name} merges a metric or its `metric_state`; got {incoming_state!r:.80}")
         incoming: dict[str, Any] = incoming_state.metric_state if isinstance(incoming_state, Metric) else incoming_state
         if self._state_name not in incoming:
             raise MetricOptionError(
