@@ -7,7 +7,6 @@ changes the metric.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from xent_metrics.sums import exact_sum
 from xent_metrics.sums.checkpoints import CheckpointedMetric
 from xent_metrics.sums.definition import MetricDefinition
 from xent_metrics.sums.layout import COUNTS, StateLayout, count_terms
+from xent_metrics.sums.options import readable
 from xent_metrics.sums.shared_sums import own_keys, shared_key
 from xent_metrics.sums.taking import by_sequence, take_sums, take_sums_by_sequence
 from xent_metrics.sums.terms import Terms
@@ -49,14 +49,11 @@ class SummingMetric(MetricDefinition, CheckpointedMetric):
 
     def _made_state_name(self) -> str:
         """A name that says all that is in the state: torchmetrics merges metrics with equal names and first values."""
-        return f"sums_{hashlib.sha256(self._contents().encode()).hexdigest()[:12]}"
+        return f"sums_{hashlib.sha256(self._made_description().encode()).hexdigest()[:12]}"
 
     def _made_description(self) -> str:
-        """What is in the state, in the same words on all processes: without the addresses of objects in their options."""
-        return re.sub(r"\bat 0x[0-9a-f]+", "", self._contents())
-
-    def _contents(self) -> str:
-        shared = {name: repr(each) for name, each in self.shared_by_name().items()}
+        """What is in the state, in the same words on all processes."""
+        shared = {name: readable(each) for name, each in self.shared_by_name().items()}
         own = f"{type(self).__qualname__} {self.described()}"
         return repr((self.ignore_index, self.layout.rows, [shared.get(name, own) for name in self.layout.rows]))
 
