@@ -11,7 +11,18 @@ from xent_metrics import list_metrics, plugins
 from xent_metrics.hookspecs import hookimpl
 from xent_metrics.task_folders import task_configs_folder
 
-BUILT_IN = ["compare", "compare-models", "intervals", "lm-eval", "metrics", "plot", "plugins", "report", "rescore", "tasks"]
+BUILT_IN = [
+    "compare",
+    "compare-models",
+    "intervals",
+    "lm-eval",
+    "metrics",
+    "plot",
+    "plugins",
+    "report",
+    "rescore",
+    "tasks",
+]
 
 
 @pytest.fixture
