@@ -8,6 +8,7 @@ The ordinary route runs twice, with `logits_cache=False` too, since much of what
 
 - the scores of both routes differ by at most 1e-4 nats per token
 - with `invariant=true`, the scores have the same bits for every batch size
+- it takes at most 5x the time of the ordinary route where nothing is shared, and 12x where contexts are
 
 Times are of requests alone; trying the shapes is shown apart, since it is done once per shape and process.
 """
@@ -96,7 +97,8 @@ def compare(claims: Claims, name: str, windows: Sequence[Any], lms: Mapping[str,
     median = {route: statistics.median(took) for route, took in seconds.items()}
     for route in ("ordinary", "ordinary, nothing shared"):
         pair = f"{median['invariant']:.2f} / {median[route]:.2f}"
-        claims.ratio(f"  seconds, invariant / {route}", median["invariant"] / median[route], seen=pair)
+        most = 12 if route == "ordinary" else 5
+        claims.ratio(f"  seconds, invariant / {route}", median["invariant"] / median[route], at_most=most, seen=pair)
     claims.note("  seconds more in the first run, which tries the shapes", f"{first - median['invariant']:.2f}")
     for route in ("ordinary", "ordinary, nothing shared"):
         claims.note(f"  nats that a token moves between batch sizes, {route}", f"{spread(nll[route]):.1e}")

@@ -31,6 +31,7 @@ from xent_metrics.testing.contract import check_metric
 from xent_metrics.wrappers.standard_error import standard_error
 
 KINDS = [
+    ("mean_confidence", {}),
     ("overconfidence", {}),
     ("expected_calibration_error", {"binning": "mass"}),
     ("expected_calibration_error", {"binning": "mass", "num_bins": 4}),

@@ -23,11 +23,23 @@ import torch
 from lm_eval.api.registry import model_registry
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from support.hf_model import TEXT, choices, rolling
+from support.hf_model import TEXT, choices, requests, rolling
+from xent_metrics.hosts.lm_eval.extra_scores import ask_for
 from xent_metrics.hosts.lm_eval.models.results import ScoredLoglikelihood, ScoredRolling
 
 LENGTH = 60  # the most ids that a window reads, for every model
 TEXTS = [TEXT, "Größe", "", TEXT[:200]]
+
+
+def check_generated(lm: Any, hf: Any) -> None:
+    """Check that a text is generated with the scores that xent-hf gives it as a continuation."""
+    [request] = requests("generate_until", [("The loss", {"until": [], "max_gen_toks": 3, "do_sample": False})])
+    ask_for([request], {})
+    [text] = lm.generate_until([request])
+    [expected] = hf.loglikelihood(requests("loglikelihood", [("The loss", str(text))]))
+    assert text.loglikelihood == pytest.approx(expected, abs=1e-4)
+    torch.testing.assert_close(text.loglikelihood.scores.nll.float(), expected.scores.nll, atol=2e-5, rtol=1e-5)
+    assert text.loglikelihood.scores.target.tolist() == expected.scores.target.tolist()
 
 
 def check_same(lm, hf, *, atol=2e-5):
@@ -53,6 +65,9 @@ class _Model:
     def __init__(self, folder: str) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def text(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids))
 
     @torch.no_grad()
     def rows(self, ids: list[int]) -> torch.Tensor:
@@ -88,6 +103,8 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     detokenize: bool = True
     stop: Any = None
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
 
 
 class LLM:
@@ -113,7 +130,9 @@ class LLM:
         rows = self._model.rows(ids + generated)
         entries = [None] + [self._entry(rows[i - 1], token) for i, token in enumerate(ids + generated) if i]
         completion = SimpleNamespace(
-            token_ids=generated, logprobs=entries[len(ids) :] if params.logprobs else None, text=""
+            token_ids=generated,
+            logprobs=entries[len(ids) :] if params.logprobs else None,
+            text=self._model.text(generated),
         )
         prompt_logprobs = self.change(entries[: len(ids)]) if params.prompt_logprobs else None
         return SimpleNamespace(prompt_token_ids=ids, prompt_logprobs=prompt_logprobs, outputs=[completion])

@@ -68,6 +68,10 @@ def binary_cross_entropy(forecasts: Sequence[float], targets: Sequence[int], fro
     return _mean(terms)
 
 
+def mean_confidence(rows: Rows, targets: Sequence[int]) -> mpf:
+    return _mean([max(probs) for probs, _ in _counted(rows, targets)])
+
+
 def overconfidence(rows: Rows, targets: Sequence[int]) -> mpf:
     return _mean([max(probs) - (probs.index(max(probs)) == target) for probs, target in _counted(rows, targets)])
 
@@ -172,6 +176,7 @@ REFERENCES: dict[str, Callable[..., mpf]] = {
         full_calibration_error,
         mean_reciprocal_rank,
         optimal_temperature,
+        mean_confidence,
         overconfidence,
         prediction_entropy,
         refinement_loss,

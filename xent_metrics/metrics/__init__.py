@@ -11,6 +11,7 @@ from xent_metrics.metrics.bits_per_byte import BitsPerByte, BytePerplexity, Word
 from xent_metrics.metrics.calibration import (
     ExpectedCalibrationError,
     MaximumCalibrationError,
+    MeanConfidence,
     Overconfidence,
     RMSCalibrationError,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "KLDivergenceQuantile",
     "LogPerplexityRatio",
     "MaximumCalibrationError",
+    "MeanConfidence",
     "MeanReciprocalRank",
     "OptimalTemperature",
     "Overconfidence",

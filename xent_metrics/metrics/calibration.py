@@ -11,12 +11,21 @@ from torch import Tensor
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.metrics.confidence_bins import Binning, ConfidenceBins, gap
 from xent_metrics.plots import plot_reliability
+from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums.metric import TokenMetric
+from xent_metrics.sums.ratio import RatioMetric
 from xent_metrics.sums.shared_sums import CONFIDENCE, CORRECT, TOKENS, SharedSum
 
 Norm = Literal["l1", "l2", "max"]
 
-__all__ = ["ExpectedCalibrationError", "MaximumCalibrationError", "Overconfidence", "RMSCalibrationError", "root"]
+__all__ = [
+    "ExpectedCalibrationError",
+    "MaximumCalibrationError",
+    "MeanConfidence",
+    "Overconfidence",
+    "RMSCalibrationError",
+    "root",
+]
 
 
 class _Gaps(ConfidenceBins):
@@ -126,6 +135,34 @@ class RMSCalibrationError(_Gaps):
     value_unit = "probability"
     reference = "Hendrycks et al. (2019), arXiv:1812.04606"
     norm = "l2"
+
+
+class MeanConfidence(RatioMetric):
+    """Mean confidence = Σ max_v p_v / N: the mean top-1 probability, in [1/V, 1].
+
+    How sure the model is, whatever the target. Beside the accuracy it says whether that is too sure (`Overconfidence`).
+    Over a generated text (``over: generated`` in lm-eval) it needs no target at all. Reference: Guo et al. (2017), On
+    calibration of modern neural networks, arXiv:1706.04599, section 2, there of each bin.
+
+    >>> metric = MeanConfidence()
+    >>> metric.update(torch.tensor([[0.0, 0.0], [0.0, -torch.inf]]), torch.tensor([0, 1]))     # confidences 0.5 and 1
+    >>> metric.compute()
+    tensor(0.7500, dtype=torch.float64)
+    """
+
+    name = "mean_confidence"
+    formula = "Σ confidence / tokens"
+    value_unit = "probability"
+    reference = "Guo et al. (2017), arXiv:1706.04599, section 2"
+    requires = frozenset({"confidence"})
+    higher_is_better = None
+
+    def sum_names(self) -> tuple[SharedSum, SharedSum]:
+        return CONFIDENCE, TOKENS
+
+    def per_token(self, scores: TokenScores) -> Tensor:
+        assert scores.confidence is not None
+        return scores.confidence
 
 
 class Overconfidence(TokenMetric):

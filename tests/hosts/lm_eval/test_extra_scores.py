@@ -15,8 +15,7 @@ from torch import nn
 
 from xent_metrics import ExtraScore, RatioMetric, get_metric
 from xent_metrics.errors import InvalidInputError, MetricOptionError, MissingScoreError
-from xent_metrics.hosts.lm_eval import TorchLM, XentHFLM, XentTask
-from xent_metrics.hosts.lm_eval import task as task_module
+from xent_metrics.hosts.lm_eval import TorchLM, XentHFLM, XentTask, loaded_models
 from xent_metrics.hosts.lm_eval.extra_scores import ask_for, asked_for
 from xent_metrics.hosts.lm_eval.models.windows import continuation_window, rolling_windows
 from xent_metrics.metrics.pair_metric import PairMetric
@@ -152,7 +151,7 @@ def test_a_model_that_gives_none_is_refused():
 
 
 def test_a_stock_model_is_refused_before_it_runs(monkeypatch):
-    monkeypatch.setattr(task_module, "LM", BigramLM)
+    monkeypatch.setattr(loaded_models, "LM", BigramLM)
     monkeypatch.delattr(ScoredBigramLM, "gives_token_scores")  # as in a process that has loaded no such model
     task = XentTask(config("loglikelihood", DOCUMENTS["loglikelihood"], [{"metric": "top_k_accuracy"}]))
     lm = BigramLM()

@@ -206,7 +206,12 @@ class Documents(list):
     ("output_type", "options", "error", "said"),
     [
         ("generate_until", {"gold": "last"}, MetricOptionError, "gold is first, best or all; got 'last'"),
-        ("generate_until", {"over": "choices"}, MetricOptionError, "over is gold in output_type generate_until"),
+        (
+            "generate_until",
+            {"over": "choices"},
+            MetricOptionError,
+            "over is gold or generated in output_type generate_until",
+        ),
         ("loglikelihood", {"gold": "best"}, MetricOptionError, "gold belongs to output_type generate_until"),
         ("loglikelihood", {"doc_to_gold": "answer"}, MetricOptionError, "doc_to_gold belongs to"),
     ],

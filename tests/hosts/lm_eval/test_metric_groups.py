@@ -26,8 +26,7 @@ from support.lm_eval import (
 from xent_metrics import Frequency, Grouped, Position, TokenScores, get_metric
 from xent_metrics.analysis.runs import read_run
 from xent_metrics.errors import InvalidInputError, MetricOptionError, MissingScoreError
-from xent_metrics.hosts.lm_eval import XentTask
-from xent_metrics.hosts.lm_eval import task as task_module
+from xent_metrics.hosts.lm_eval import XentTask, loaded_models
 from xent_metrics.hosts.lm_eval.command import parse_metrics
 from xent_metrics.wrappers.standard_error import standard_error
 
@@ -193,7 +192,7 @@ def test_groups_of_tokens_need_a_model_with_token_scores(monkeypatch):
     with pytest.raises(MissingScoreError, match="metric bits_per_byte: bits_per_byte by group is defined over token"):
         evaluate(task, BigramLM())
     monkeypatch.delattr(ScoredBigramLM, "gives_token_scores")
-    monkeypatch.setattr(task_module, "LM", BigramLM)
+    monkeypatch.setattr(loaded_models, "LM", BigramLM)
     with pytest.raises(MissingScoreError, match=r"^task t: bits_per_byte by group is defined over token"):
         evaluate(task, UnusedLM())
 

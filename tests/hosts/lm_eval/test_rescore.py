@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 from support.lm_eval import CHOICES, PAIRS, ScoredBigramLM, config, evaluate, saved
 from support.rescored import ASKED, OVER_CHOICES, LoggingLM, write_run
 
@@ -14,6 +15,7 @@ from xent_metrics.analysis.runs import read_run
 from xent_metrics.errors import ComparisonError, MetricOptionError, MissingScoreError, UnknownMetricError
 from xent_metrics.hosts.lm_eval import XentTask
 from xent_metrics.hosts.lm_eval.documents import DocumentSums
+from xent_metrics.hosts.lm_eval.models.results import ScoredText
 from xent_metrics.hosts.lm_eval.rescore import gold_choice, rescore
 
 FEW = [{"metric": "bits_per_byte"}]
@@ -79,6 +81,20 @@ def test_gold_answers_of_another_field_are_refused(tmp_path):
     task = XentTask(config("generate_until", PAIRS, listed, xent_only=True))
     saved(evaluate(task, LoggingLM()), tmp_path)
     with pytest.raises(ComparisonError, match="task t: its gold answers are those of doc_to_gold"):
+        rescore(read_run(tmp_path), FEW)
+
+
+def test_generated_texts_are_refused(tmp_path):
+    class Generating(LoggingLM):
+        def generate_until(self, requests):
+            pairs = self.loglikelihood([Instance("loglikelihood", {}, (each.args[0], "so"), 0) for each in requests])
+            return [ScoredText("so", each) for each in pairs]
+
+    listed = [{"metric": "exact_match"}, {"metric": "perplexity", "over": "generated"}]
+    saved(evaluate(XentTask(config("generate_until", PAIRS, listed)), Generating()), tmp_path)
+    with pytest.raises(
+        ComparisonError, match="task t: it logged generated texts, which can't be told from gold answers"
+    ):
         rescore(read_run(tmp_path), FEW)
 
 

@@ -20,8 +20,7 @@ from support.lm_eval import (
 )
 
 from xent_metrics.errors import InvalidInputError, InvalidTargetError, MissingScoreError
-from xent_metrics.hosts.lm_eval import XentTask
-from xent_metrics.hosts.lm_eval import task as task_module
+from xent_metrics.hosts.lm_eval import XentTask, loaded_models
 
 
 def test_the_table_has_value_and_standard_error():
@@ -90,7 +89,7 @@ def test_several_gold_answers():
 
 def test_a_model_without_token_scores_before_it_runs(monkeypatch):
     monkeypatch.delattr(ScoredBigramLM, "gives_token_scores")  # as in a process that has loaded no such model
-    monkeypatch.setattr(task_module, "LM", BigramLM)
+    monkeypatch.setattr(loaded_models, "LM", BigramLM)
     rolling = XentTask(config("loglikelihood_rolling", ROLLING, entries("bits_per_byte", "cross_entropy")))
     with pytest.raises(MissingScoreError, match=r"task t: cross_entropy is defined over .*--model xent-hf"):
         evaluate(rolling, UnusedLM())

@@ -6,6 +6,7 @@ Who syncs: nobody.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from xent_metrics.scoring.scores import TokenScores, from_loglikelihoods
 from xent_metrics.sums.metric import TokenMetric
 
-__all__ = ["DocumentScores", "choice_scores"]
+__all__ = ["DocumentScores", "answer_scores", "choice_scores"]
 
 _LENGTHS = {"num_bytes", "num_words"}
 
@@ -32,6 +33,24 @@ def choice_scores(metric: TokenMetric, loglikelihoods: Sequence[float], gold: in
     """
     scores = metric.score(torch.tensor([loglikelihoods], dtype=torch.float64), torch.tensor([gold]))
     return dataclasses.replace(scores, row_kind="choice")
+
+
+def answer_scores(tokens: TokenScores, *, correct: bool) -> TokenScores:
+    """One row: a generated answer. Its confidence is the geometric mean of its tokens' probabilities, exp(Σ ln p / tokens).
+
+    An answer without tokens is a row that doesn't count. Reference: Malinin and Gales (2021), Uncertainty estimation in
+    autoregressive structured prediction, arXiv:2002.07650, for the normalisation by length.
+
+    >>> from xent_metrics import from_loglikelihoods
+    >>> row = answer_scores(from_loglikelihoods([-0.5, -1.5], row_kind="token"), correct=True)
+    >>> row.confidence, row.correct                                                     # e⁻¹
+    (tensor([0.3679], dtype=torch.float64), tensor([True]))
+    """
+    losses = tokens.nll[tokens.counted].double().tolist()
+    row = from_loglikelihoods([-math.fsum(losses) / max(len(losses), 1)], row_kind="choice")
+    return dataclasses.replace(
+        row, confidence=row.prob, correct=torch.tensor([correct]), counted=torch.tensor([bool(losses)])
+    )
 
 
 class DocumentScores:

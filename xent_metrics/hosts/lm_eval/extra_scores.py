@@ -5,6 +5,8 @@ metrics ask for (`TokenMetric.extra_scores`) on each request, and a model that g
 
     scores = score_tokens(logits, target, extra_scores=asked_for(requests))
 
+A generation asks in the same way for the scores of the text that it will give (generated_answers.py).
+
 A name must mean one score. Metrics of a task, or tasks of a run, that ask for different scores under one name are refused.
 
 Who syncs: nobody. Requests stay in the process that built them, and caches don't store what is written on them.
@@ -21,7 +23,7 @@ from xent_metrics.scoring.scores import ExtraScore
 from xent_metrics.sums.extra_scores import extra_score_key
 from xent_metrics.sums.metric import TokenMetric
 
-__all__ = ["ask_for", "asked_for", "extra_scores_of"]
+__all__ = ["ask_for", "asked_for", "asks_for_scores", "extra_scores_of"]
 
 
 def extra_scores_of(metrics: Mapping[str, TokenMetric]) -> dict[str, ExtraScore]:
@@ -74,3 +76,14 @@ def asked_for(requests: Iterable[Instance]) -> dict[str, ExtraScore]:
                     "or rename one of the scores in its metric's extra_scores()"
                 )
     return found
+
+
+def asks_for_scores(request: Instance) -> bool:
+    """True if a task asks for the token scores of this request, with or without extra scores.
+
+    >>> requests = [Instance("generate_until", {}, (text, {}), 0) for text in ("a", "b")]
+    >>> ask_for(requests[1:], {})
+    >>> list(map(asks_for_scores, requests))
+    [False, True]
+    """
+    return hasattr(request, "extra_scores")

@@ -22,9 +22,10 @@ from xent_metrics.hosts.lm_eval.empty_ranks import EmptyRankTask
 from xent_metrics.hosts.lm_eval.metric_entry import GENERATIVE, Entry
 from xent_metrics.hosts.lm_eval.upstream import filter_names
 
-__all__ = ["GoldAnswerTask"]
+__all__ = ["NO_FILTER", "GoldAnswerTask"]
 
-_NO_FILTER = "none"
+#: The filter under which metrics appear that don't depend on one.
+NO_FILTER = "none"
 
 
 class GoldAnswerTask(EmptyRankTask):
@@ -41,7 +42,7 @@ class GoldAnswerTask(EmptyRankTask):
     @property
     def scores_gold_answers(self) -> bool:
         """True if gold answers are asked for beside a generation, or instead of it."""
-        return self.OUTPUT_TYPE == GENERATIVE and bool(self._entries)
+        return self.OUTPUT_TYPE == GENERATIVE and any(entry.over == "gold" for entry in self._entries)
 
     # Which answers.
 
@@ -74,7 +75,7 @@ class GoldAnswerTask(EmptyRankTask):
 
     def answers_by_entry(self, doc: Any) -> dict[str, list[str]]:
         """The texts of the gold answers by the metric's name."""
-        return {entry.name: self.gold_answers(doc, entry) for entry in self._entries}
+        return {entry.name: self.gold_answers(doc, entry) for entry in self._entries if entry.over == "gold"}
 
     # Requests.
 
@@ -126,21 +127,23 @@ class GoldAnswerTask(EmptyRankTask):
             super().apply_filters()
             self._instances = every
         for instance in generated:
-            instance.filtered_resps.setdefault(_NO_FILTER, instance.resps)
+            instance.filtered_resps.setdefault(NO_FILTER, instance.resps)
         others = dict.fromkeys(generated[0].filtered_resps if generated else ())
         for instance in every:
             if instance.request_type != GENERATIVE:
-                instance.filtered_resps = others | {_NO_FILTER: instance.resps[0]}
+                instance.filtered_resps = others | {NO_FILTER: instance.resps[0]}
         return None
 
-    def split_results(self, results: Sequence[Any]) -> tuple[Sequence[Any] | None, Sequence[Any] | None]:
-        """The results for lm-eval's metrics, and those for ours; None where there are none under this filter."""
-        if not self.scores_gold_answers:
-            return results, results
+    def split_gold_results(self, results: Sequence[Any]) -> tuple[Sequence[Any] | None, Sequence[Any] | None]:
+        """The results for lm-eval's metrics, and those of gold answers; None where there are none under this filter."""
         generated, golds = (results[:1], results[1:]) if self._needs_text else (None, results)
         if golds[0] is None:
             return generated, None
-        return generated if _NO_FILTER in filter_names(self) else None, golds
+        return generated if NO_FILTER in self.filter_names() else None, golds
+
+    def filter_names(self) -> list[str]:
+        """The names of lm-eval's filters of the task."""
+        return filter_names(self)
 
     def results_by_answer(self, answers: Mapping[str, Sequence[str]], golds: Sequence[Any]) -> dict[str, Any]:
         """The result of each gold answer by its text."""

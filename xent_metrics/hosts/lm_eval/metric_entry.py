@@ -22,6 +22,7 @@ from xent_metrics.errors import (
 from xent_metrics.hosts.lm_eval.document_scores import choice_scores
 from xent_metrics.hosts.lm_eval.metric_groups import By, parse_by
 from xent_metrics.hosts.lm_eval.requirements import (
+    ANSWERS_GIVE,
     ANY_MODEL_GIVES,
     CHOICES_GIVE,
     can_score,
@@ -35,6 +36,7 @@ from xent_metrics.sums.metric import TokenMetric
 from xent_metrics.wrappers.grouped import Grouped
 
 __all__ = [
+    "GENERATED",
     "GENERATIVE",
     "LM_EVAL_KEYS",
     "OWN_KEYS",
@@ -47,8 +49,10 @@ __all__ = [
 
 #: The output type of tasks whose gold answers are scored beside the generation.
 GENERATIVE = "generate_until"
+#: `over` of an entry that is computed from the generated text itself.
+GENERATED = "generated"
 #: The keys of an entry that are no options of the metric, in an entry of ours and in one of lm-eval's.
-OWN_KEYS = ("metric", "name", "over", "by", "gold", "doc_to_gold")
+OWN_KEYS = ("metric", "name", "over", "by", "gold", "doc_to_gold", "correct")
 LM_EVAL_KEYS = ("metric", "aggregation", "higher_is_better", "hf_evaluate")
 
 _MOST_CHOICES = 26
@@ -61,10 +65,11 @@ class Entry:
     Attributes:
         name: its name in the results.
         metric: the metric.
-        over: "gold" or "choices" in multiple choice, "gold" in generation; None otherwise.
+        over: "gold" or "choices" in multiple choice, "gold" or "generated" in generation; None otherwise.
         gold: which of several gold answers of a generation: "first", "best" or "all".
         doc_to_gold: the field, template or function of the gold answer, if it isn't the task's `doc_to_target`.
         by: the groups in which it is shown, too.
+        correct: lm-eval's metric that says whether a generated answer is right; the answer is then one row.
     """
 
     name: str
@@ -73,17 +78,21 @@ class Entry:
     gold: str = "first"
     doc_to_gold: Any = None
     by: By | None = None
+    correct: str | None = None
 
     @property
     def unit(self) -> str:
-        """The value's unit: over the choices, a question is what a token is elsewhere."""
-        return self.metric.value_unit.replace("token", "question") if self.over == "choices" else self.metric.value_unit
+        """The value's unit: over the choices and over answers, a question is what a token is elsewhere."""
+        of_questions = self.over == "choices" or self.correct is not None
+        return self.metric.value_unit.replace("token", "question") if of_questions else self.metric.value_unit
 
     @property
     def meaning(self) -> str:
         """What is measured, in words. Tasks of a group whose entries mean the same have a value together."""
         if self.over == "choices":
             return f"{self.metric.described()} over the choices"
+        if self.over == GENERATED:
+            return f"{self.metric.described()} of generated {f'answers, right by {self.correct}' if self.correct else 'text'}"
         return self.metric.described() + ("" if self.gold == "first" else f" of the {self.gold} gold")
 
 
@@ -106,7 +115,8 @@ def build_entry(entry: Mapping[str, Any], output_type: str, where: str) -> Entry
     gold = _gold(entry, output_type, where)
     _check_scores(metric, over, output_type, where)
     by = _by(entry, metric, over, where)
-    return Entry(_result_name(entry, where), metric, over, gold, entry.get("doc_to_gold"), by)
+    correct = _correct(entry, metric, over, where)
+    return Entry(_result_name(entry, where), metric, over, gold, entry.get("doc_to_gold"), by, correct)
 
 
 def _build_metric(entry: Mapping[str, Any], output_type: str, where: str) -> TokenMetric:
@@ -123,9 +133,9 @@ def _build_metric(entry: Mapping[str, Any], output_type: str, where: str) -> Tok
 def _over(entry: Mapping[str, Any], output_type: str, where: str) -> str | None:
     over = entry.get("over")
     if output_type == GENERATIVE:
-        if over not in (None, "gold"):
-            raise MetricOptionError(f"{where}: over is gold in output_type {GENERATIVE}; got {over!r}")
-        return "gold"
+        if over not in (None, "gold", GENERATED):
+            raise MetricOptionError(f"{where}: over is gold or generated in output_type {GENERATIVE}; got {over!r}")
+        return over or "gold"
     if output_type != "multiple_choice":
         if over is not None:
             raise MetricOptionError(f"{where}: over belongs to output_type multiple_choice; this task is {output_type}")
@@ -150,8 +160,33 @@ def _by(entry: Mapping[str, Any], metric: TokenMetric, over: str | None, where: 
     return by
 
 
+def _correct(entry: Mapping[str, Any], metric: TokenMetric, over: str | None, where: str) -> str | None:
+    """The metric of lm-eval that says which generated answers are right: greedy decoding makes every token the likeliest."""
+    found, needed = entry.get("correct"), over == GENERATED and "correct" in metric.requires
+    if needed and not isinstance(found, str):
+        raise MetricOptionError(
+            f"{where}: over: generated needs `correct: exact_match`, the name of lm-eval's metric in this list that says "
+            f"whether an answer is right; got {found!r}"
+        )
+    if "correct" in entry and not needed:
+        raise MetricOptionError(f"{where}: correct belongs to metrics of right answers with over: generated; remove it")
+    if found is not None and "by" in entry:
+        raise MetricOptionError(f"{where}: by and correct don't go together; remove one of them")
+    if needed:
+        try:
+            require_scores(ANSWERS_GIVE, metric)
+        except MissingScoreError as error:
+            raise MissingScoreError(
+                f"{where}: {error} (of an answer, only its confidence and whether it is right are known)"
+            ) from error
+    return found
+
+
 def _gold(entry: Mapping[str, Any], output_type: str, where: str) -> str:
-    if output_type != GENERATIVE and (given := [key for key in ("gold", "doc_to_gold") if key in entry]):
+    given = [key for key in ("gold", "doc_to_gold") if key in entry]
+    if given and entry.get("over") == GENERATED:
+        raise MetricOptionError(f"{where}: {given[0]} belongs to over: gold; remove it")
+    if given and output_type != GENERATIVE:
         raise MetricOptionError(f"{where}: {given[0]} belongs to output_type {GENERATIVE}; this task is {output_type}")
     gold = entry.get("gold", "first")
     if gold not in ("first", "best", "all"):

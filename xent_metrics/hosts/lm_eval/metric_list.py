@@ -4,8 +4,10 @@ An entry is ours if xent-metrics has a metric of that name or if it says `over:`
 perplexity, byte_perplexity, word_perplexity, bits_per_byte, brier_score. With an `aggregation:`, which our metrics don't
 take, such a name means lm-eval's metric. Our entries take the options of `get_metric`, and
 
-    over: gold | choices    multiple choice only: the gold continuation (default), or the distribution over the choices
+    over: gold | choices    multiple choice: the gold continuation (default), or the distribution over the choices
                             (default for brier_score, as in lm-eval)
+    over: gold | generated  generation: the gold answer (default), or what the model generated (generated_answers.py)
+    correct: …              with over: generated, lm-eval's metric that says whether the answer is right
     by: …                   the metric by field, position or frequency, too (metric_groups.py)
     gold: first | best | all    generation only: which of several gold answers (gold_answers.py)
     doc_to_gold: …          generation only: the gold answer, if it isn't the task's doc_to_target
@@ -22,6 +24,7 @@ from typing import Any, NamedTuple
 from xent_metrics.errors import MetricOptionError, MissingScoreError
 from xent_metrics.hosts.lm_eval.extra_scores import extra_scores_of
 from xent_metrics.hosts.lm_eval.metric_entry import (
+    GENERATED,
     GENERATIVE,
     LM_EVAL_KEYS,
     Entry,
@@ -82,7 +85,8 @@ def read_metric_list(config: Mapping[str, Any]) -> MetricList:
     _check_names([*(entry.name for entry in ours), *(_lm_evals_name(entry) for entry in lm_evals or ())], where)
     if output_type == GENERATIVE:
         for entry in ours:
-            _check_gold(entry, config, f"{where}, metric {entry.name}")
+            check = _check_generated if entry.over == GENERATED else _check_gold
+            check(entry, {**config, "metric_list": lm_evals}, f"{where}, metric {entry.name}")
     _check_extra_scores(ours, where)
     return MetricList(ours, lm_evals, shown)
 
@@ -127,6 +131,23 @@ def _check_gold(entry: Entry, config: Mapping[str, Any], where: str) -> None:
     if prompt is None and not chosen and (target is None or isinstance(target, int) or not str(target).strip()):
         raise MissingScoreError(
             f"{where}: the task has no gold answer (doc_to_target: {target!r}). Leave the metric out, or {name_it}"
+        )
+
+
+def _check_generated(entry: Entry, config: Mapping[str, Any], where: str) -> None:
+    """Raise unless lm-eval computes the metric that says which answers are right, of one answer per document."""
+    if entry.correct is None:
+        return
+    listed = config["metric_list"]
+    known = default_metrics(GENERATIVE) if listed is None else [_lm_evals_name(each) for each in listed]
+    if entry.correct not in known and not callable(config.get("process_results")):
+        raise MetricOptionError(
+            f"{where}: correct: {entry.correct} is none of lm-eval's metrics in this list: {', '.join(known) or 'none'}."
+            f"{did_you_mean(entry.correct, known)}"
+        )
+    if (repeats := config.get("repeats") or 1) != 1:
+        raise MetricOptionError(
+            f"{where}: correct needs one answer per document, and repeats is {repeats}; leave the metric out, or set repeats: 1"
         )
 
 

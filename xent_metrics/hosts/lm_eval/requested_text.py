@@ -1,4 +1,6 @@
-"""Puts the requested text beside each of a model's results, because lm-eval gives `process_results` bare results.
+"""Puts the requested text and the filter beside each of a model's results.
+
+lm-eval gives `process_results` bare results, and doesn't say under which filter.
 
 Bytes and words are then counted over the text that was scored. For a rolling task that is the whole text. For a
 continuation it includes the delimiter, and the white space at the end of the context, which lm-eval's models score as
@@ -21,6 +23,7 @@ class _Rolling(float):
     """A text's loglikelihood, with the text and its token scores. Pickled as the plain float."""
 
     text: str
+    filter_name: str
     scores: TokenScores | None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -31,21 +34,24 @@ class _Continuation(tuple[Any, ...]):
     """``(loglikelihood, is_greedy)``, with the continuation's text and token scores. Pickled as the plain tuple."""
 
     text: str
+    filter_name: str
     scores: TokenScores | None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return tuple, (tuple(self),)
 
 
-def attach_text(result: Any, text: str) -> _Rolling | _Continuation:
-    """A model's result with the text that was scored. lm-eval's own metrics still see a float or a tuple.
+def attach_text(result: Any, text: str, filter_name: str = "none") -> _Rolling | _Continuation:
+    """A model's result with the text that was scored, and the filter that it is under.
+
+    lm-eval's own metrics still see a float or a tuple.
 
     >>> answer = attach_text((-1.5, True), " because")
     >>> answer, answer.text, answer.scores
     ((-1.5, True), ' because', None)
     """
     answer = _Continuation(result) if isinstance(result, tuple | list) else _Rolling(result)
-    answer.text, answer.scores = text, getattr(result, "scores", None)
+    answer.text, answer.filter_name, answer.scores = text, filter_name, getattr(result, "scores", None)
     return answer
 
 

@@ -9,7 +9,15 @@ from xent_metrics.errors import MissingScoreError
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums.metric import TokenMetric
 
-__all__ = ["ANY_MODEL_GIVES", "CHOICES_GIVE", "ENGINES_GIVE", "can_score", "require_scores", "token_model_gives"]
+__all__ = [
+    "ANSWERS_GIVE",
+    "ANY_MODEL_GIVES",
+    "CHOICES_GIVE",
+    "ENGINES_GIVE",
+    "can_score",
+    "require_scores",
+    "token_model_gives",
+]
 
 #: Every lm-eval model: one loglikelihood per request. The task knows the text, so its bytes and words are known too.
 ANY_MODEL_GIVES = TokenScores.empty(["num_bytes", "num_words"], row_kind="document")
@@ -19,6 +27,9 @@ CHOICES_GIVE = TokenScores.empty([], row_kind="choice")
 _OF_TOKENS = ("confidence", "correct", "target", "num_bytes", "invalid")
 #: Serving engines: the log-probability of each token and the largest one, but no distribution for extra scores.
 ENGINES_GIVE = TokenScores.empty(_OF_TOKENS)
+
+#: A generated answer as one row: how sure the model was, and whether lm-eval calls it right; see `answer_scores`.
+ANSWERS_GIVE = TokenScores.empty(["confidence", "correct"], row_kind="choice")
 
 
 def token_model_gives(metric: TokenMetric) -> TokenScores:

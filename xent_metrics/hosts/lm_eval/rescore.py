@@ -24,7 +24,7 @@ from xent_metrics.analysis.samples import Sample
 from xent_metrics.errors import ComparisonError, MetricOptionError, MissingScoreError, XentMetricsError
 from xent_metrics.hosts.lm_eval.document_scores import DocumentScores
 from xent_metrics.hosts.lm_eval.documents import DocumentSums, DocumentValue, total_standard_error, total_value
-from xent_metrics.hosts.lm_eval.metric_entry import GENERATIVE, Entry, build_entry
+from xent_metrics.hosts.lm_eval.metric_entry import GENERATED, GENERATIVE, Entry, build_entry
 from xent_metrics.hosts.lm_eval.models.results import ScoredLoglikelihood, ScoredRolling
 from xent_metrics.hosts.lm_eval.requested_text import attach_text, requested_text
 from xent_metrics.hosts.lm_eval.requirements import ANY_MODEL_GIVES, ENGINES_GIVE, can_score
@@ -109,7 +109,10 @@ class _Rescorer:
             raise MetricOptionError(f"{self.where}: {twice[0]} appears twice; give one of them another `name=…`")
         for entry in self.entries:
             self._check(entry)
-        if any(isinstance(entry, dict) and "doc_to_gold" in entry for entry in config.get("metric_list") or ()):
+        given = [entry for entry in config.get("metric_list") or () if isinstance(entry, dict)]
+        if any(entry.get("over") == GENERATED for entry in given):
+            raise ComparisonError(f"{self.where}: it logged generated texts, which can't be told from gold answers")
+        if any("doc_to_gold" in entry for entry in given):
             raise ComparisonError(
                 f"{self.where}: its gold answers are those of doc_to_gold, which can't be told from others"
             )

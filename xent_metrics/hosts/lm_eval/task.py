@@ -14,25 +14,22 @@ aggregations add the sums there. Every document emits the same keys, ``<name>`` 
 
 from __future__ import annotations
 
-import inspect
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from lm_eval.api.model import LM
-
 from xent_metrics.errors import InvalidInputError, InvalidTargetError, MissingScoreError, XentMetricsError
-from xent_metrics.hosts.lm_eval.document_scores import DocumentScores, choice_scores
+from xent_metrics.hosts.lm_eval.document_scores import DocumentScores, answer_scores, choice_scores
 from xent_metrics.hosts.lm_eval.documents import DocumentSums, DocumentValue, total_standard_error, total_value
 from xent_metrics.hosts.lm_eval.extra_scores import ask_for, extra_scores_of
-from xent_metrics.hosts.lm_eval.gold_answers import GoldAnswerTask
+from xent_metrics.hosts.lm_eval.generated_answers import GeneratedAnswerTask, Results, is_right
 from xent_metrics.hosts.lm_eval.groups import with_exact_values
-from xent_metrics.hosts.lm_eval.metric_entry import GENERATIVE, Entry
+from xent_metrics.hosts.lm_eval.loaded_models import require_of_loaded_models
+from xent_metrics.hosts.lm_eval.metric_entry import GENERATED, GENERATIVE, Entry
 from xent_metrics.hosts.lm_eval.metric_groups import By, DocumentGroups, MetricGroups
 from xent_metrics.hosts.lm_eval.metric_list import ADDED, ONLY, read_metric_list
 from xent_metrics.hosts.lm_eval.requested_text import attach_text, requested_text
-from xent_metrics.hosts.lm_eval.requirements import ANY_MODEL_GIVES, ENGINES_GIVE, can_score, require_scores
 from xent_metrics.hosts.lm_eval.upstream import aggregate_groups, record_provenance
 from xent_metrics.plugins import provenance
 from xent_metrics.scoring.scores import TokenScores
@@ -45,7 +42,7 @@ record_provenance("xent_metrics", provenance)
 aggregate_groups(with_exact_values)  # a group has no class of ours: whichever command builds it, it holds tasks of ours
 
 
-class XentTask(GoldAnswerTask):
+class XentTask(GeneratedAnswerTask):
     """A YAML task whose `metric_list` may name our metrics (see metric_list.py) among lm-eval's own.
 
     Mistakes are found as early as they can be:
@@ -69,7 +66,8 @@ class XentTask(GoldAnswerTask):
         own = {key: value for key, value in config.items() if key not in ("class", ADDED, ONLY)}
         if config.get(ONLY):
             own["process_results"] = None
-        self._needs_text = metrics.lm_evals is None or bool(metrics.lm_evals) or callable(own.get("process_results"))
+        others_need_text = metrics.lm_evals is None or bool(metrics.lm_evals) or callable(own.get("process_results"))
+        self._needs_text = others_need_text or self.scores_generated_text
         super().__init__(config=own | {"metric_list": metrics.lm_evals}, **kwargs)
         self.set_config("metric_list", metrics.shown)
         self._check_one_gold_answer()
@@ -125,29 +123,12 @@ class XentTask(GoldAnswerTask):
     def build_all_requests(self, **options: Any) -> None:
         """Build the requests, once it is clear that the model can score the metrics, and ask for extra scores on them."""
         for entry in self._entries:
-            self._require_of_loaded_models(entry)
-        super().build_all_requests(**options)
-        of_tokens = {entry.name: entry.metric for entry in self._entries if entry.over != "choices"}
-        ask_for(self.instances, extra_scores_of(of_tokens))
-
-    def _require_of_loaded_models(self, entry: Entry) -> None:
-        by_token = entry.by is not None and entry.by.grouping is not None
-        if entry.over == "choices" or (can_score(ANY_MODEL_GIVES, entry.metric) and not by_token):
-            return
-        found = _loaded_models()
-        try:
-            if not found:
-                require_scores(ANY_MODEL_GIVES, entry.metric)
-                ANY_MODEL_GIVES.require((), row_kinds=frozenset({"token"}), metric=f"{entry.name} by group")
-            elif not any(getattr(model, "gives_extra_scores", True) for model in found):
-                require_scores(ENGINES_GIVE, entry.metric)
-        except MissingScoreError as error:
             has_choices = self.OUTPUT_TYPE == "multiple_choice"
-            hint = ". Over the choices it works with any model: `over: choices`" if has_choices else ""
-            if found:
-                names = ", ".join(sorted(str(getattr(model, "model_name", model.__name__)) for model in found))
-                hint = f". {names} gives each token's log-probability and the largest one; `--model xent-hf` gives more{hint}"
-            raise MissingScoreError(f"task {self.config.task}: {error}{hint}") from error
+            require_of_loaded_models(entry, where=f"task {self.config.task}", has_choices=has_choices)
+        super().build_all_requests(**options)
+        of_tokens = {e.name: e.metric for e in self._entries if e.over not in ("choices", GENERATED)}
+        ask_for((each for each in self.instances if each.request_type != GENERATIVE), extra_scores_of(of_tokens))
+        self.ask_for_scores_of_generated()
 
     def construct_requests(self, doc: Any, ctx: Any, **kwargs: Any) -> Any:
         """Construct lm-eval's requests; raise if the gold answer is no choice, or if a metric can't take the choices."""
@@ -204,20 +185,19 @@ class XentTask(GoldAnswerTask):
                 continue
             text = requested_text(instance.request_type, instance.args)
             for name, result in instance.filtered_resps.items():
-                instance.filtered_resps[name] = result if result is None else attach_text(result, text)
+                instance.filtered_resps[name] = result if result is None else attach_text(result, text, name)
         return done
 
     def process_results(self, doc: Any, results: Sequence[Any]) -> dict[str, Any]:
         """Compute lm-eval's metrics of a document, then ours: ``<name>`` and ``<name>_stderr`` with the exact sums."""
         emitted: dict[str, Any] = {}
-        lm_evals, ours = self.split_results(results)
-        if lm_evals is not None and self._needs_text:
-            emitted |= super().process_results(doc, lm_evals)
+        found = self.split_results(results)
+        if found.lm_evals is not None and self._needs_text:
+            emitted |= super().process_results(doc, found.lm_evals)
         if self.on_empty_rank:
             emitted = dict.fromkeys(emitted, DocumentValue.placeholder())
-        if ours is None:
-            return emitted
-        for entry, value in zip(self._entries, self._values(doc, ours), strict=True):
+        entries = [entry for entry in self._entries if self.shown_here(entry, found)]
+        for entry, value in zip(entries, self._values(entries, doc, found, dict(emitted)), strict=True):
             emitted |= {entry.name: value, f"{entry.name}_stderr": DocumentSums.of(entry.metric, value.sums)}
             if isinstance(value, DocumentGroups):
                 emitted |= self._groups[entry.name].emitted(value)
@@ -227,29 +207,56 @@ class XentTask(GoldAnswerTask):
         groups = self._groups.get(entry.name)
         return DocumentValue.placeholder(entry.metric) if groups is None else groups.placeholder()
 
-    def _values(self, doc: Any, results: Sequence[Any]) -> list[DocumentValue]:
-        if self.on_empty_rank or not self._entries:
-            return [self._placeholder(entry) for entry in self._entries]
-        self._check_texts(results)
-        if self.scores_gold_answers:
-            return self._values_of_gold_answers(doc, results)
-        document = self._document(doc, results)
-        return [self._value(entry, [document], doc, results) for entry in self._entries]
+    def _values(
+        self, entries: Sequence[Entry], doc: Any, results: Results, emitted: Mapping[str, Any]
+    ) -> list[DocumentValue]:
+        """The values of the metrics; `emitted` is what lm-eval's own gave."""
+        if self.on_empty_rank or not entries:
+            return [self._placeholder(entry) for entry in entries]
+        requested = [*(results.ours or ()), *results.generated]
+        self._check_texts(requested)
+        texts = self._texts(doc, results)
+        return [self._value(entry, texts(entry), doc, requested, emitted) for entry in entries]
 
-    def _values_of_gold_answers(self, doc: Any, results: Sequence[Any]) -> list[DocumentValue]:
+    def _texts(self, doc: Any, results: Results) -> Callable[[Entry], Sequence[DocumentScores]]:
+        """Finds the scores of the texts that a metric is computed from."""
+        generated = [DocumentScores(result, self.count_bytes, self.count_words) for result in results.generated]
+        if self.scores_gold_answers and results.ours is not None:
+            golds = self._scores_of_gold_answers(doc, results.ours)
+        elif self.OUTPUT_TYPE != GENERATIVE and results.ours is not None:
+            document = self._document(doc, results.ours)
+            golds = {entry.name: [document] for entry in self._entries}
+        else:
+            golds = {}
+        return lambda entry: generated if entry.over == GENERATED else golds[entry.name]
+
+    def _scores_of_gold_answers(self, doc: Any, results: Sequence[Any]) -> dict[str, list[DocumentScores]]:
+        """The scores of the gold answers that each metric is computed from, by its name."""
         answers = self.answers_by_entry(doc)
         found = self.results_by_answer(answers, results)
         scores = {text: DocumentScores(result, self.count_bytes, self.count_words) for text, result in found.items()}
-        chosen = []
+        chosen: dict[str, list[DocumentScores]] = {}
         for entry in self._entries:
-            texts = [scores[text] for text in answers[entry.name]]
-            chosen.append([max(texts, key=lambda text: text.loglikelihood)] if entry.gold == "best" else texts)
-        return [self._value(entry, texts, doc, results) for entry, texts in zip(self._entries, chosen, strict=True)]
+            if entry.name in answers:
+                texts = [scores[text] for text in answers[entry.name]]
+                chosen[entry.name] = [max(texts, key=lambda t: t.loglikelihood)] if entry.gold == "best" else texts
+        return chosen
 
-    def _value(self, entry: Entry, texts: Sequence[DocumentScores], doc: Any, results: Sequence[Any]) -> DocumentValue:
-        """The metric of a document from its text's scores, or from those of several gold answers together."""
+    def _value(
+        self,
+        entry: Entry,
+        texts: Sequence[DocumentScores],
+        doc: Any,
+        results: Sequence[Any],
+        emitted: Mapping[str, Any],
+    ) -> DocumentValue:
+        """The metric of a document from its text's scores, or from those of several texts together."""
         try:
-            scores = [text.scores_for(entry.metric, entry.over) for text in texts]
+            if entry.correct is not None:
+                correct = is_right(emitted, entry.correct, f"task {self.config.task}, metric {entry.name}")
+                scores = [answer_scores(text.scores_of_tokens(entry.metric), correct=correct) for text in texts]
+            else:
+                scores = [text.scores_for(entry.metric, entry.over) for text in texts]
             for each in scores:
                 _require_extra_scores(entry, each)
             value = DocumentValue.of(entry.metric, *scores)
@@ -300,11 +307,3 @@ def _cache_hint(error: XentMetricsError, results: Sequence[Any]) -> str:
     if not isinstance(error, MissingScoreError) or any(result.scores is not None for result in results):
         return ""
     return ". If the model was one of these, its results came from the cache of another model: give --use_cache another name"
-
-
-def _loaded_models() -> list[type[LM]]:
-    """The loaded subclasses of lm-eval's LM that give token scores. If there is none, the model in use doesn't either."""
-    classes = [LM]
-    for found in classes:  # grows while it is walked
-        classes += found.__subclasses__()
-    return [each for each in classes if getattr(each, "gives_token_scores", False) and not inspect.isabstract(each)]

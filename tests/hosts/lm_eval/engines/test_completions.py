@@ -11,7 +11,7 @@ from lm_eval.api.model import CachingLM
 from lm_eval.evaluator import evaluate as lm_evals_evaluate
 from sqlitedict import SqliteDict
 from support.byte_model import byte_bpe
-from support.engines import LENGTH, check_same
+from support.engines import LENGTH, check_generated, check_same
 from support.hf_model import TEXT, choices, multiple_choice, requests, rolling
 from support.lm_eval import TEXTS as LM_TEXTS
 from support.lm_eval import config, entries, values
@@ -165,6 +165,20 @@ def test_prompts_fill_the_context_and_no_more(connect):
 def test_texts_are_generated_as_by_lm_eval(connect):
     [text] = connect().generate_until(requests("generate_until", [("The loss", {"until": [], "max_gen_toks": 3})]))
     assert isinstance(text, str)
+
+
+def test_generated_texts_have_scores_where_they_are_asked_for(connect, hf):
+    check_generated(connect(), hf)
+
+
+def test_more_than_an_engine_gives_of_a_generated_text_is_refused_before_it_generates(connect):
+    lm = connect()
+    asked = len(connect.server.requests)
+    listed = [{"metric": "exact_match"}, {"metric": "prediction_entropy", "over": "generated"}]
+    task = XentTask(config("generate_until", [{"question": "Why?", "answer": "so"}], listed))
+    with pytest.raises(MissingScoreError, match=r"xent-completions can't give entropy of each token"):
+        lm_evals_evaluate(lm, {"tasks": {"t": task}}, bootstrap_iters=0)
+    assert len(connect.server.requests) == asked
 
 
 @pytest.mark.parametrize("tokenized", [True, False])

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
-from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate as lm_evals_evaluate
 from support.engines import LENGTH, sglang_in_place, vllm_in_place
 from support.hf_model import TEXT
 from support.lm_eval import config, entries, values
 
 from xent_metrics.errors import MissingScoreError
-from xent_metrics.hosts.lm_eval import TorchLM, XentTask
-from xent_metrics.hosts.lm_eval import task as task_module
+from xent_metrics.hosts.lm_eval import TorchLM, XentTask, loaded_models
 from xent_metrics.hosts.lm_eval.engines.engine_lm import not_installed
 
 METRICS = ["cross_entropy", "perplexity", "bits_per_byte", "byte_perplexity", "word_perplexity", "token_accuracy"]
@@ -92,7 +90,7 @@ def test_xent_vllm_and_xent_sglang_give_the_table(folder, expected):
 def test_where_only_an_engine_is_loaded_the_task_refuses_metrics_of_the_distribution(connect, metric, monkeypatch):
     """As in a process of its own, where no other model class is loaded."""
     lm = connect()
-    monkeypatch.setattr(task_module, "_loaded_models", lambda: [type(lm)])
+    monkeypatch.setattr(loaded_models, "_loaded_models", lambda: [type(lm)])
     task = XentTask(config("loglikelihood_rolling", [{"text": "one"}], entries("bits_per_byte", metric)))
     task.set_config("num_fewshot", 0)
     with pytest.raises(
@@ -102,22 +100,13 @@ def test_where_only_an_engine_is_loaded_the_task_refuses_metrics_of_the_distribu
 
 
 def test_where_only_an_engine_is_loaded_other_metrics_pass(connect, monkeypatch):
-    monkeypatch.setattr(task_module, "_loaded_models", lambda: [type(connect())])
+    monkeypatch.setattr(loaded_models, "_loaded_models", lambda: [type(connect())])
     questions = config("multiple_choice", QUESTIONS, [{"metric": "brier_score"}, {"metric": "perplexity"}])
     rolling = config("loglikelihood_rolling", [{"text": "one"}], entries(*METRICS, *BINNED))
     for task in map(XentTask, (questions, rolling)):
         task.set_config("num_fewshot", 0)
         task.build_all_requests()
         assert task.instances
-
-
-def test_classes_that_are_bases_are_no_loaded_models():
-    from xent_metrics.hosts.lm_eval.engines.engine_lm import EngineLM
-    from xent_metrics.hosts.lm_eval.models.scoring_lm import ScoringLM
-
-    found = task_module._loaded_models()
-    assert TorchLM in found
-    assert not {LM, EngineLM, ScoringLM} & set(found)
 
 
 def test_a_base_class_for_an_engine_that_is_not_installed():

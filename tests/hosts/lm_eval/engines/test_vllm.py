@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.engines import LENGTH, LLM, Logprob, check_same, vllm_in_place
+from support.engines import LENGTH, LLM, Logprob, check_generated, check_same, vllm_in_place
 from support.hf_model import TEXT, requests, rolling
 
 from xent_metrics.errors import EngineError, MissingExtraError
@@ -24,6 +24,10 @@ def build(vllm, folder):
 @pytest.mark.parametrize("batch_size", ["auto", 4])
 def test_scores_are_those_of_xent_hf(build, hf, batch_size):
     check_same(build(batch_size=batch_size), hf)
+
+
+def test_generated_texts_have_scores_where_they_are_asked_for(build, hf):
+    check_generated(build(), hf)
 
 
 def test_prompts_fill_the_context_and_no_more(build):

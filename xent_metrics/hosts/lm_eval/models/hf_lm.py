@@ -25,6 +25,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
 from xent_metrics.errors import InvalidInputError
+from xent_metrics.hosts.lm_eval.extra_scores import asks_for_scores
 from xent_metrics.hosts.lm_eval.models.checks import check_backend, check_positions, check_prefix_token, check_stride
 from xent_metrics.hosts.lm_eval.models.hf_forward import HFForward
 from xent_metrics.hosts.lm_eval.models.invariant import FixedShapes
@@ -149,6 +150,15 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
         if self.enable_thinking:
             return list(HFLM.loglikelihood(self, requests, disable_tqdm=disable_tqdm))  # raises
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The generated texts, with token scores where a request asks for them."""
+        if self.enable_thinking and any(map(asks_for_scores, requests)):
+            raise InvalidInputError(
+                "enable_thinking=True leaves the thinking out of a generated text, so that the text can't be scored as the model "
+                "wrote it. Leave the metrics with `over: generated` out, or enable_thinking"
+            )
+        return super().generate_until(requests, disable_tqdm=disable_tqdm)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, *args: Any, **kwargs: Any) -> list[int]:
         """As in `hf`, which fails on a tokenizer without a prefix token."""

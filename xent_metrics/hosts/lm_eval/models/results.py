@@ -1,7 +1,8 @@
 """Results of our lm-eval models: the plain values that lm-eval expects, which carry their token scores.
 
-A subclass of `tuple` (loglikelihood) or `float` (rolling) passes through lm-eval's filters, caches and gathers as the plain
-value does, and `XentTask` reads its `scores`. Both can be pickled, so `--use_cache` and several processes keep the scores.
+A subclass of `tuple` (loglikelihood), `float` (rolling) or `str` (generation) passes through lm-eval's filters, caches and
+gathers as the plain value does, and `XentTask` reads its `scores`. All can be pickled, so `--use_cache` and several processes
+keep the scores.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 from xent_metrics.scoring.scores import TokenScores
 
-__all__ = ["ScoredLoglikelihood", "ScoredRolling", "total_loglikelihood"]
+__all__ = ["ScoredLoglikelihood", "ScoredRolling", "ScoredText", "total_loglikelihood"]
 
 
 class ScoredLoglikelihood(tuple[float, bool]):
@@ -41,6 +42,20 @@ class ScoredRolling(float):
 
     def __getnewargs__(self) -> tuple[Any, ...]:
         return (self.scores,)
+
+
+class ScoredText(str):
+    """A generated text, with the loglikelihood of the text after its context."""
+
+    loglikelihood: ScoredLoglikelihood
+
+    def __new__(cls, text: str, loglikelihood: ScoredLoglikelihood) -> ScoredText:
+        result = super().__new__(cls, text)
+        result.loglikelihood = loglikelihood
+        return result
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return (str(self), self.loglikelihood)
 
 
 def total_loglikelihood(scores: TokenScores) -> float:

@@ -19,11 +19,12 @@ from lm_eval.api.model import CacheHook, TemplateLM
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from xent_metrics.errors import InvalidInputError
-from xent_metrics.hosts.lm_eval.extra_scores import asked_for
+from xent_metrics.hosts.lm_eval.extra_scores import asked_for, asks_for_scores
 from xent_metrics.hosts.lm_eval.models.checks import check_ids
 from xent_metrics.hosts.lm_eval.models.forward import Forward
 from xent_metrics.hosts.lm_eval.models.invariant import FixedShapes
 from xent_metrics.hosts.lm_eval.models.logged_tokens import Results
+from xent_metrics.hosts.lm_eval.models.results import ScoredLoglikelihood, ScoredText
 from xent_metrics.hosts.lm_eval.models.runner import Runner
 from xent_metrics.hosts.lm_eval.models.tokenizers import tokenizer_label
 from xent_metrics.hosts.lm_eval.models.upstream import encode_pair
@@ -120,6 +121,32 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
                 results[number] = self.results.rolling(scores)
                 self.cache_hook.add_partial("loglikelihood_rolling", requests[number].args, results[number])
         return [results[number] for number in range(len(texts))]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The texts that lm-eval's own class for the model generates, with token scores where a request asks for them.
+
+        A text is then scored as a continuation of its context is, in a pass after the generation.
+        """
+        asked = [place for place, request in enumerate(requests) if asks_for_scores(request)]
+        with self._extra_scores_for([requests[place] for place in asked]):  # an engine refuses them before it generates
+            texts = list(super().generate_until(requests, disable_tqdm=disable_tqdm))
+            pairs = [(requests[place].args[0], texts[place]) for place in asked]
+            for place, found in zip(asked, self._loglikelihoods_of_generated(pairs, disable_tqdm), strict=True):
+                texts[place] = ScoredText(texts[place], found)
+                self.cache_hook.add_partial("generate_until", requests[place].args, texts[place])
+        return texts
+
+    def _loglikelihoods_of_generated(
+        self, pairs: Sequence[tuple[str, str]], disable_tqdm: bool
+    ) -> list[ScoredLoglikelihood]:
+        """The loglikelihood of each text after its context; that of a text without tokens is 0."""
+        found = [self.results.loglikelihood(self._no_scores())] * len(pairs)
+        places = [place for place, (_, text) in enumerate(pairs) if text]
+        encoded: list[Encoded] = [(None, *self._encode(*pairs[place])) for place in places]
+        for place, scored in zip(places, self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm), strict=True):
+            assert isinstance(scored, ScoredLoglikelihood)
+            found[place] = scored
+        return found
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Use lm-eval's cache, if its results come from this model with these options."""
