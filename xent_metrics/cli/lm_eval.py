@@ -24,6 +24,10 @@ def lm_eval(
         bool,
         typer.Option("--xent_only", help="Leave lm-eval's own metrics out; no text is then generated."),
     ] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="DIR", help="Keep every result in DIR, and go on from the results in it."),
+    ] = None,
 ) -> None:
     """Run lm-eval's own command with the models of xent-metrics, and the tasks of xent-metrics and of plugins.
 
@@ -36,4 +40,4 @@ def lm_eval(
         return
     from xent_metrics.hosts.lm_eval.command import run
 
-    run(context.args, xent_metrics, only=xent_only)
+    run(context.args, xent_metrics, only=xent_only, resume_from=resume)

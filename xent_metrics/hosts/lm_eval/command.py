@@ -1,8 +1,9 @@
-r"""`xent lm-eval …`: lm-eval's own command, with our models, every task folder and two options.
+r"""`xent lm-eval …`: lm-eval's own command, with our models, every task folder and three options.
 
     xent lm-eval run --model xent-hf --model_args pretrained=… --tasks wikitext,arc_easy \
         --xent_metrics "bits_per_byte,cross_entropy:unit=bits;name=bits_per_token"
     xent lm-eval run … --tasks gsm8k --xent_metrics bits_per_byte --xent_only          # the gold answers; no generation
+    xent lm-eval run … --resume runs/gpt2                 # goes on after it was killed
 
 All other options are lm-eval's.
 """
@@ -10,13 +11,16 @@ All other options are lm-eval's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.hosts.lm_eval.metric_entry import OWN_KEYS
+from xent_metrics.hosts.lm_eval.resume import resume
 from xent_metrics.hosts.lm_eval.task_manager import XentTaskManager
 from xent_metrics.hosts.lm_eval.upstream import as_command
 from xent_metrics.plugins import get_metric
@@ -24,16 +28,20 @@ from xent_metrics.plugins import get_metric
 __all__ = ["parse_metrics", "run"]
 
 
-def run(arguments: Sequence[str], metrics: str | None = None, *, only: bool = False) -> None:
+def run(
+    arguments: Sequence[str], metrics: str | None = None, *, only: bool = False, resume_from: str | Path | None = None
+) -> None:
     """Run lm-eval's command.
 
     Args:
         arguments: the command line, without the program's name.
         metrics: added to every task; ``a,b:option=value;option=value``.
         only: leave lm-eval's own metrics out, so that nothing is generated.
+        resume_from: the folder that keeps the results of requests, for a run that goes on after it was killed.
     """
     entries = parse_metrics(metrics)
-    with as_command(arguments, partial(XentTaskManager, entries=entries, only=only)) as command:
+    kept = nullcontext() if resume_from is None else resume(resume_from)
+    with kept, as_command(arguments, partial(XentTaskManager, entries=entries, only=only)) as command:
         command()
 
 

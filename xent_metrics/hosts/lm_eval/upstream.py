@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from importlib.metadata import version
 from typing import Any
 
@@ -36,6 +36,7 @@ __all__ = [
     "METRICS",
     "Configure",
     "aggregate_groups",
+    "around_evaluate",
     "as_command",
     "configure_tasks",
     "default_metrics",
@@ -138,6 +139,21 @@ def record_provenance(name: str, provenance: Callable[[], Mapping[str, Any]]) ->
         storage[name] = dict(provenance())
 
     lm_eval.evaluator.add_env_info = add_env_info
+
+
+@contextmanager
+def around_evaluate(instead: Callable[..., Any]) -> Iterator[None]:
+    """Within it, `simple_evaluate` calls `instead` with lm-eval's `evaluate` and its arguments, which it passes by name.
+
+    `simple_evaluate`, read in lm-eval 0.4.13 (lm_eval/evaluator.py), looks up `lm_eval.evaluator.evaluate` when it has made the
+    model and loaded the tasks. If it moves, wrap whatever gets both.
+    """
+    lm_evals = lm_eval.evaluator.evaluate
+    lm_eval.evaluator.evaluate = partial(instead, lm_evals)
+    try:
+        yield
+    finally:
+        lm_eval.evaluator.evaluate = lm_evals
 
 
 @contextmanager

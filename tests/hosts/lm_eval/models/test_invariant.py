@@ -176,15 +176,15 @@ def test_a_batch_that_does_not_fit_is_an_error(build, monkeypatch):
 
 
 def test_a_cache_of_the_other_route_is_refused(build, tmp_path):
-    made_by, cached = build()._cache_key(), SqliteDict(str(tmp_path / "cache.db"))
-    for lm, known in ((build(invariant=True), made_by), (build(), build(invariant=True)._cache_key())):
+    made_by, cached = build().made_by(), SqliteDict(str(tmp_path / "cache.db"))
+    for lm, known in ((build(invariant=True), made_by), (build(), build(invariant=True).made_by())):
         cached["made by"] = known
         with pytest.raises(InvalidInputError, match="holds results of invariant="):
-            lm.results.check_cache(cached, lm._cache_key())
+            lm.results.check_cache(cached, lm.made_by())
     del made_by["invariant"]
     cached["made by"] = made_by  # of a release that didn't have it
     with pytest.raises(InvalidInputError, match="holds results of invariant=None, and this is invariant=True"):
-        build(invariant=True).results.check_cache(cached, build(invariant=True)._cache_key())
+        build(invariant=True).results.check_cache(cached, build(invariant=True).made_by())
 
 
 def test_it_is_true_or_false(build):

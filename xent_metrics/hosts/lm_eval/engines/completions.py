@@ -168,8 +168,8 @@ class XentCompletions(EngineLM, LocalCompletionsAPI):  # type: ignore[misc]  # l
         """`TemplateAPI._concurrent`, read in lm-eval 0.4.13."""
         return int(self._concurrent)
 
-    def _cache_key(self) -> dict[str, str]:
-        return super()._cache_key() | {"model": str(self.model)}
+    def made_by(self) -> dict[str, str]:
+        return super().made_by() | {"model": str(self.model)}
 
 
 def _error_of(done: Future[Any]) -> BaseException | None:

@@ -9,7 +9,7 @@ Who syncs: nobody here. The engine may run on many devices; lm-eval sees one pro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -78,13 +78,18 @@ class EngineLM(ScoringLM):
         return [plain, [begins + ids for ids in plain]] if begins else [plain]
 
     def _score(
-        self, windows: Sequence[Window], task: str, disable_tqdm: bool = False, override_bs: int | None = None
+        self,
+        windows: Sequence[Window],
+        task: str,
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+        known: Set[int] = frozenset(),
     ) -> Iterator[tuple[int, TokenScores]]:
         """Longest prompts first, as lm-eval sends them, and prompts that begin alike one after the other."""
         prompts = [(*window.inputs, window.targets[-1]) for window in windows]
-        order = sorted(range(len(prompts)), key=lambda place: (-len(prompts[place]), prompts[place]))
+        order = sorted({*range(len(prompts))} - known, key=lambda place: (-len(prompts[place]), prompts[place]))
         bar = tqdm(
-            total=len(prompts),
+            total=len(order),
             desc=f"Running {task} requests",
             disable=True if disable_tqdm or self.rank != 0 else None,
         )
@@ -108,7 +113,7 @@ class EngineLM(ScoringLM):
             )
         yield
 
-    def _cache_key(self) -> dict[str, str]:
+    def made_by(self) -> dict[str, str]:
         return {
             "class": type(self).__name__, "tokenizer": tokenizer_label(self.tokenizer),
             "prefix_token_id": str(self.prefix_token_id), "add_bos_token": str(self.add_bos_token),

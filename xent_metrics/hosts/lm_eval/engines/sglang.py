@@ -94,6 +94,6 @@ class XentSGLang(EngineLM, SGLangLM):  # type: ignore[misc]  # lm-eval is untype
             largest=tuple(max((entry[0] for entry in entries or ()), default=None) for entries in top),
         )
 
-    def _cache_key(self) -> dict[str, str]:
+    def made_by(self) -> dict[str, str]:
         names = ("model_path", "dtype", "kv_cache_dtype", "load_format")
-        return super()._cache_key() | {name: str(self.model_args.get(name)) for name in names}
+        return super().made_by() | {name: str(self.model_args.get(name)) for name in names}

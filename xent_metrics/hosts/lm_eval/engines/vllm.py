@@ -86,9 +86,9 @@ class XentVLLM(EngineLM, VLLM):  # type: ignore[misc]  # lm-eval is untyped
             largest=tuple(max(entry.values(), default=None) for entry in numbers),
         )
 
-    def _cache_key(self) -> dict[str, str]:
+    def made_by(self) -> dict[str, str]:
         names = ("model", "revision", "dtype", "quantization")
-        return super()._cache_key() | {name: str(self.model_args.get(name)) for name in names}
+        return super().made_by() | {name: str(self.model_args.get(name)) for name in names}
 
 
 def _number(value: Any) -> float:

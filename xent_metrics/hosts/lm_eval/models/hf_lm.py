@@ -35,6 +35,7 @@ from xent_metrics.hosts.lm_eval.models.scoring_lm import ScoringLM
 from xent_metrics.hosts.lm_eval.models.tokenizers import bytes_table, text_ids, tokenizer_label
 from xent_metrics.hosts.lm_eval.models.upstream import set_max_length, set_rank
 from xent_metrics.hosts.lm_eval.models.verify import verify
+from xent_metrics.hosts.lm_eval.models.weights import weights_digest
 
 __all__ = ["XentHFLM"]
 
@@ -166,14 +167,20 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
             add_special_tokens = True if self.add_bos_token is None else self.add_bos_token
         return list(super().tok_encode(string, add_special_tokens, *args, **kwargs))
 
-    def _cache_key(self) -> dict[str, str]:
+    def made_by(self) -> dict[str, str]:
         names = {"model": self.pretrained, "revision": self.revision, "peft": self.peft, "delta": self.delta}
         key = {name: value for name, value in names.items() if isinstance(value, str)}
         return key | {
             "class": self.forward.name, "dtype": str(self.forward.dtype), "tokenizer": tokenizer_label(self.tokenizer),
             "prefix_token_id": str(self.prefix_token_id), "add_bos_token": str(self.add_bos_token),
             "max_length": str(self.max_length), "stride": str(self.stride), "invariant": str(self.invariant),
+            "weights": weights_digest(self.model),
         }  # fmt: skip
+
+    def batching(self) -> dict[str, str]:
+        """As in `ScoringLM`; with `invariant`, no bit depends on the batch size."""
+        found = super().batching()
+        return {name: value for name, value in found.items() if name != "batch_size" or not self.invariant}
 
     @property
     def _num_ids(self) -> int:

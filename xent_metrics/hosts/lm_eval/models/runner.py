@@ -12,7 +12,7 @@ and lays out another (transfer.py).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -55,13 +55,20 @@ def _noticing_too_large(rows: Sequence[Row]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Batch:
-    """A batch that was started, and what waits for its scores."""
+    """A batch that was started, and what waits for its scores; nothing does if they are known."""
 
     rows: Sequence[Row]
-    arrive: Callable[[], TokenScores]
+    arrive: Callable[[], TokenScores] | None = None
+
+    @property
+    def places(self) -> list[int]:
+        """The places of its windows."""
+        return [place for row in self.rows for place, _, _ in row.places if place != PADDING]
 
     def results(self) -> Iterator[tuple[int, TokenScores]]:
         """The place and the scores of each window."""
+        if self.arrive is None:
+            return
         scores, start = self.arrive(), 0
         for place, _, targets in (place for row in self.rows for place in row.places):
             own = scores[start : start + len(targets)].map(torch.clone)  # a view would pickle the whole batch
@@ -86,15 +93,24 @@ class Runner:
         self.sharing = SharingCheck(forward)
 
     def run(
-        self, windows: Sequence[Window], *, share: bool, max_tokens: int, progress: Callable[..., tqdm]
+        self,
+        windows: Sequence[Window],
+        *,
+        share: bool,
+        max_tokens: int,
+        progress: Callable[..., tqdm],
+        known: Set[int] = frozenset(),
     ) -> Iterator[tuple[int, TokenScores]]:
         """Yield the place of each window and its scores, on the CPU, as soon as they are computed.
+
+        Batches don't depend on `known`, so that a window has the same bits whatever is known.
 
         Args:
             windows: the windows to score.
             share: whether windows may share rows and prefixes, as far as `forward` can do that.
             max_tokens: the most ids of a batch, padding included.
             progress: makes the bar, which counts ids.
+            known: the places of windows whose scores aren't needed; a batch of these alone doesn't run.
         """
         open_places = dict.fromkeys(range(len(windows)))
         kept = keep_freed_memory() if self.forward.device.type == "cpu" else nullcontext()
@@ -104,9 +120,10 @@ class Runner:
         with kept, threads, progress(total=0) as bar:
             while open_places:
                 try:
-                    for place, scores in self._run(windows, list(open_places), share, max_tokens, bar):
-                        del open_places[place]
-                        yield place, scores
+                    for batch in self._run(windows, list(open_places), share, max_tokens, bar, known):
+                        for place in batch.places:
+                            del open_places[place]
+                        yield from (result for result in batch.results() if result[0] not in known)
                 except DisagreementError as error:
                     self.forward.packing = self.forward.caching = False
                     log.warning("xent-hf: sharing is off for %s: %s", self.forward.name, error)
@@ -128,26 +145,42 @@ class Runner:
         raise error.error from None
 
     def _run(
-        self, windows: Sequence[Window], places: Sequence[int], share: bool, max_tokens: int, bar: tqdm
-    ) -> Iterator[tuple[int, TokenScores]]:
+        self,
+        windows: Sequence[Window],
+        places: Sequence[int],
+        share: bool,
+        max_tokens: int,
+        bar: tqdm,
+        known: Set[int],
+    ) -> Iterator[_Batch]:
         groups = list(self._groups(windows, places, share))
         bar.total = bar.n + sum(group.num_tokens for group in groups)
         bar.refresh()
-        for batch in _one_behind(self._start(windows, groups, max_tokens, bar)):
-            yield from batch.results()
+        for batch in _one_behind(self._start(windows, groups, max_tokens, bar, known)):
+            yield batch
             bar.update(sum(map(len, batch.rows)))
 
     def _start(
-        self, windows: Sequence[Window], groups: Sequence[PrefixGroup], max_tokens: int, bar: tqdm
+        self,
+        windows: Sequence[Window],
+        groups: Sequence[PrefixGroup],
+        max_tokens: int,
+        bar: tqdm,
+        known: Set[int],
     ) -> Iterator[_Batch]:
         """Start the batches one after the other, without reading any result."""
         forward = self.forward
         apart = forward.costs.branches_apart
         for group in groups:
-            with _noticing_too_large([Row(tokens=[*group.prefix])]):
-                cache = forward.prefix_cache(group.prefix) if group.prefix else None
-            bar.update(len(group.prefix))
+            cache = None
             for rows in batches_of(group, max_tokens, row_length=forward.row_length, branches_apart=apart):
+                if known and known >= {*_Batch(rows).places}:
+                    yield _Batch(rows)
+                    continue
+                if group.prefix and cache is None:
+                    with _noticing_too_large([Row(tokens=[*group.prefix])]):
+                        cache = forward.prefix_cache(group.prefix)
+                    bar.update(len(group.prefix))
                 with _noticing_too_large(rows):
                     states = forward.states(rows, cache)
                     self.sharing.check(group, rows, states, windows)

@@ -9,7 +9,7 @@ Who syncs: nobody here. Each process scores its own requests, and lm-eval gather
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -43,7 +43,7 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
     """An lm-eval model that scores token by token.
 
     A subclass sets `tokenizer`, `max_length` and `batch_size`, calls `_run_with` at the end of its constructor, and says
-    which results a cache may hold (`_cache_key`).
+    what its results depend on (`made_by`).
 
     Attributes:
         model_name: the name of ``--model``, for messages.
@@ -66,9 +66,15 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         self.forward, self.results = forward, results
         self._runner = Runner(forward, keep_order=keep_order, fixed=fixed)
 
-    def _cache_key(self) -> dict[str, str]:
-        """The names and values that a cached result depends on."""
+    def made_by(self) -> dict[str, str]:
+        """What a result depends on, by name: the model, its weights and its options."""
         raise NotImplementedError
+
+    def batching(self) -> dict[str, str]:
+        """What the last bits of a result may depend on besides, and how results are logged."""
+        names = {name: str(getattr(self, name, None)) for name in ("batch_size", "logits_cache", "device")}
+        logged = self.results.tokenizer is not None
+        return names | {"log_tokens": str(logged), "log_alternatives": str(self.results.num_alternatives)}
 
     @property
     def _num_ids(self) -> int:
@@ -93,9 +99,16 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
             return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[Encoded], disable_tqdm: bool = False, override_bs: int | None = None
+        self,
+        requests: Sequence[Encoded],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+        known: Mapping[int, tuple[float, bool]] | None = None,
     ) -> list[tuple[float, bool]]:
-        """`TemplateLM._loglikelihood_tokens`, abstract in lm-eval 0.4.13: `loglikelihood` of ids instead of texts."""
+        """`TemplateLM._loglikelihood_tokens`, abstract in lm-eval 0.4.13: `loglikelihood` of ids instead of texts.
+
+        `known` are results by place; without it, a journal is asked for those of requests with texts.
+        """
         windows = [continuation_window(context, ids, max_length=self.window_length) for _, context, ids in requests]
         cut = sum(len(context) + len(ids) > self.window_length + 1 for _, context, ids in requests)
         if cut:
@@ -105,8 +118,8 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
                 cut,
                 self.window_length,
             )
-        results: dict[int, tuple[float, bool]] = {}
-        for place, scores in self._score(windows, "loglikelihood", disable_tqdm, override_bs):
+        results = dict(self._known("loglikelihood", [given for given, _, _ in requests]) if known is None else known)
+        for place, scores in self._score(windows, "loglikelihood", disable_tqdm, override_bs, known={*results}):
             results[place] = self.results.loglikelihood(scores)
             if requests[place][0] is not None:
                 self.cache_hook.add_partial("loglikelihood", requests[place][0], results[place])
@@ -115,9 +128,9 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The loglikelihood ln p(text) of each request, with token scores; every token is predicted once."""
         texts = [self._rolling_windows(request.args[0]) for request in requests]
-        results: dict[int, float] = {}
+        results: dict[int, float] = self._known("loglikelihood_rolling", [request.args for request in requests])
         with self._extra_scores_for(requests):
-            for number, scores in self._score_texts(texts, disable_tqdm):
+            for number, scores in self._score_texts(texts, disable_tqdm, known={*results}):
                 results[number] = self.results.rolling(scores)
                 self.cache_hook.add_partial("loglikelihood_rolling", requests[number].args, results[number])
         return [results[number] for number in range(len(texts))]
@@ -129,12 +142,16 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         """
         asked = [place for place, request in enumerate(requests) if asks_for_scores(request)]
         with self._extra_scores_for([requests[place] for place in asked]):  # an engine refuses them before it generates
-            texts = list(super().generate_until(requests, disable_tqdm=disable_tqdm))
+            texts = self._known("generate_until", [request.args for request in requests])
+            rest = [place for place in range(len(requests)) if place not in texts]
+            if rest:
+                made = super().generate_until([requests[place] for place in rest], disable_tqdm=disable_tqdm)
+                texts |= zip(rest, made, strict=True)
             pairs = [(requests[place].args[0], texts[place]) for place in asked]
             for place, found in zip(asked, self._loglikelihoods_of_generated(pairs, disable_tqdm), strict=True):
                 texts[place] = ScoredText(texts[place], found)
                 self.cache_hook.add_partial("generate_until", requests[place].args, texts[place])
-        return texts
+        return [texts[place] for place in range(len(requests))]
 
     def _loglikelihoods_of_generated(
         self, pairs: Sequence[tuple[str, str]], disable_tqdm: bool
@@ -142,16 +159,25 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         """The loglikelihood of each text after its context; that of a text without tokens is 0."""
         found = [self.results.loglikelihood(self._no_scores())] * len(pairs)
         places = [place for place, (_, text) in enumerate(pairs) if text]
+        texts = ((i, pairs[place][1]) for i, place in enumerate(places))
+        known = {i: text.loglikelihood for i, text in texts if isinstance(text, ScoredText)}
         encoded: list[Encoded] = [(None, *self._encode(*pairs[place])) for place in places]
-        for place, scored in zip(places, self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm), strict=True):
-            assert isinstance(scored, ScoredLoglikelihood)
-            found[place] = scored
+        scored = self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm, known=known)
+        for place, result in zip(places, scored, strict=True):
+            assert isinstance(result, ScoredLoglikelihood)
+            found[place] = result
         return found
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Use lm-eval's cache, if its results come from this model with these options."""
-        self.results.check_cache(cache_hook.dbdict, self._cache_key())
+        self.results.check_cache(cache_hook.dbdict, self.made_by())
         super().set_cache_hook(cache_hook)
+
+    def _known(self, kind: str, arguments: Sequence[Any]) -> dict[int, Any]:
+        """The results that a journal has of requests (journal.py), by their places."""
+        find = getattr(self.cache_hook, "find", None)
+        found = {} if find is None else {place: find(kind, each) for place, each in enumerate(arguments) if each}
+        return {place: result for place, result in found.items() if result is not None}
 
     # Ids.
 
@@ -194,9 +220,14 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         return [found[place] for place in range(len(windows))]
 
     def _score(
-        self, windows: Sequence[Window], task: str, disable_tqdm: bool = False, override_bs: int | None = None
+        self,
+        windows: Sequence[Window],
+        task: str,
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+        known: Set[int] = frozenset(),
     ) -> Iterator[tuple[int, TokenScores]]:
-        """The place and the scores of each window, as they are computed."""
+        """The place and the scores of each window, as they are computed, except those at the places in `known`."""
         if not windows:
             return iter(())
         check_ids(windows, self._num_ids, tokenizer=self.tokenizer)
@@ -206,15 +237,20 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         )  # fmt: skip
         longest = max(len(window.inputs) for window in windows)
         tokens = self._batch_tokens(longest, override_bs)
-        return self._runner.run(windows, share=self.logits_cache, max_tokens=tokens, progress=bar)
+        return self._runner.run(windows, share=self.logits_cache, max_tokens=tokens, progress=bar, known=known)
 
-    def _score_texts(self, texts: Sequence[Sequence[Window]], disable_tqdm: bool) -> Iterator[tuple[int, TokenScores]]:
-        """The number and the scores of each text, once all its windows are scored."""
-        yield from ((number, self._no_scores()) for number, text in enumerate(texts) if not text)
+    def _score_texts(
+        self, texts: Sequence[Sequence[Window]], disable_tqdm: bool, known: Set[int]
+    ) -> Iterator[tuple[int, TokenScores]]:
+        """The number and the scores of each text, once all its windows are scored, except those with numbers in `known`."""
+        yield from (
+            (number, self._no_scores()) for number, text in enumerate(texts) if not text and number not in known
+        )
         owner = [number for number, text in enumerate(texts) for _ in text]
         parts: dict[int, dict[int, TokenScores]] = {}
         windows = [window for text in texts for window in text]
-        for place, scores in self._score(windows, "loglikelihood_rolling", disable_tqdm):
+        places = {place for place, number in enumerate(owner) if number in known}
+        for place, scores in self._score(windows, "loglikelihood_rolling", disable_tqdm, known=places):
             number = owner[place]
             own = parts.setdefault(number, {})
             own[place] = scores

@@ -43,6 +43,7 @@ from xent_metrics.hosts.lm_eval.models.tokenizers import (
     prefix_token_of,
     tokenizer_label,
 )
+from xent_metrics.hosts.lm_eval.models.weights import weights_digest
 
 __all__ = ["TorchLM"]
 
@@ -101,7 +102,7 @@ class TorchLM(Ranks, ScoringLM):
         self.model = load_module(module, checkpoint=checkpoint, options=module_options)
         on = device_for(device)
         self.model.to(device=on, dtype=dtype_for(dtype)).eval()
-        self.checkpoint = checkpoint
+        self.checkpoint, self._options = checkpoint, repr(module_options or {})
         self.tokenizer = load_tokenizer(tokenizer)
         self.batch_size = at_least_one("batch_size", batch_size)
         self.max_length = at_least_one("max_length", max_length or own_max_length(self.model))
@@ -207,12 +208,12 @@ class TorchLM(Ranks, ScoringLM):
             "keep_order": self.keep_order,
         }
 
-    def _cache_key(self) -> dict[str, str]:
+    def made_by(self) -> dict[str, str]:
         info = self.get_model_info()
         key = {name: str(info[name]) for name in ("module", "checkpoint", "model_dtype", "max_length")}
         return key | {
             "tokenizer": tokenizer_label(self.tokenizer), "prefix_token_id": str(self.prefix_token_id),
-            "add_bos_token": str(self.add_bos_token),
+            "add_bos_token": str(self.add_bos_token), "options": self._options, "weights": weights_digest(self.model),
         }  # fmt: skip
 
     @property
