@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from support.strategy_jobs import launched
 from xent_metrics.hosts.lm_eval import TorchLM
 from xent_metrics.hosts.lm_eval.model_names import register_models
+from xent_metrics.hosts.lm_eval.resume import resume
 from xent_metrics.hosts.lm_eval.task_manager import XentTaskManager
 
 MODELS = ("hf", "xent-hf", "xent-torch")
@@ -31,10 +32,15 @@ CHOICES = (
     TASK
     + "output_type: multiple_choice\ndoc_to_text: '{{{{text}}}}'\ndoc_to_choice: '{{{{choices}}}}'\ndoc_to_target: gold\n"
 )
+GOLDS = (
+    TASK + "output_type: generate_until\ndoc_to_text: '{{{{text}}}}'\ndoc_to_target: '{{{{choices[0]}}}}'\n"
+    "generation_kwargs: {{until: [], max_gen_toks: 2, do_sample: false}}\n"
+)
 #: By task: its YAML, its metrics, and whether a stock model can score them.
 TASKS = {
     "texts": (ROLLING, ["bits_per_byte", "word_perplexity"], True),
     "tokens": (ROLLING, ["cross_entropy", "perplexity", "token_accuracy", "expected_calibration_error"], False),
+    "golds": (GOLDS, ["bits_per_byte", "cross_entropy"], False),
     "choices": (CHOICES, ["cross_entropy", "expected_calibration_error", "acc"], True),
 }  # fmt: skip
 
@@ -146,6 +152,12 @@ def invariant_samples(folder, **options):
         for task, found in results["samples"].items()
     }
     return results["results"], samples
+
+
+def resumed_in_processes(rank, size, folder, kept):
+    """`invariant_samples` with results kept in a folder, as one of the processes."""
+    with accelerated(rank, size), resume(kept):
+        return invariant_samples(folder, batch_size=4)
 
 
 def invariant_in_processes(rank, size, folder):

@@ -15,6 +15,8 @@ sums, which rank 0 adds. The task side starts no collective of its own.
     command.py       `xent lm-eval`                   model_names.py      the models' names, for lm-eval
     python_docs.py   an offline corpus                models/             xent-hf and xent-torch
     rescore.py       `xent rescore`                   rescored_run.py     a rescored run's files
+    resume.py        `xent lm-eval --resume`          journal.py          results on disk
+    generated_answers.py  what was generated          loaded_models.py    what loaded models can score
     engines/         xent-vllm, xent-sglang, xent-completions
 """
 

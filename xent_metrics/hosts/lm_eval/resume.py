@@ -63,7 +63,7 @@ def resume(folder: str | Path) -> Iterator[None]:
 def _evaluate(folder: Path, evaluate: Any, lm: Any, task_dict: Mapping[str, Any], **options: Any) -> Any:
     if isinstance(lm, CachingLM):
         raise InvalidInputError("--resume keeps all results itself; leave --use_cache out")
-    _require_same_run(folder, _identity(lm, task_dict, options), write=lm.rank == 0)
+    _require_same_run(folder, _identity(lm, task_dict, options))
     journal = Journal(folder, lm.rank)
     if lm.rank == 0 and len(journal):
         log.warning("resume: %s holds the results of %d requests", folder, len(journal))
@@ -103,8 +103,11 @@ class ResumedLM:
         return list(found.values())
 
 
-def _require_same_run(folder: Path, identity: Mapping[str, Any], *, write: bool) -> None:
-    """Raise `InvalidInputError` unless the folder is new or belongs to this run."""
+def _require_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Raise `InvalidInputError` unless the folder is new or belongs to this run.
+
+    Every process of a new run writes what the run is, all of them the same, before any of its results.
+    """
     path = folder / "run.json"
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
@@ -112,9 +115,8 @@ def _require_same_run(folder: Path, identity: Mapping[str, Any], *, write: bool)
             raise InvalidInputError(
                 f"{folder} holds results without run.json, which says of what; choose another folder"
             )
-        if write:
-            with replacing(path) as new:
-                new.write_text(json.dumps(identity, indent=1, sort_keys=True), encoding="utf-8")
+        with replacing(path) as new:
+            new.write_text(json.dumps(identity, indent=1, sort_keys=True), encoding="utf-8")
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))

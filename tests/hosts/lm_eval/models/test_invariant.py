@@ -17,6 +17,7 @@ from xent_metrics.errors import InvalidInputError
 from xent_metrics.hosts.lm_eval.models import invariant
 from xent_metrics.hosts.lm_eval.models.transfer import pack
 from xent_metrics.hosts.lm_eval.models.windows import Window
+from xent_metrics.hosts.lm_eval.resume import resume
 
 PAIRS = multiple_choice()
 TEXTS = [TEXT[7 * i : 27 + 26 * i] for i in range(8)]
@@ -209,5 +210,12 @@ def test_two_processes_limits_and_caches_give_the_bits_of_one_process(folder, tm
     cache = {"use_cache": str(tmp_path / "cache")}
     for options in ({"batch_size": 7}, {"batch_size": 3} | cache, {"batch_size": 2} | cache):
         assert jobs.invariant_samples(str(folder), **options) == expected
+    kept = tmp_path / "kept"
+    assert run(2, jobs.resumed_in_processes, str(folder), str(kept))[0] == expected  # resume.py: in two processes …
+    for path in kept.glob("results_*.jsonl"):
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join(lines[: len(lines) // 2]))
+    with resume(kept):
+        assert jobs.invariant_samples(str(folder), batch_size=7) == expected  # … and on in one
     _, samples = jobs.invariant_samples(str(folder), batch_size=5, limit=2)
     assert samples == {task: found[:2] for task, found in expected[1].items()}

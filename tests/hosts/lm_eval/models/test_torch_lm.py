@@ -208,3 +208,28 @@ def test_arguments_that_it_does_not_take_are_named(arguments, additional, messag
 def test_it_does_not_generate():
     with pytest.raises(NotImplementedError, match="--model xent-hf"):
         TorchLM(ByteNet()).generate_until([])
+
+
+def test_what_results_depend_on(tmp_path):
+    """The content of the weights and the options, whatever the checkpoint is called."""
+
+    class Scaled(nn.Module):
+        max_length = 8
+
+        def __init__(self, scale=1.0):
+            super().__init__()
+            self.scale = scale
+            self.table = nn.Embedding.from_pretrained(torch.zeros(257, 257))
+
+        def forward(self, ids):
+            return self.scale * self.table(ids)
+
+    plain = TorchLM(Scaled(), tokenizer="bytes").made_by()
+    assert TorchLM(Scaled(), tokenizer="bytes").made_by() == plain
+    other = Scaled()
+    other.table.weight.data[3, 3] = 1
+    assert TorchLM(other, tokenizer="bytes").made_by() != plain
+    globals()["Scaled"] = Scaled
+    named = {"module": f"{__name__}:Scaled", "tokenizer": "bytes"}
+    scaled = [TorchLM(**named, module_options={"scale": scale}).made_by() for scale in (1.0, 2.0)]
+    assert scaled[0] != scaled[1]

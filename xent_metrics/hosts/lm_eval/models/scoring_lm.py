@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook, TemplateLM
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -72,9 +73,12 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
 
     def batching(self) -> dict[str, str]:
         """What the last bits of a result may depend on besides, and how results are logged."""
-        names = {name: str(getattr(self, name, None)) for name in ("batch_size", "logits_cache", "device")}
         logged = self.results.tokenizer is not None
-        return names | {"log_tokens": str(logged), "log_alternatives": str(self.results.num_alternatives)}
+        return {
+            "batch_size": str(self.batch_size), "logits_cache": str(self.logits_cache),
+            "device": _device_name(getattr(self, "device", None)),
+            "log_tokens": str(logged), "log_alternatives": str(self.results.num_alternatives),
+        }  # fmt: skip
 
     @property
     def _num_ids(self) -> int:
@@ -271,6 +275,13 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
             yield
         finally:
             self.forward.extra_scores = {}
+
+
+def _device_name(device: Any) -> str:
+    """What kind of device it is, whichever of several."""
+    if isinstance(device, torch.device) and device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return str(getattr(device, "type", device))
 
 
 def _short(text: str) -> str:
