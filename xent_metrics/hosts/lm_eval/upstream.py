@@ -1,8 +1,7 @@
-"""The undocumented parts of lm-eval that the task side uses, as read in lm-eval 0.4.13.
+"""What this package uses of lm-eval that lm-eval doesn't document, as read in lm-eval 0.4.13: one function for each name.
 
-lm-eval has no hook to change a task's configuration, to give its command another task manager, or to ask which metrics an
-output type emits. The private names for those are used here and nowhere else; each docstring says what to
-look for when a later lm-eval moves them. The private names that models use are in `models/`.
+When a later lm-eval moves one of them, the error names it, and the docstring says what to look for. `make test-lm-eval`
+runs the tests with another lm-eval. What stays outside of this file is in `OVERRIDDEN`.
 
 Three habits of lm-eval's evaluator are relied on as well. Tests notice when they change:
 
@@ -14,7 +13,7 @@ Three habits of lm-eval's evaluator are relied on as well. Tests notice when the
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from importlib.metadata import version
@@ -25,8 +24,7 @@ import lm_eval.evaluator
 import lm_eval.tasks
 from lm_eval.api.group import Group
 from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, aggregation_registry, metric_registry
-from lm_eval.tasks._factory import TaskFactory
-from lm_eval.tasks._index import Kind
+from lm_eval.api.task import ConfigurableTask, Task
 
 from xent_metrics.errors import MissingExtraError
 
@@ -34,14 +32,34 @@ __all__ = [
     "AGGREGATIONS",
     "EMITTED",
     "METRICS",
+    "OVERRIDDEN",
+    "ROLLING_IS_A_PAIR",
+    "SUPPORTED",
     "Configure",
     "aggregate_groups",
     "as_command",
+    "batch_size",
+    "configurable_task",
     "configure_tasks",
     "default_metrics",
+    "encode_pair",
+    "engine_outputs",
     "filter_names",
+    "num_concurrent",
     "record_provenance",
+    "rolling_text",
+    "set_max_length",
+    "set_rank",
 ]
+
+#: The versions that all of this package works with, as in pyproject.toml.
+SUPPORTED = "lm_eval>=0.4.13,<0.5"
+#: lm-eval's private names that our subclasses give a meaning of their own, where a class is the only place for them.
+OVERRIDDEN = {
+    "TemplateLM": {"_loglikelihood_tokens"},  # abstract: loglikelihoods of ids
+    "HFLM": {"_get_backend"},  # called once the model's configuration is read, before its weights
+    "ConfigurableTask": {"_instances"},  # the requests that filters are applied to
+}
 
 #: What lm-eval's `process_results` can emit, by output type. It drops every other metric without a word.
 #: Read in lm-eval 0.4.13, `ConfigurableTask.process_results`; test_upstream.py compares.
@@ -60,6 +78,49 @@ AGGREGATIONS: Collection[str] = aggregation_registry
 Configure = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 
+def _private(owner: Any, name: str) -> Any:
+    """`owner.name`, or an error that says which lm-eval has it."""
+    if not hasattr(owner, name):
+        raise _other_lm_eval(f"{getattr(owner, '__name__', type(owner).__name__)}.{name}")
+    return getattr(owner, name)
+
+
+def _set_private(owner: Any, **values: Any) -> None:
+    for name, value in values.items():
+        _private(owner, name)
+        setattr(owner, name, value)
+
+
+def _other_lm_eval(what: str) -> MissingExtraError:
+    return MissingExtraError(
+        f"xent-metrics uses {what} of lm-eval 0.4; lm-eval {version('lm_eval')} is installed, which doesn't have it. "
+        f"Install '{SUPPORTED}'"
+    )
+
+
+def _unwrapped(function: Any) -> Any:
+    """The function without what an earlier call of ours put around it."""
+    return getattr(function, "__wrapped__", function)
+
+
+# Tasks.
+
+
+def configurable_task() -> type[Any]:
+    """The class of all tasks in YAML: `ConfigurableTask`, read in lm-eval 0.4.13.
+
+    In lm-eval 0.5.0.dev1 the name means the base class `Task`, each output type has a class of its own, and what a task
+    computes is up to its scorers.
+
+    Raises:
+        MissingExtraError: this lm-eval has no such class.
+    """
+    if ConfigurableTask is Task:
+        raise _other_lm_eval("ConfigurableTask, on which XentTask and `xent lm-eval` are built,")
+    found: type[Any] = ConfigurableTask
+    return found
+
+
 def default_metrics(output_type: str) -> list[str]:
     """The metrics that lm-eval computes for a task without a `metric_list`."""
     return list(DEFAULT_METRIC_REGISTRY.get(output_type, []))
@@ -67,7 +128,14 @@ def default_metrics(output_type: str) -> list[str]:
 
 def filter_names(task: Any) -> list[str]:
     """The names of a task's filters: `ConfigurableTask._filters`, read in lm-eval 0.4.13."""
-    return [each.name for each in task._filters]
+    return [each.name for each in _private(task, "_filters")]
+
+
+try:
+    from lm_eval.tasks._factory import TaskFactory
+    from lm_eval.tasks._index import Kind
+except ImportError as error:
+    raise _other_lm_eval("lm_eval.tasks._factory and _index") from error
 
 
 class _ConfiguringFactory(TaskFactory):  # type: ignore[misc]  # lm-eval is untyped
@@ -95,13 +163,9 @@ def configure_tasks(manager: lm_eval.tasks.TaskManager, configure: Configure) ->
     through it in that version: `XentTaskManager.load` finds them.
 
     Raises:
-        MissingExtraError: this lm-eval has no such factory.
+        MissingExtraError: this lm-eval has no such factory. Without it, nothing would be configured, without a word.
     """
-    if not isinstance(getattr(manager, "_factory", None), TaskFactory):
-        raise MissingExtraError(
-            f"xent-metrics builds tasks by TaskManager._factory, as lm-eval 0.4.13 has it; lm-eval {version('lm_eval')} "
-            "doesn't have it. Install lm_eval==0.4.13"
-        )
+    _private(_private(manager, "_factory"), "_load_full_config")
     manager._factory = _ConfiguringFactory(configure, meta=manager.metadata)
 
 
@@ -115,7 +179,7 @@ def aggregate_groups(exact: Callable[[Group, dict[str, Any], Mapping[str, Any]],
     Args:
         exact: takes the group, its results as lm-eval has them, and the results of all tasks.
     """
-    lm_evals = getattr(Group.aggregate, "__wrapped__", Group.aggregate)
+    lm_evals = _unwrapped(_private(Group, "aggregate"))
 
     @wraps(lm_evals)
     def aggregate(group: Group, task_metrics: dict[str, Any]) -> dict[str, Any]:
@@ -130,7 +194,7 @@ def record_provenance(name: str, provenance: Callable[[], Mapping[str, Any]]) ->
     `lm_eval.evaluator.add_env_info`, read in lm-eval 0.4.13 (lm_eval/evaluator.py), which adds the versions to the results,
     is wrapped, once in a process. If it moves, wrap whatever does.
     """
-    lm_evals = getattr(lm_eval.evaluator.add_env_info, "__wrapped__", lm_eval.evaluator.add_env_info)
+    lm_evals = _unwrapped(_private(lm_eval.evaluator, "add_env_info"))
 
     @wraps(lm_evals)
     def add_env_info(storage: dict[str, Any]) -> None:
@@ -156,3 +220,59 @@ def as_command(arguments: Sequence[str], task_manager: Any) -> Iterator[Callable
         yield cli_evaluate
     finally:
         sys.argv, lm_eval.tasks.TaskManager = before
+
+
+# Models.
+
+#: Whether a rolling request is ``(context, text)`` and its result ``(loglikelihood, is_greedy)``, as in lm-eval 0.5.0.dev1.
+#: In 0.4.13 they are ``(text,)`` and the loglikelihood.
+ROLLING_IS_A_PAIR = ConfigurableTask is Task
+
+
+def rolling_text(arguments: Sequence[Any]) -> str:
+    """The text that a rolling request asks the loglikelihood of."""
+    return str(arguments[-1])
+
+
+def encode_pair(lm: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """The ids of a context and of its continuation, which takes over the spaces that end the context.
+
+    `TemplateLM._encode_pair`, read in lm-eval 0.4.13. If it moves, look at where `TemplateLM.loglikelihood` splits the ids.
+    """
+    before, after = _private(lm, "_encode_pair")(context, continuation)
+    return list(before), list(after)
+
+
+def set_max_length(lm: Any, max_length: int) -> None:
+    """Fix the most ids that an `HFLM` reads at once.
+
+    `HFLM._max_length`, read in lm-eval 0.4.13. If it moves, look at the property `HFLM.max_length`.
+    """
+    _set_private(lm, _max_length=max_length)
+
+
+def set_rank(lm: Any, rank: int, world_size: int) -> None:
+    """Say which share of the documents this process scores.
+
+    `LM._rank` and `LM._world_size`, read in lm-eval 0.4.13. If they move, look at the properties `LM.rank` and `LM.world_size`.
+    """
+    _set_private(lm, _rank=rank, _world_size=world_size)
+
+
+def engine_outputs(lm: Any, prompts: Iterable[Sequence[int]], **options: Any) -> list[Any]:
+    """What an engine gives for prompts: `VLLM._model_generate` and `SGLangLM._model_generate`, read in lm-eval 0.4.13.
+
+    With ``generate=False``, `VLLM` asks for `prompt_logprobs`; with True it takes vLLM's own `SamplingParams`. `SGLangLM`
+    passes all options on to SGLang's engine. If they move, look at what `generate_until` calls.
+    """
+    return list(_private(lm, "_model_generate")(requests=[list(prompt) for prompt in prompts], **options))
+
+
+def batch_size(lm: Any) -> int:
+    """How many prompts `TemplateAPI` puts into a request: `TemplateAPI._batch_size`, read in lm-eval 0.4.13."""
+    return int(_private(lm, "_batch_size"))
+
+
+def num_concurrent(lm: Any) -> int:
+    """How many requests `TemplateAPI` sends at once: `TemplateAPI._concurrent`, read in lm-eval 0.4.13."""
+    return int(_private(lm, "_concurrent"))

@@ -32,8 +32,8 @@ from xent_metrics.hosts.lm_eval.models.logged_tokens import Results
 from xent_metrics.hosts.lm_eval.models.model_args import at_least_one, yes_or_no
 from xent_metrics.hosts.lm_eval.models.scoring_lm import ScoringLM
 from xent_metrics.hosts.lm_eval.models.tokenizers import bytes_table, text_ids, tokenizer_label
-from xent_metrics.hosts.lm_eval.models.upstream import set_max_length, set_rank
 from xent_metrics.hosts.lm_eval.models.verify import verify
+from xent_metrics.hosts.lm_eval.upstream import set_max_length, set_rank
 
 __all__ = ["XentHFLM"]
 

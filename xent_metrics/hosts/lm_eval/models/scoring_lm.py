@@ -26,8 +26,8 @@ from xent_metrics.hosts.lm_eval.models.invariant import FixedShapes
 from xent_metrics.hosts.lm_eval.models.logged_tokens import Results
 from xent_metrics.hosts.lm_eval.models.runner import Runner
 from xent_metrics.hosts.lm_eval.models.tokenizers import tokenizer_label
-from xent_metrics.hosts.lm_eval.models.upstream import encode_pair
 from xent_metrics.hosts.lm_eval.models.windows import Window, continuation_window, rolling_windows
+from xent_metrics.hosts.lm_eval.upstream import encode_pair, rolling_text
 from xent_metrics.scoring.scores import TokenScores
 
 __all__ = ["ScoringLM"]
@@ -113,8 +113,8 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The loglikelihood ln p(text) of each request, with token scores; every token is predicted once."""
-        texts = [self._rolling_windows(request.args[0]) for request in requests]
-        results: dict[int, float] = {}
+        texts = [self._rolling_windows(rolling_text(request.args)) for request in requests]
+        results: dict[int, Any] = {}  # numbers, or pairs where lm-eval expects pairs
         with self._extra_scores_for(requests):
             for number, scores in self._score_texts(texts, disable_tqdm):
                 results[number] = self.results.rolling(scores)
