@@ -39,7 +39,7 @@ $pip -U -c "$venv/constraints.txt" "$wanted"  # with what it needs besides
 status=0
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 XENT_METRICS_PLUGINS=emd,focal
 # shellcheck disable=SC2086  # words
-$python -m pytest -q --dist loadfile -n "${WORKERS:-2}" $TESTS ${TEST_ARGS-} || status=$?
+$python -m pytest -q --continue-on-collection-errors --dist loadfile -n "${WORKERS:-2}" $TESTS ${TEST_ARGS-} || status=$?
 commit=$([ ! -e "$given/.git" ] || git -C "$given" describe --always --dirty)
 echo "tested with lm_eval $($python -c 'from importlib.metadata import version; print(version("lm_eval"))')" \
   "from ${given}${commit:+ at $commit}"

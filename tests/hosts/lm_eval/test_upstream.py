@@ -1,8 +1,9 @@
 """lm-eval's own code, as we found it in the version that is installed."""
 
 import contextlib
+import pickle
 import re
-import runpy
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -13,8 +14,8 @@ import lm_eval.evaluator
 import lm_eval.tasks
 import pytest
 from lm_eval.api.model import TemplateLM
-from lm_eval.api.registry import metric_registry
-from lm_eval.api.task import ConfigurableTask, Task
+from lm_eval.api.registry import aggregation_registry, metric_registry
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from support.hf_model import TEXT, stock, tiny_model, tiny_tokenizer
 from support.lm_eval import DOCUMENTS, ScoredBigramLM, config
@@ -22,7 +23,15 @@ from support.lm_eval import DOCUMENTS, ScoredBigramLM, config
 from xent_metrics import list_metrics
 from xent_metrics.errors import MissingExtraError
 from xent_metrics.hosts.lm_eval import TorchLM, XentCompletions, XentHFLM, XentSGLang, XentTask, XentVLLM, upstream
-from xent_metrics.hosts.lm_eval.upstream import EMITTED, SUPPORTED, as_command, configure_tasks, record_provenance
+from xent_metrics.hosts.lm_eval.upstream import (
+    AGGREGATIONS,
+    EMITTED,
+    METRICS,
+    SUPPORTED,
+    as_command,
+    configure_tasks,
+    record_provenance,
+)
 from xent_metrics.plugins import provenance
 
 ROOT = Path(__file__).parents[3]
@@ -50,6 +59,34 @@ def test_our_names_are_not_in_lm_evals_registry():
 def test_the_supported_versions_are_those_of_the_extra():
     [extra] = re.findall(r'"lm_eval\[api,hf\](\S+)"', (ROOT / "pyproject.toml").read_text())
     assert f"lm_eval{extra}" == SUPPORTED
+
+
+def test_it_loads_neither_the_evaluator_nor_what_tasks_need():
+    """Models and engines import it, too."""
+    script = "import sys, xent_metrics.hosts.lm_eval.upstream; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"lm_eval.evaluator", "lm_eval.tasks", "lm_eval.api.task", "datasets", "sacrebleu"} & set(loaded)
+
+
+def test_names_of_lm_evals_metrics_and_aggregations():
+    for names, one, registry in [(METRICS, "acc", metric_registry), (AGGREGATIONS, "mean", aggregation_registry)]:
+        assert one in names
+        assert "nothing" not in names
+        assert sorted(names) == sorted(registry)
+        assert len(names) == len(registry)
+
+
+def test_a_configured_task_manager_can_be_pickled(tmp_path):
+    (tmp_path / "t.yaml").write_text("task: t\noutput_type: loglikelihood\n")
+    manager = lm_eval.tasks.TaskManager(include_path=str(tmp_path), include_defaults=False)
+    configure_tasks(manager, _refuse)
+    for each in (manager, pickle.loads(pickle.dumps(manager))):
+        with pytest.raises(KeyError, match="t of loglikelihood"):
+            each.load(["t"])
+
+
+def _refuse(name, config):
+    raise KeyError(f"{name} of {config['output_type']}")
 
 
 def test_a_task_manager_without_the_factory_that_we_read_is_refused():
@@ -81,7 +118,7 @@ def test_a_name_that_moved_is_an_error_that_names_both_versions(function):
     with pytest.raises(MissingExtraError) as error:
         getattr(upstream, function)(SimpleNamespace(), *arguments)
     assert f"SimpleNamespace.{name} of lm-eval 0.4" in str(error.value)
-    assert f"lm-eval {version('lm_eval')} is installed" in str(error.value)
+    assert f"lm-eval {version('lm_eval')} doesn't have" in str(error.value)
     assert f"Install '{SUPPORTED}'" in str(error.value)
 
 
@@ -91,16 +128,9 @@ def test_without_the_function_that_adds_versions_to_results_it_says_so(monkeypat
         record_provenance("ours", dict)
 
 
-def test_without_the_modules_that_build_tasks_it_says_so(monkeypatch):
-    monkeypatch.setitem(sys.modules, "lm_eval.tasks._factory", None)
-    with pytest.raises(MissingExtraError, match=r"lm_eval\.tasks\._factory"):
-        runpy.run_path(upstream.__file__)
-
-
-def test_where_all_tasks_have_one_base_class_as_in_lm_eval_0_5_ours_are_refused(monkeypatch):
+def test_tasks_of_lm_eval_0_5_are_refused(monkeypatch):
     assert upstream.configurable_task() is ConfigurableTask
-    assert not upstream.ROLLING_IS_A_PAIR
-    monkeypatch.setattr(upstream, "ConfigurableTask", Task)
+    monkeypatch.setattr(upstream, "IS_0_4", False)
     with pytest.raises(MissingExtraError, match=rf"XentTask and `xent lm-eval`.*Install '{SUPPORTED}'"):
         upstream.configurable_task()
 

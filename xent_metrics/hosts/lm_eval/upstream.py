@@ -1,7 +1,8 @@
 """What this package uses of lm-eval that lm-eval doesn't document, as read in lm-eval 0.4.13: one function for each name.
 
 When a later lm-eval moves one of them, the error names it, and the docstring says what to look for. `make test-lm-eval`
-runs the tests with another lm-eval. What stays outside of this file is in `OVERRIDDEN`.
+runs the tests with another lm-eval. What stays outside of this file is in `OVERRIDDEN`. Models import this file, too, so
+lm-eval's evaluator and tasks, which load pandas and more, are imported where they are used.
 
 Three habits of lm-eval's evaluator are relied on as well. Tests notice when they change:
 
@@ -17,23 +18,22 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from functools import wraps
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lm_eval.api.metrics  # fills the registries of metrics and aggregations
-import lm_eval.evaluator
-import lm_eval.tasks
-from lm_eval.api.group import Group
 from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, aggregation_registry, metric_registry
-from lm_eval.api.task import ConfigurableTask, Task
 
 from xent_metrics.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from lm_eval.api.group import Group
+    from lm_eval.tasks import TaskManager
 
 __all__ = [
     "AGGREGATIONS",
     "EMITTED",
+    "IS_0_4",
     "METRICS",
     "OVERRIDDEN",
-    "ROLLING_IS_A_PAIR",
     "SUPPORTED",
     "Configure",
     "aggregate_groups",
@@ -47,6 +47,7 @@ __all__ = [
     "filter_names",
     "num_concurrent",
     "record_provenance",
+    "requires_delimiter",
     "rolling_text",
     "set_max_length",
     "set_rank",
@@ -54,6 +55,8 @@ __all__ = [
 
 #: The versions that all of this package works with, as in pyproject.toml.
 SUPPORTED = "lm_eval>=0.4.13,<0.5"
+#: Whether tasks are lm-eval 0.4's, and the result of a rolling request is a number; since 0.5 it is ``(number, is_greedy)``.
+IS_0_4 = version("lm_eval").startswith("0.4.")
 #: lm-eval's private names that our subclasses give a meaning of their own, where a class is the only place for them.
 OVERRIDDEN = {
     "TemplateLM": {"_loglikelihood_tokens"},  # abstract: loglikelihoods of ids
@@ -70,9 +73,32 @@ EMITTED = {
         "acc", "acc_bytes", "acc_mutual_info", "acc_norm", "brier_score", "exact_match", "f1", "likelihood", "mcc",
     },
 }  # fmt: skip
+
+
+class _Names(Collection[str]):
+    """The names in one of lm-eval's registries, which `lm_eval.api.metrics` fills when it is imported."""
+
+    def __init__(self, registry: Any) -> None:
+        self._registry = registry
+
+    def _filled(self) -> Any:
+        import lm_eval.api.metrics  # noqa: F401
+
+        return self._registry
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._filled()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._filled())
+
+    def __len__(self) -> int:
+        return len(self._filled())
+
+
 #: The names of all metrics and aggregations that lm-eval has registered.
-METRICS: Collection[str] = metric_registry
-AGGREGATIONS: Collection[str] = aggregation_registry
+METRICS: Collection[str] = _Names(metric_registry)
+AGGREGATIONS: Collection[str] = _Names(aggregation_registry)
 
 #: Takes a task's name and its whole configuration, and returns the configuration to build the task from.
 Configure = Callable[[str, dict[str, Any]], dict[str, Any]]
@@ -81,7 +107,7 @@ Configure = Callable[[str, dict[str, Any]], dict[str, Any]]
 def _private(owner: Any, name: str) -> Any:
     """`owner.name`, or an error that says which lm-eval has it."""
     if not hasattr(owner, name):
-        raise _other_lm_eval(f"{getattr(owner, '__name__', type(owner).__name__)}.{name}")
+        raise _other_lm_eval(f"xent-metrics uses {getattr(owner, '__name__', type(owner).__name__)}.{name}")
     return getattr(owner, name)
 
 
@@ -93,8 +119,7 @@ def _set_private(owner: Any, **values: Any) -> None:
 
 def _other_lm_eval(what: str) -> MissingExtraError:
     return MissingExtraError(
-        f"xent-metrics uses {what} of lm-eval 0.4; lm-eval {version('lm_eval')} is installed, which doesn't have it. "
-        f"Install '{SUPPORTED}'"
+        f"{what} of lm-eval 0.4, which lm-eval {version('lm_eval')} doesn't have. Install '{SUPPORTED}'"
     )
 
 
@@ -115,8 +140,10 @@ def configurable_task() -> type[Any]:
     Raises:
         MissingExtraError: this lm-eval has no such class.
     """
-    if ConfigurableTask is Task:
-        raise _other_lm_eval("ConfigurableTask, on which XentTask and `xent lm-eval` are built,")
+    if not IS_0_4:
+        raise _other_lm_eval("XentTask and `xent lm-eval` are built on ConfigurableTask")
+    from lm_eval.api.task import ConfigurableTask
+
     found: type[Any] = ConfigurableTask
     return found
 
@@ -131,42 +158,37 @@ def filter_names(task: Any) -> list[str]:
     return [each.name for each in _private(task, "_filters")]
 
 
-try:
-    from lm_eval.tasks._factory import TaskFactory
-    from lm_eval.tasks._index import Kind
-except ImportError as error:
-    raise _other_lm_eval("lm_eval.tasks._factory and _index") from error
+def requires_delimiter(before: str, after: str) -> bool:
+    """Whether lm-eval parts two texts by a delimiter: `lm_eval.api.utils.requires_delimiter`, read in lm-eval 0.4.13."""
+    from lm_eval.api.utils import requires_delimiter
+
+    return bool(requires_delimiter(before, after))
 
 
-class _ConfiguringFactory(TaskFactory):  # type: ignore[misc]  # lm-eval is untyped
-    """lm-eval's factory of tasks, which passes every task's configuration through a function before building it."""
+class _LoadAndConfigure:
+    """In place of a factory's `_load_full_config`: pass the configuration of every task, but of no group, through a function."""
 
-    def __init__(self, configure: Configure, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._configure = configure
+    def __init__(self, factory: Any, configure: Configure) -> None:
+        self._factory, self._configure = factory, configure
 
-    def _load_full_config(self, entry: Any, overrides: Any = None) -> dict[str, Any]:
-        """The YAML with its overrides and metadata; ``entry.kind`` says whether it is a task's or a group's.
-
-        Overrides `TaskFactory._load_full_config`, read in lm-eval 0.4.13 (lm_eval/tasks/_factory.py). If it moves,
-        override the method that merges the YAML with its overrides just before a task is built.
-        """
-        config: dict[str, Any] = super()._load_full_config(entry, overrides)
-        return config if entry.kind is Kind.GROUP else self._configure(entry.name, config)
+    def __call__(self, entry: Any, overrides: Any = None) -> dict[str, Any]:
+        """The YAML with its overrides and metadata, by `TaskFactory._load_full_config`, read in lm-eval 0.4.13."""
+        config: dict[str, Any] = type(self._factory)._load_full_config(self._factory, entry, overrides)
+        return config if entry.kind.name == "GROUP" else self._configure(entry.name, config)
 
 
-def configure_tasks(manager: lm_eval.tasks.TaskManager, configure: Configure) -> None:
+def configure_tasks(manager: TaskManager, configure: Configure) -> None:
     """Make a task manager pass every task's configuration through `configure`.
 
-    Replaces `TaskManager._factory`, read in lm-eval 0.4.13 (lm_eval/tasks/manager.py). If it moves, replace whatever
-    object has a `build(entry, …)` that turns an entry of the index into a task. Inline tasks of a group don't come
-    through it in that version: `XentTaskManager.load` finds them.
+    Replaces `_load_full_config` of the `TaskManager._factory`, read in lm-eval 0.4.13 (lm_eval/tasks/_factory.py). If it
+    moves, replace the method that merges the YAML with its overrides just before a task is built. Inline tasks of a group
+    don't come through it in that version: `XentTaskManager.load` finds them.
 
     Raises:
         MissingExtraError: this lm-eval has no such factory. Without it, nothing would be configured, without a word.
     """
-    _private(_private(manager, "_factory"), "_load_full_config")
-    manager._factory = _ConfiguringFactory(configure, meta=manager.metadata)
+    factory = _private(manager, "_factory")
+    _set_private(factory, _load_full_config=_LoadAndConfigure(factory, configure))
 
 
 def aggregate_groups(exact: Callable[[Group, dict[str, Any], Mapping[str, Any]], dict[str, Any]]) -> None:
@@ -179,6 +201,8 @@ def aggregate_groups(exact: Callable[[Group, dict[str, Any], Mapping[str, Any]],
     Args:
         exact: takes the group, its results as lm-eval has them, and the results of all tasks.
     """
+    from lm_eval.api.group import Group
+
     lm_evals = _unwrapped(_private(Group, "aggregate"))
 
     @wraps(lm_evals)
@@ -194,6 +218,8 @@ def record_provenance(name: str, provenance: Callable[[], Mapping[str, Any]]) ->
     `lm_eval.evaluator.add_env_info`, read in lm-eval 0.4.13 (lm_eval/evaluator.py), which adds the versions to the results,
     is wrapped, once in a process. If it moves, wrap whatever does.
     """
+    import lm_eval.evaluator
+
     lm_evals = _unwrapped(_private(lm_eval.evaluator, "add_env_info"))
 
     @wraps(lm_evals)
@@ -212,6 +238,7 @@ def as_command(arguments: Sequence[str], task_manager: Any) -> Iterator[Callable
     0.4.13 (lm_eval/_cli). Both are put back afterwards. If the command comes to bind the name when it is imported,
     replace it in the module that binds it.
     """
+    import lm_eval.tasks
     from lm_eval.__main__ import cli_evaluate
 
     before = sys.argv, lm_eval.tasks.TaskManager
@@ -224,13 +251,9 @@ def as_command(arguments: Sequence[str], task_manager: Any) -> Iterator[Callable
 
 # Models.
 
-#: Whether a rolling request is ``(context, text)`` and its result ``(loglikelihood, is_greedy)``, as in lm-eval 0.5.0.dev1.
-#: In 0.4.13 they are ``(text,)`` and the loglikelihood.
-ROLLING_IS_A_PAIR = ConfigurableTask is Task
-
 
 def rolling_text(arguments: Sequence[Any]) -> str:
-    """The text that a rolling request asks the loglikelihood of."""
+    """The text that a rolling request asks the loglikelihood of: ``(text,)``, and in lm-eval 0.5 ``("", text)``."""
     return str(arguments[-1])
 
 

@@ -72,7 +72,7 @@ def test_a_rolling_result_is_a_pair_where_lm_eval_expects_one(log, tokenizer, mo
     scores = score_tokens(torch.zeros(2, 8), torch.tensor([1, 2]))
     results = Results(tokenizer if log else None)
     plain = results.rolling(scores)
-    monkeypatch.setattr(logged_tokens, "ROLLING_IS_A_PAIR", True)
+    monkeypatch.setattr(logged_tokens, "IS_0_4", False)
     pair = results.rolling(scores)
     assert (*pair,) == (float(plain), False)
     assert pair.scores.nll.tolist() == plain.scores.nll.tolist()

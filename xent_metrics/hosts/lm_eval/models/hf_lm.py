@@ -146,7 +146,7 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(ln p(continuation | context), whether greedy decoding gives it) of each request, with token scores."""
-        if self.enable_thinking:
+        if getattr(self, "enable_thinking", False):  # lm-eval 0.5 has no such attribute
             return list(HFLM.loglikelihood(self, requests, disable_tqdm=disable_tqdm))  # raises
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 

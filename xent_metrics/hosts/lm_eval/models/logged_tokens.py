@@ -27,7 +27,7 @@ from xent_metrics.analysis.logged_results import LOGGED_SCORES
 from xent_metrics.errors import InvalidInputError
 from xent_metrics.hosts.lm_eval.models.model_args import yes_or_no
 from xent_metrics.hosts.lm_eval.models.results import ScoredLoglikelihood, ScoredRolling, total_loglikelihood
-from xent_metrics.hosts.lm_eval.upstream import ROLLING_IS_A_PAIR
+from xent_metrics.hosts.lm_eval.upstream import IS_0_4
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
 
 __all__ = ["LoggedFloat", "LoggedLoglikelihood", "LoggedRolling", "Results", "token_texts"]
@@ -106,7 +106,7 @@ class Results:
 
     def rolling(self, scores: TokenScores) -> ScoredRolling | ScoredLoglikelihood:
         """The loglikelihood ln p of a whole text, as lm-eval expects it."""
-        if ROLLING_IS_A_PAIR:
+        if not IS_0_4:
             return self.loglikelihood(scores)
         if self.tokenizer is None:
             return ScoredRolling(scores)
