@@ -7,7 +7,7 @@ PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: browser demo test test-all-tasks lint bench setup clean
+.PHONY: browser demo test test-all-tasks test-lm-eval lint bench setup clean
 
 demo: $(READY)            ## train a small language model, evaluate it with Lightning and with lm-eval, compare
 	$(BIN)/python -m xent_metrics.demo $(DEMO_ARGS)
@@ -25,6 +25,10 @@ test: $(READY) browser    ## run every test, doctests included
 
 test-all-tasks: $(READY)  ## put metrics on all tasks that lm-eval ships, as far as that goes without their data (minutes)
 	ALL_TASKS=1 $(BIN)/python -m pytest -q -s tests/hosts/lm_eval/test_shipped_tasks.py
+
+LM_EVAL ?= pre
+test-lm-eval:             ## run the tests of the lm-eval host with another lm-eval: LM_EVAL=version, pre or a checkout's path
+	.ci/test_lm_eval.sh $(LM_EVAL)
 
 lint: $(READY)            ## run ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -85,9 +85,12 @@ def test_no_function_is_long(name):
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_no_module_reaches_into_anothers_private_names(name):
-    """But in an adapter: a function whose docstring says of which host, and which version, the names were read."""
+    """But in an adapter: a function whose docstring says of which host, and which version, the names were read.
+
+    lm-eval's are all in one file, so that there is one place to look when lm-eval changes.
+    """
     own, tree = private_names(SOURCES[name]), SOURCES[name]
-    adapters = [range(f.lineno, (f.end_lineno or 0) + 1) for f in functions(tree) if _is_adapter(f)]
+    adapters = [range(f.lineno, (f.end_lineno or 0) + 1) for f in functions(tree) if _is_adapter(f, name)]
     reached = [
         f"{name}:{line}: {attr}"
         for line, attr, of_self in private_uses(tree)
@@ -98,20 +101,23 @@ def test_no_module_reaches_into_anothers_private_names(name):
     assert not reached
 
 
+def test_lm_evals_private_modules_are_imported_by_nobody():
+    private = re.compile(r"^\s*(?:from|import) lm_eval\S*\._[a-z]", re.MULTILINE)
+    assert [name for name in SOURCES if private.search(_text(name))] == []
+
+
+#: Where lm-eval's private names are. What classes override is tested in tests/hosts/lm_eval/test_upstream.py.
+LM_EVAL = "hosts.lm_eval.upstream"
 #: Underscore names that are no secrets: a namedtuple's method, an operator of torch's.
 PUBLIC = {"_replace", "_to_copy"}
 #: What is ours when a method reads it of itself: a base class of ours may have it.
 OURS = {name for tree in SOURCES.values() for name in private_names(tree)}
 
 
-def _is_adapter(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """``…, read in lm-eval 0.4.13 …``: the docstring names the version."""
-    return bool(
-        re.search(
-            r"\b(lm-eval|Lightning|torch|torchmetrics|transformers|accelerate) \d+\.\d+",
-            ast.get_docstring(function) or "",
-        )
-    )
+def _is_adapter(function: ast.FunctionDef | ast.AsyncFunctionDef, module: str) -> bool:
+    """``…, read in Lightning 2.6 …``: the docstring names the version."""
+    hosts = "Lightning|torch|torchmetrics|transformers|accelerate" + "|lm-eval" * (module == LM_EVAL)
+    return bool(re.search(rf"\b({hosts}) \d+\.\d+", ast.get_docstring(function) or ""))
 
 
 def _text(name: str) -> str:

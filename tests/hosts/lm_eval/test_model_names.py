@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lm_eval.api.registry
 import pytest
 from lm_eval.api.registry import get_model, model_registry
 from support.hf_model import tiny_model, tiny_tokenizer
@@ -17,10 +18,15 @@ from xent_metrics.hosts.lm_eval.model_names import MODELS, register_models
 
 ROOT = Path(__file__).parents[3]
 
-#: lm-eval's own command and function, after our package is imported.
+#: Whether this lm-eval reads other packages' entry points.
+READS_ENTRY_POINTS = hasattr(lm_eval.api.registry, "load_plugins")
+
+#: lm-eval's own command and function. Our package is imported first only where lm-eval doesn't find it.
 SCRIPT = """
 import json, sys
-import xent_metrics.hosts.lm_eval
+import lm_eval.api.registry
+if not hasattr(lm_eval.api.registry, "load_plugins"):
+    import xent_metrics.hosts.lm_eval
 from lm_eval import simple_evaluate
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.tasks import TaskManager
@@ -58,6 +64,16 @@ def test_entry_points_are_the_registered_names():
         .partition("\n[")[0]
     )
     assert dict(re.findall(r'^([\w-]+) = "(.+)"$', text, re.MULTILINE)) == MODELS
+
+
+def test_by_itself_lm_eval_finds_our_models_if_it_reads_entry_points():
+    script = "from lm_eval.api.registry import get_model; print(get_model('xent-torch'))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    if READS_ENTRY_POINTS:
+        assert "xent_metrics.hosts.lm_eval.models.torch_lm.TorchLM" in done.stdout
+    else:
+        assert done.returncode == 1
+        assert "xent-torch" in done.stderr
 
 
 @pytest.mark.slow

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from lm_eval.api.metrics import mean
-from lm_eval.api.task import ConfigurableTask
 
 from xent_metrics.hosts.lm_eval.documents import is_placeholder
+from xent_metrics.hosts.lm_eval.upstream import configurable_task
 
 __all__ = ["EmptyRankTask", "WithoutPlaceholders"]
 
@@ -46,7 +46,7 @@ class WithoutPlaceholders:
         return hash(self.aggregate)
 
 
-class EmptyRankTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
+class EmptyRankTask(configurable_task()):  # type: ignore[misc]  # lm-eval is untyped
     """A task that may have no document for some ranks.
 
     On such a rank `on_empty_rank` is True once requests are built, and `process_results` must return placeholders.

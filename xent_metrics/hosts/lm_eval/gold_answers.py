@@ -15,12 +15,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
-from lm_eval.api.utils import requires_delimiter
 
 from xent_metrics.errors import InvalidTargetError
 from xent_metrics.hosts.lm_eval.empty_ranks import EmptyRankTask
 from xent_metrics.hosts.lm_eval.metric_entry import GENERATIVE, Entry
-from xent_metrics.hosts.lm_eval.upstream import filter_names
+from xent_metrics.hosts.lm_eval.upstream import filter_names, requires_delimiter
 
 __all__ = ["NO_FILTER", "GoldAnswerTask"]
 

@@ -1,8 +1,8 @@
-"""The undocumented parts of lm-eval that the task side uses, as read in lm-eval 0.4.13.
+"""What this package uses of lm-eval that lm-eval doesn't document, as read in lm-eval 0.4.13: one function for each name.
 
-lm-eval has no hook to change a task's configuration, to give its command another task manager, or to ask which metrics an
-output type emits. The private names for those are used here and nowhere else; each docstring says what to
-look for when a later lm-eval moves them. The private names that models use are in `models/`.
+When a later lm-eval moves one of them, the error names it, and the docstring says what to look for. `make test-lm-eval`
+runs the tests with another lm-eval. What stays outside of this file is in `OVERRIDDEN`. Models import this file, too, so
+lm-eval's evaluator and tasks, which load pandas and more, are imported where they are used.
 
 Three habits of lm-eval's evaluator are relied on as well. Tests notice when they change:
 
@@ -14,35 +14,56 @@ Three habits of lm-eval's evaluator are relied on as well. Tests notice when the
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lm_eval.api.metrics  # fills the registries of metrics and aggregations
-import lm_eval.evaluator
-import lm_eval.tasks
-from lm_eval.api.group import Group
 from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, aggregation_registry, metric_registry
-from lm_eval.tasks._factory import TaskFactory
-from lm_eval.tasks._index import Kind
 
 from xent_metrics.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from lm_eval.api.group import Group
+    from lm_eval.tasks import TaskManager
 
 __all__ = [
     "AGGREGATIONS",
     "EMITTED",
+    "IS_0_4",
     "METRICS",
+    "OVERRIDDEN",
+    "SUPPORTED",
     "Configure",
     "aggregate_groups",
     "around_evaluate",
     "as_command",
+    "batch_size",
+    "configurable_task",
     "configure_tasks",
     "default_metrics",
+    "encode_pair",
+    "engine_outputs",
     "filter_names",
+    "num_concurrent",
     "record_provenance",
+    "requires_delimiter",
+    "rolling_text",
+    "set_max_length",
+    "set_rank",
 ]
+
+#: The versions that all of this package works with, as in pyproject.toml.
+SUPPORTED = "lm_eval>=0.4.13,<0.5"
+#: Whether tasks are lm-eval 0.4's, and the result of a rolling request is a number; since 0.5 it is ``(number, is_greedy)``.
+IS_0_4 = version("lm_eval").startswith("0.4.")
+#: lm-eval's private names that our subclasses give a meaning of their own, where a class is the only place for them.
+OVERRIDDEN = {
+    "TemplateLM": {"_loglikelihood_tokens"},  # abstract: loglikelihoods of ids
+    "HFLM": {"_get_backend"},  # called once the model's configuration is read, before its weights
+    "ConfigurableTask": {"_instances"},  # the requests that filters are applied to
+}
 
 #: What lm-eval's `process_results` can emit, by output type. It drops every other metric without a word.
 #: Read in lm-eval 0.4.13, `ConfigurableTask.process_results`; test_upstream.py compares.
@@ -53,12 +74,79 @@ EMITTED = {
         "acc", "acc_bytes", "acc_mutual_info", "acc_norm", "brier_score", "exact_match", "f1", "likelihood", "mcc",
     },
 }  # fmt: skip
+
+
+class _Names(Collection[str]):
+    """The names in one of lm-eval's registries, which `lm_eval.api.metrics` fills when it is imported."""
+
+    def __init__(self, registry: Any) -> None:
+        self._registry = registry
+
+    def _filled(self) -> Any:
+        import lm_eval.api.metrics  # noqa: F401
+
+        return self._registry
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._filled()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._filled())
+
+    def __len__(self) -> int:
+        return len(self._filled())
+
+
 #: The names of all metrics and aggregations that lm-eval has registered.
-METRICS: Collection[str] = metric_registry
-AGGREGATIONS: Collection[str] = aggregation_registry
+METRICS: Collection[str] = _Names(metric_registry)
+AGGREGATIONS: Collection[str] = _Names(aggregation_registry)
 
 #: Takes a task's name and its whole configuration, and returns the configuration to build the task from.
 Configure = Callable[[str, dict[str, Any]], dict[str, Any]]
+
+
+def _private(owner: Any, name: str) -> Any:
+    """`owner.name`, or an error that says which lm-eval has it."""
+    if not hasattr(owner, name):
+        raise _other_lm_eval(f"xent-metrics uses {getattr(owner, '__name__', type(owner).__name__)}.{name}")
+    return getattr(owner, name)
+
+
+def _set_private(owner: Any, **values: Any) -> None:
+    for name, value in values.items():
+        _private(owner, name)
+        setattr(owner, name, value)
+
+
+def _other_lm_eval(what: str) -> MissingExtraError:
+    return MissingExtraError(
+        f"{what} of lm-eval 0.4, which lm-eval {version('lm_eval')} doesn't have. Install '{SUPPORTED}'"
+    )
+
+
+def _unwrapped(function: Any) -> Any:
+    """The function without what an earlier call of ours put around it."""
+    return getattr(function, "__wrapped__", function)
+
+
+# Tasks.
+
+
+def configurable_task() -> type[Any]:
+    """The class of all tasks in YAML: `ConfigurableTask`, read in lm-eval 0.4.13.
+
+    In lm-eval 0.5.0.dev1 the name means the base class `Task`, each output type has a class of its own, and what a task
+    computes is up to its scorers.
+
+    Raises:
+        MissingExtraError: this lm-eval has no such class.
+    """
+    if not IS_0_4:
+        raise _other_lm_eval("XentTask and `xent lm-eval` are built on ConfigurableTask")
+    from lm_eval.api.task import ConfigurableTask
+
+    found: type[Any] = ConfigurableTask
+    return found
 
 
 def default_metrics(output_type: str) -> list[str]:
@@ -68,42 +156,40 @@ def default_metrics(output_type: str) -> list[str]:
 
 def filter_names(task: Any) -> list[str]:
     """The names of a task's filters: `ConfigurableTask._filters`, read in lm-eval 0.4.13."""
-    return [each.name for each in task._filters]
+    return [each.name for each in _private(task, "_filters")]
 
 
-class _ConfiguringFactory(TaskFactory):  # type: ignore[misc]  # lm-eval is untyped
-    """lm-eval's factory of tasks, which passes every task's configuration through a function before building it."""
+def requires_delimiter(before: str, after: str) -> bool:
+    """Whether lm-eval parts two texts by a delimiter: `lm_eval.api.utils.requires_delimiter`, read in lm-eval 0.4.13."""
+    from lm_eval.api.utils import requires_delimiter
 
-    def __init__(self, configure: Configure, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._configure = configure
-
-    def _load_full_config(self, entry: Any, overrides: Any = None) -> dict[str, Any]:
-        """The YAML with its overrides and metadata; ``entry.kind`` says whether it is a task's or a group's.
-
-        Overrides `TaskFactory._load_full_config`, read in lm-eval 0.4.13 (lm_eval/tasks/_factory.py). If it moves,
-        override the method that merges the YAML with its overrides just before a task is built.
-        """
-        config: dict[str, Any] = super()._load_full_config(entry, overrides)
-        return config if entry.kind is Kind.GROUP else self._configure(entry.name, config)
+    return bool(requires_delimiter(before, after))
 
 
-def configure_tasks(manager: lm_eval.tasks.TaskManager, configure: Configure) -> None:
+class _LoadAndConfigure:
+    """In place of a factory's `_load_full_config`: pass the configuration of every task, but of no group, through a function."""
+
+    def __init__(self, factory: Any, configure: Configure) -> None:
+        self._factory, self._configure = factory, configure
+
+    def __call__(self, entry: Any, overrides: Any = None) -> dict[str, Any]:
+        """The YAML with its overrides and metadata, by `TaskFactory._load_full_config`, read in lm-eval 0.4.13."""
+        config: dict[str, Any] = type(self._factory)._load_full_config(self._factory, entry, overrides)
+        return config if entry.kind.name == "GROUP" else self._configure(entry.name, config)
+
+
+def configure_tasks(manager: TaskManager, configure: Configure) -> None:
     """Make a task manager pass every task's configuration through `configure`.
 
-    Replaces `TaskManager._factory`, read in lm-eval 0.4.13 (lm_eval/tasks/manager.py). If it moves, replace whatever
-    object has a `build(entry, …)` that turns an entry of the index into a task. Inline tasks of a group don't come
-    through it in that version: `XentTaskManager.load` finds them.
+    Replaces `_load_full_config` of the `TaskManager._factory`, read in lm-eval 0.4.13 (lm_eval/tasks/_factory.py). If it
+    moves, replace the method that merges the YAML with its overrides just before a task is built. Inline tasks of a group
+    don't come through it in that version: `XentTaskManager.load` finds them.
 
     Raises:
-        MissingExtraError: this lm-eval has no such factory.
+        MissingExtraError: this lm-eval has no such factory. Without it, nothing would be configured, without a word.
     """
-    if not isinstance(getattr(manager, "_factory", None), TaskFactory):
-        raise MissingExtraError(
-            f"xent-metrics builds tasks by TaskManager._factory, as lm-eval 0.4.13 has it; lm-eval {version('lm_eval')} "
-            "doesn't have it. Install lm_eval==0.4.13"
-        )
-    manager._factory = _ConfiguringFactory(configure, meta=manager.metadata)
+    factory = _private(manager, "_factory")
+    _set_private(factory, _load_full_config=_LoadAndConfigure(factory, configure))
 
 
 def aggregate_groups(exact: Callable[[Group, dict[str, Any], Mapping[str, Any]], dict[str, Any]]) -> None:
@@ -116,7 +202,9 @@ def aggregate_groups(exact: Callable[[Group, dict[str, Any], Mapping[str, Any]],
     Args:
         exact: takes the group, its results as lm-eval has them, and the results of all tasks.
     """
-    lm_evals = getattr(Group.aggregate, "__wrapped__", Group.aggregate)
+    from lm_eval.api.group import Group
+
+    lm_evals = _unwrapped(_private(Group, "aggregate"))
 
     @wraps(lm_evals)
     def aggregate(group: Group, task_metrics: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +219,9 @@ def record_provenance(name: str, provenance: Callable[[], Mapping[str, Any]]) ->
     `lm_eval.evaluator.add_env_info`, read in lm-eval 0.4.13 (lm_eval/evaluator.py), which adds the versions to the results,
     is wrapped, once in a process. If it moves, wrap whatever does.
     """
-    lm_evals = getattr(lm_eval.evaluator.add_env_info, "__wrapped__", lm_eval.evaluator.add_env_info)
+    import lm_eval.evaluator
+
+    lm_evals = _unwrapped(_private(lm_eval.evaluator, "add_env_info"))
 
     @wraps(lm_evals)
     def add_env_info(storage: dict[str, Any]) -> None:
@@ -148,7 +238,9 @@ def around_evaluate(instead: Callable[..., Any]) -> Iterator[None]:
     `simple_evaluate`, read in lm-eval 0.4.13 (lm_eval/evaluator.py), looks up `lm_eval.evaluator.evaluate` when it has made the
     model and loaded the tasks. If it moves, wrap whatever gets both.
     """
-    lm_evals = lm_eval.evaluator.evaluate
+    import lm_eval.evaluator
+
+    lm_evals = _private(lm_eval.evaluator, "evaluate")
     lm_eval.evaluator.evaluate = partial(instead, lm_evals)
     try:
         yield
@@ -164,6 +256,7 @@ def as_command(arguments: Sequence[str], task_manager: Any) -> Iterator[Callable
     0.4.13 (lm_eval/_cli). Both are put back afterwards. If the command comes to bind the name when it is imported,
     replace it in the module that binds it.
     """
+    import lm_eval.tasks
     from lm_eval.__main__ import cli_evaluate
 
     before = sys.argv, lm_eval.tasks.TaskManager
@@ -172,3 +265,55 @@ def as_command(arguments: Sequence[str], task_manager: Any) -> Iterator[Callable
         yield cli_evaluate
     finally:
         sys.argv, lm_eval.tasks.TaskManager = before
+
+
+# Models.
+
+
+def rolling_text(arguments: Sequence[Any]) -> str:
+    """The text that a rolling request asks the loglikelihood of: ``(text,)``, and in lm-eval 0.5 ``("", text)``."""
+    return str(arguments[-1])
+
+
+def encode_pair(lm: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """The ids of a context and of its continuation, which takes over the spaces that end the context.
+
+    `TemplateLM._encode_pair`, read in lm-eval 0.4.13. If it moves, look at where `TemplateLM.loglikelihood` splits the ids.
+    """
+    before, after = _private(lm, "_encode_pair")(context, continuation)
+    return list(before), list(after)
+
+
+def set_max_length(lm: Any, max_length: int) -> None:
+    """Fix the most ids that an `HFLM` reads at once.
+
+    `HFLM._max_length`, read in lm-eval 0.4.13. If it moves, look at the property `HFLM.max_length`.
+    """
+    _set_private(lm, _max_length=max_length)
+
+
+def set_rank(lm: Any, rank: int, world_size: int) -> None:
+    """Say which share of the documents this process scores.
+
+    `LM._rank` and `LM._world_size`, read in lm-eval 0.4.13. If they move, look at the properties `LM.rank` and `LM.world_size`.
+    """
+    _set_private(lm, _rank=rank, _world_size=world_size)
+
+
+def engine_outputs(lm: Any, prompts: Iterable[Sequence[int]], **options: Any) -> list[Any]:
+    """What an engine gives for prompts: `VLLM._model_generate` and `SGLangLM._model_generate`, read in lm-eval 0.4.13.
+
+    With ``generate=False``, `VLLM` asks for `prompt_logprobs`; with True it takes vLLM's own `SamplingParams`. `SGLangLM`
+    passes all options on to SGLang's engine. If they move, look at what `generate_until` calls.
+    """
+    return list(_private(lm, "_model_generate")(requests=[list(prompt) for prompt in prompts], **options))
+
+
+def batch_size(lm: Any) -> int:
+    """How many prompts `TemplateAPI` puts into a request: `TemplateAPI._batch_size`, read in lm-eval 0.4.13."""
+    return int(_private(lm, "_batch_size"))
+
+
+def num_concurrent(lm: Any) -> int:
+    """How many requests `TemplateAPI` sends at once: `TemplateAPI._concurrent`, read in lm-eval 0.4.13."""
+    return int(_private(lm, "_concurrent"))

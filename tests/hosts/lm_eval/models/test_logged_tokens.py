@@ -16,6 +16,7 @@ from support.hf_model import (
 )
 
 from xent_metrics import score_tokens
+from xent_metrics.hosts.lm_eval.models import logged_tokens
 from xent_metrics.hosts.lm_eval.models.logged_tokens import Results
 
 
@@ -64,3 +65,14 @@ def test_invalid_targets_are_marked_where_there_are_any(invalid, tokenizer):
 def test_samples_stay_numbers_when_not_asked(lm):
     assert re.fullmatch(r"-\d+\.\d+", str(choices(lm)[0][0]))
     assert re.fullmatch(r"-\d+\.\d+", str(rolling(lm, TEXT)[0]))
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_a_rolling_result_is_a_pair_where_lm_eval_expects_one(log, tokenizer, monkeypatch):
+    scores = score_tokens(torch.zeros(2, 8), torch.tensor([1, 2]))
+    results = Results(tokenizer if log else None)
+    plain = results.rolling(scores)
+    monkeypatch.setattr(logged_tokens, "IS_0_4", False)
+    pair = results.rolling(scores)
+    assert (*pair,) == (float(plain), False)
+    assert pair.scores.nll.tolist() == plain.scores.nll.tolist()

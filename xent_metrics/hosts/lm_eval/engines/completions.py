@@ -26,6 +26,7 @@ from xent_metrics.hosts.lm_eval.engines.engine_lm import EngineLM
 from xent_metrics.hosts.lm_eval.engines.logprobs import TokenLogprobs
 from xent_metrics.hosts.lm_eval.engines.probe import Generated
 from xent_metrics.hosts.lm_eval.models.tokenizers import tokenizer_label
+from xent_metrics.hosts.lm_eval.upstream import batch_size, num_concurrent
 
 __all__ = ["XentCompletions"]
 
@@ -78,8 +79,8 @@ class XentCompletions(EngineLM, LocalCompletionsAPI):  # type: ignore[misc]  # l
 
     def read(self, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, TokenLogprobs]]:
         """Send prompts, `num_concurrent` requests of `batch_size` at a time."""
-        pool = ThreadPoolExecutor(max(1, self._num_concurrent))
-        size = self._num_per_request
+        pool = ThreadPoolExecutor(max(1, num_concurrent(self)))
+        size = batch_size(self)
         asked = {
             pool.submit(self._read_batch, prompts[start : start + size]): start
             for start in range(0, len(prompts), size)
@@ -119,7 +120,7 @@ class XentCompletions(EngineLM, LocalCompletionsAPI):  # type: ignore[misc]  # l
         return aligned(prompt, found, self.texts, first=self._first)
 
     def _ask(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[Mapping[str, Any]]:
-        """The choices of an answer; `TemplateAPI.model_call` sends prompts, and lm-eval 0.4.13 retries it so."""
+        """The choices of an answer; `TemplateAPI.model_call` sends prompts; they are retried as lm-eval does."""
         from tenacity import retry, stop_after_attempt, wait_exponential
 
         tries = retry(
@@ -157,16 +158,6 @@ class XentCompletions(EngineLM, LocalCompletionsAPI):  # type: ignore[misc]  # l
     @property
     def tokenizer_name(self) -> str:
         return tokenizer_label(self.tokenizer).replace("/", "__")
-
-    @property
-    def _num_per_request(self) -> int:
-        """`TemplateAPI._batch_size`, read in lm-eval 0.4.13."""
-        return int(self._batch_size)
-
-    @property
-    def _num_concurrent(self) -> int:
-        """`TemplateAPI._concurrent`, read in lm-eval 0.4.13."""
-        return int(self._concurrent)
 
     def made_by(self) -> dict[str, str]:
         return super().made_by() | {"model": str(self.model)}

@@ -19,6 +19,7 @@ from xent_metrics.hosts.lm_eval.engines.engine_lm import EngineLM
 from xent_metrics.hosts.lm_eval.engines.logprobs import TokenLogprobs
 from xent_metrics.hosts.lm_eval.engines.probe import Generated
 from xent_metrics.hosts.lm_eval.models.tokenizers import tokenizer_label
+from xent_metrics.hosts.lm_eval.upstream import engine_outputs
 
 __all__ = ["XentSGLang"]
 
@@ -56,12 +57,12 @@ class XentSGLang(EngineLM, SGLangLM):  # type: ignore[misc]  # lm-eval is untype
         return tokenizer_label(self.tokenizer).replace("/", "__")
 
     def read(self, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, TokenLogprobs]]:
-        """`SGLangLM._model_generate`, read in lm-eval 0.4.13, passes these options on to SGLang's engine."""
+        """Let SGLang read the prompts in batches; lm-eval passes the options on to its engine."""
         size = len(prompts) if self.batch_size == "auto" else int(self.batch_size)
         for start in range(0, len(prompts), size):
             batch = [list(prompt) for prompt in prompts[start : start + size]]
-            outputs = self._model_generate(
-                requests=batch, generate=False, return_logprob=True, top_logprobs_num=1, logprob_start_len=0
+            outputs = engine_outputs(
+                self, batch, generate=False, return_logprob=True, top_logprobs_num=1, logprob_start_len=0
             )
             for place, (prompt, output) in enumerate(zip(batch, outputs, strict=True), start):
                 found = self._reported(output["meta_info"], "input")
@@ -73,9 +74,9 @@ class XentSGLang(EngineLM, SGLangLM):  # type: ignore[misc]  # lm-eval is untype
                 yield place, found
 
     def generate_greedily(self, prompt: Sequence[int], num_tokens: int) -> Generated:
-        """`SGLangLM._model_generate`, read in lm-eval 0.4.13, takes SGLang's sampling parameters as they are."""
-        [output] = self._model_generate(
-            requests=[list(prompt)], generate=True, sampling_params=[{"temperature": 0, "max_new_tokens": num_tokens}],
+        """One call for `num_tokens` tokens at temperature 0, with log-probabilities."""
+        [output] = engine_outputs(
+            self, [prompt], generate=True, sampling_params=[{"temperature": 0, "max_new_tokens": num_tokens}],
             return_logprob=True, top_logprobs_num=1,
         )  # fmt: skip
         reported = self._reported(output["meta_info"], "output")

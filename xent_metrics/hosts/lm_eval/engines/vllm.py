@@ -16,6 +16,7 @@ from lm_eval.api.registry import register_model
 from xent_metrics.hosts.lm_eval.engines.engine_lm import EngineLM, not_installed
 from xent_metrics.hosts.lm_eval.engines.logprobs import TokenLogprobs
 from xent_metrics.hosts.lm_eval.engines.probe import Generated
+from xent_metrics.hosts.lm_eval.upstream import engine_outputs
 
 try:
     from lm_eval.models.vllm_causallms import VLLM
@@ -57,20 +58,20 @@ class XentVLLM(EngineLM, VLLM):  # type: ignore[misc]  # lm-eval is untyped
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     def read(self, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, TokenLogprobs]]:
-        """`VLLM._model_generate`, read in lm-eval 0.4.13, asks for `prompt_logprobs` if it isn't to generate."""
+        """Let vLLM read the prompts in batches; where it isn't to generate, lm-eval asks it for `prompt_logprobs`."""
         size = len(prompts) if self.batch_size == "auto" else int(self.batch_size)
         for start in range(0, len(prompts), size):
-            batch = [list(prompt) for prompt in prompts[start : start + size]]
-            outputs = self._model_generate(requests=batch, generate=False)
+            batch = prompts[start : start + size]
+            outputs = engine_outputs(self, batch, generate=False)
             for place, (prompt, output) in enumerate(zip(batch, outputs, strict=True), start):
                 yield place, self._reported(prompt, output.prompt_logprobs)
 
     def generate_greedily(self, prompt: Sequence[int], num_tokens: int) -> Generated:
-        """`VLLM._model_generate`, read in lm-eval 0.4.13, takes vLLM's own `SamplingParams`."""
+        """One call for `num_tokens` tokens at temperature 0, with log-probabilities."""
         from vllm import SamplingParams
 
         greedy = SamplingParams(temperature=0, max_tokens=num_tokens, logprobs=1, detokenize=False)
-        [output] = self._model_generate(requests=[list(prompt)], generate=True, sampling_params=greedy)
+        [output] = engine_outputs(self, [prompt], generate=True, sampling_params=greedy)
         tokens = list(output.outputs[0].token_ids)
         reported = self._reported(tokens, output.outputs[0].logprobs)
         return Generated(reported, reported.own, [self.texts.text_of(token) for token in tokens])

@@ -33,9 +33,9 @@ from xent_metrics.hosts.lm_eval.models.logged_tokens import Results
 from xent_metrics.hosts.lm_eval.models.model_args import at_least_one, yes_or_no
 from xent_metrics.hosts.lm_eval.models.scoring_lm import ScoringLM
 from xent_metrics.hosts.lm_eval.models.tokenizers import bytes_table, text_ids, tokenizer_label
-from xent_metrics.hosts.lm_eval.models.upstream import set_max_length, set_rank
 from xent_metrics.hosts.lm_eval.models.verify import verify
 from xent_metrics.hosts.lm_eval.models.weights import weights_digest
+from xent_metrics.hosts.lm_eval.upstream import set_max_length, set_rank
 
 __all__ = ["XentHFLM"]
 
@@ -148,7 +148,7 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(ln p(continuation | context), whether greedy decoding gives it) of each request, with token scores."""
-        if self.enable_thinking:
+        if getattr(self, "enable_thinking", False):  # lm-eval 0.5 has no such attribute
             return list(HFLM.loglikelihood(self, requests, disable_tqdm=disable_tqdm))  # raises
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 

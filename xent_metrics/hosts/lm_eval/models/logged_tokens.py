@@ -27,6 +27,7 @@ from xent_metrics.analysis.logged_results import LOGGED_SCORES
 from xent_metrics.errors import InvalidInputError
 from xent_metrics.hosts.lm_eval.models.model_args import yes_or_no
 from xent_metrics.hosts.lm_eval.models.results import ScoredLoglikelihood, ScoredRolling, total_loglikelihood
+from xent_metrics.hosts.lm_eval.upstream import IS_0_4
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
 
 __all__ = ["LoggedFloat", "LoggedLoglikelihood", "LoggedRolling", "Results", "token_texts"]
@@ -103,8 +104,10 @@ class Results:
             return ScoredLoglikelihood(scores)
         return LoggedLoglikelihood(_without_likeliest(scores), self._tokens(scores))
 
-    def rolling(self, scores: TokenScores) -> ScoredRolling:
-        """The loglikelihood ln p of a whole text."""
+    def rolling(self, scores: TokenScores) -> ScoredRolling | ScoredLoglikelihood:
+        """The loglikelihood ln p of a whole text, as lm-eval expects it."""
+        if not IS_0_4:
+            return self.loglikelihood(scores)
         if self.tokenizer is None:
             return ScoredRolling(scores)
         return LoggedRolling(_without_likeliest(scores), self._tokens(scores))

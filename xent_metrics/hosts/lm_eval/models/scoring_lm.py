@@ -28,8 +28,8 @@ from xent_metrics.hosts.lm_eval.models.logged_tokens import Results
 from xent_metrics.hosts.lm_eval.models.results import ScoredLoglikelihood, ScoredText
 from xent_metrics.hosts.lm_eval.models.runner import Runner
 from xent_metrics.hosts.lm_eval.models.tokenizers import tokenizer_label
-from xent_metrics.hosts.lm_eval.models.upstream import encode_pair
 from xent_metrics.hosts.lm_eval.models.windows import Window, continuation_window, rolling_windows
+from xent_metrics.hosts.lm_eval.upstream import encode_pair, rolling_text
 from xent_metrics.scoring.scores import TokenScores
 
 __all__ = ["ScoringLM"]
@@ -131,8 +131,9 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The loglikelihood ln p(text) of each request, with token scores; every token is predicted once."""
-        texts = [self._rolling_windows(request.args[0]) for request in requests]
-        results: dict[int, float] = self._known("loglikelihood_rolling", [request.args for request in requests])
+        texts = [self._rolling_windows(rolling_text(request.args)) for request in requests]
+        # Numbers, or pairs where lm-eval expects pairs.
+        results: dict[int, Any] = self._known("loglikelihood_rolling", [request.args for request in requests])
         with self._extra_scores_for(requests):
             for number, scores in self._score_texts(texts, disable_tqdm, known={*results}):
                 results[number] = self.results.rolling(scores)
