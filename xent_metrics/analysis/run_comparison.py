@@ -24,13 +24,14 @@ __all__ = ["RunComparison", "compare_runs"]
 class RunComparison:
     """One metric of one task in two runs: its values, and either the comparison or the reason why there is none.
 
-    `value_b` is None if run B doesn't have the metric.
+    The values are those in the results, and `value_b` is None if run B doesn't have the metric. If only shared documents
+    are compared, the values are of these, and None for a metric that isn't compared.
     """
 
     task: str
     metric: str
     unit: str
-    value_a: float
+    value_a: float | None
     value_b: float | None
     result: Comparison | None
     reason: str | None = None
@@ -64,15 +65,23 @@ def _compare_task(a: TaskRun, b: TaskRun, num_resamples: int, shared_documents: 
         row = RunComparison(a.name, name, metric.value_unit if metric else "", value, b.values.get(name), None)
         try:
             if metric is None:
-                raise ComparisonError(_why_no_metric(a))
+                raise ComparisonError(_why_no_metric(a, name))
             result = compare(metric, *_paired(a, b, name, shared_documents), num_resamples=num_resamples)
         except ComparisonError as error:
-            yield replace(row, reason=str(error))
+            row = replace(row, reason=str(error))
         else:
-            yield replace(row, result=result)
+            row = replace(row, result=result)
+        yield _of_shared_documents(row) if shared_documents else row
 
 
-def _why_no_metric(task: TaskRun) -> str:
+def _of_shared_documents(row: RunComparison) -> RunComparison:
+    values = (row.result.value_a, row.result.value_b) if row.result else (None, None)
+    return replace(row, value_a=values[0], value_b=values[1])
+
+
+def _why_no_metric(task: TaskRun, name: str) -> str:
+    if name in task.unusable:
+        return task.unusable[name]
     if not task.samples:
         return "the run has no samples of this task; evaluate with --log_samples"
     return "the metric is lm-eval's own and is not the mean of the logged samples"

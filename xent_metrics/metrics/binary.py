@@ -42,6 +42,7 @@ class BinaryCrossEntropy(RatioMetric):
     name = "binary_cross_entropy"
     formula = "−Σ [y ln p + (1 − y) ln(1 − p)] / rows"
     value_unit = "nats per row"
+    higher_is_better = False
     reference = "Good (1952), Rational Decisions"
 
     def __init__(self, from_logits: bool = True, **kwargs: Any) -> None:

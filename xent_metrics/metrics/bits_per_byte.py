@@ -64,6 +64,7 @@ def _nll_if(has_length: Tensor, scores: TokenScores) -> Tensor:
 class _PerLength(RatioMetric):
     """Σ nll / Σ length over the rows with a length."""
 
+    higher_is_better = False
     length: ClassVar[str]
     row_kinds = frozenset({"token", "document", "choice"})
 

@@ -28,6 +28,7 @@ __all__ = ["ClasswiseCalibrationError", "FullCalibrationError"]
 class _Residuals(TokenMetric):
     """Σ_b |Σ residual| / tokens."""
 
+    higher_is_better = False
     requires = frozenset({"target"})
 
     def __init__(self, num_bins: int = 15, **kwargs: Any) -> None:

@@ -37,6 +37,7 @@ class _MeanOfRows(RatioMetric):
     """The mean of one extra score of each row."""
 
     requires = frozenset[str]()
+    higher_is_better: bool | None = False
     _score_name: ClassVar[str]
     _score: ClassVar[ExtraScore]
 

@@ -76,6 +76,7 @@ class _TemperatureGrid(TokenMetric):
     """nll, and its first and second derivative by ln β, summed at each of a grid of temperatures."""
 
     requires = frozenset[str]()
+    higher_is_better: bool | None = False
 
     def __init__(self, lowest: float = 0.25, highest: float = 4.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)

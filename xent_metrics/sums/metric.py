@@ -65,7 +65,7 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
     """
 
     is_differentiable = False
-    higher_is_better: bool | None = False
+    higher_is_better: bool | None = None
     full_state_update = False
 
     def __init__(self, *, ignore_index: int = -100, **kwargs: Any) -> None:
@@ -83,6 +83,10 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
 
     def _lay_out(self, given: Mapping[str, Any]) -> None:
         """Fix the options and the layout of the state, and make the state."""
+        if not hasattr(self, "ignore_index"):
+            raise MetricOptionError(
+                f"{type(self).__name__}.__init__ leaves out super().__init__(**kwargs), which every metric needs"
+            )
         if not isinstance(getattr(self, "name", None), str):
             raise MetricOptionError(f'{type(self).__name__} has no name; set the class attribute `name = "…"`')
         self._take_options(given, base=TokenMetric)

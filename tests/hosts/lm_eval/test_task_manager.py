@@ -56,6 +56,37 @@ def test_a_metric_of_ours_in_a_task_of_lm_evals_class_is_refused(write_task, tmp
         manager(tmp_path).load(["stock"])
 
 
+def test_a_metric_that_lm_eval_has_too_is_said_to_be_lm_evals(write_task, tmp_path, caplog):
+    write_task("stock", metrics="[{metric: bits_per_byte}]")
+    write_task("meant", metrics="[{metric: bits_per_byte, aggregation: bits_per_byte}]")
+    write_task("ours", OURS, "[{metric: bits_per_byte}]")
+    for added in ([], ["cross_entropy"]):
+        manager(tmp_path, *added).load(["stock", "meant", "ours"])
+    [warning] = [record.getMessage() for record in caplog.records if record.name.startswith("xent_metrics")]
+    assert warning == (
+        "task stock: bits_per_byte is lm-eval's own metric. For that of xent-metrics: Add "
+        "`class: !function xent_metrics.hosts.lm_eval.XentTask` to its YAML"
+    )
+
+
+def test_a_task_that_comes_with_lm_eval_means_lm_evals_metrics(caplog):
+    index = XentTaskManager()
+    assert index._is_lm_evals("wikitext")
+    assert not index._is_lm_evals("xent_wikitext")
+    config = {"metric_list": [{"metric": "bits_per_byte"}]}
+    assert index._configure("wikitext", config) == config
+    assert not caplog.records
+
+
+def test_a_misspelt_name_suggests_the_nearest(write_task, tmp_path):
+    write_task("texts")
+    index = manager(tmp_path)
+    assert index.match_tasks(["texts", "te*", "nothing*", str(tmp_path)]) == ["texts"]
+    for find in (index.load, index.match_tasks):
+        with pytest.raises(InvalidInputError, match=r"no task, group or tag is called 'text'\. Did you mean 'texts'\?"):
+            find(["text"])
+
+
 def test_tasks_that_cannot_take_metrics(write_task, tmp_path):
     (tmp_path / "python.yaml").write_text("task: python\nclass: !function datasets.Dataset\n")
     inline = write_task("inline").strip().replace("\n", "\n    ")
