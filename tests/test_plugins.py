@@ -51,13 +51,6 @@ def registering(*metrics):
     return module_with(register_metrics=register_metrics)
 
 
-def plain_module(**functions):
-    """A module with functions that no @hookimpl marks."""
-    module = ModuleType("plugin")
-    vars(module).update(functions)
-    return module
-
-
 def load(*points):
     """The plugins of these entry points, and the warnings that they gave."""
     with pytest.warns(UserWarning, match="is set aside") as warnings:
@@ -211,27 +204,8 @@ class Abstract(TokenMetric):
             "the task folder /no/such, which is not a f",
         ),
         (module_with(register_metrics=lambda register: 1 / 0), "ZeroDivisionError: division by zero"),
-        (
-            plain_module(register_metrics=lambda register: None),
-            "has a function register_metrics that isn't marked as a hook. Write @hookimpl above it",
-        ),
-        (plain_module(), "mine .third-party 1.2. has no hooks; expected functions marked with @hookimpl"),
     ],
-    ids=[
-        *(
-            "signature",
-            "hook's name",
-            "class",
-            "string",
-            "instance",
-            "abstract",
-            "nameless",
-            "name",
-            "folder",
-            "raises",
-        ),
-        *("no mark", "no hooks"),
-    ],
+    ids=["signature", "hook's name", "class", "string", "instance", "abstract", "nameless", "name", "folder", "raises"],
 )
 def test_what_cannot_be_registered_sets_the_plugin_aside(module, message):
     loaded, warnings = load(Point("mine", module), Point("other", registering(metric_named("fine"))))
@@ -239,7 +213,6 @@ def test_what_cannot_be_registered_sets_the_plugin_aside(module, message):
     assert re.search(message, warnings[0], re.DOTALL)
     assert loaded.plugins[1].error is not None
     assert not loaded.plugins[1].metrics
-    assert not loaded.plugins[1].hooks
     assert loaded.metric_class("fine").name == "fine"
     assert not loaded.manager.is_registered(module)
 

@@ -19,9 +19,9 @@ class FocalCrossEntropy(RatioMetric):
     """
 
     name = "focal_cross_entropy"
+    higher_is_better = False
     formula = "−Σ (1 − p)^γ ln p / tokens"
     value_unit = "nats per token"
-    higher_is_better = False
     reference = "Lin et al. (2017), arXiv:1708.02002"
 
     def __init__(self, gamma: float = 2.0, **kwargs):

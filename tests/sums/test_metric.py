@@ -248,5 +248,5 @@ def test_a_metric_that_forgets_its_base_is_named():
         def per_token(self, scores):
             return scores.nll
 
-    with pytest.raises(MetricOptionError, match=r"Forgetful\.__init__ leaves out super\(\)\.__init__\(\*\*kwargs\)"):
+    with pytest.raises(MetricOptionError, match=r"Forgetful\.__init__ doesn't call super\(\)\.__init__\(\*\*kwargs\)"):
         Forgetful()

@@ -40,9 +40,9 @@ class BinaryCrossEntropy(RatioMetric):
     """
 
     name = "binary_cross_entropy"
+    higher_is_better = False
     formula = "−Σ [y ln p + (1 − y) ln(1 − p)] / rows"
     value_unit = "nats per row"
-    higher_is_better = False
     reference = "Good (1952), Rational Decisions"
 
     def __init__(self, from_logits: bool = True, **kwargs: Any) -> None:

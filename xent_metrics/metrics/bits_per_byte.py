@@ -64,8 +64,8 @@ def _nll_if(has_length: Tensor, scores: TokenScores) -> Tensor:
 class _PerLength(RatioMetric):
     """Σ nll / Σ length over the rows with a length."""
 
-    higher_is_better = False
     length: ClassVar[str]
+    higher_is_better = False
     row_kinds = frozenset({"token", "document", "choice"})
 
     def sum_names(self) -> tuple[str | SharedSum, str | SharedSum]:

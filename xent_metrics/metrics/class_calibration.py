@@ -28,8 +28,8 @@ __all__ = ["ClasswiseCalibrationError", "FullCalibrationError"]
 class _Residuals(TokenMetric):
     """Σ_b |Σ residual| / tokens."""
 
-    higher_is_better = False
     requires = frozenset({"target"})
+    higher_is_better = False
 
     def __init__(self, num_bins: int = 15, **kwargs: Any) -> None:
         super().__init__(**kwargs)

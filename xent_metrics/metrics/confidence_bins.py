@@ -70,7 +70,6 @@ class ConfidenceBins(TokenMetric):
     """
 
     requires = frozenset({"nll", "confidence", "correct"})
-    higher_is_better = False
     summed: ClassVar[tuple[str, ...]] = ("tokens", "confidence", "correct")
 
     def __init__(self, num_bins: int = 15, binning: Binning = "width", **kwargs: Any) -> None:

@@ -76,7 +76,6 @@ class _TemperatureGrid(TokenMetric):
     """nll, and its first and second derivative by ln β, summed at each of a grid of temperatures."""
 
     requires = frozenset[str]()
-    higher_is_better: bool | None = False
 
     def __init__(self, lowest: float = 0.25, highest: float = 4.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -157,6 +156,7 @@ class CrossEntropyAtOptimalTemperature(_TemperatureGrid):
     """
 
     name = "cross_entropy_at_optimal_temperature"
+    higher_is_better = False
     formula = "min_T −Σ ln softmax(ln p / T)[target] / tokens"
     value_unit = "nats per token"
     reference = "Guo et al. (2017), arXiv:1706.04599"

@@ -38,7 +38,6 @@ class MetricDefinition(ABC):
         requires: the fields of `TokenScores` that the metric reads.
         row_kinds: the kinds of row that it is defined over.
         interval_scale: the scale on which its sampling error is symmetric: "log" for perplexities and their like.
-        higher_is_better: which direction is better, for arrows and verdicts; None (the default) if neither is.
         has_standard_error: False if the value has no slope in the sums, as for a quantile.
     """
 

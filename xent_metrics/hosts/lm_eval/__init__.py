@@ -15,6 +15,7 @@ sums, which rank 0 adds. The task side starts no collective of its own.
     command.py       `xent lm-eval`                   model_names.py      the models' names, for lm-eval
     python_docs.py   an offline corpus                models/             xent-hf and xent-torch
     rescore.py       `xent rescore`                   rescored_run.py     a rescored run's files
+    names_in_results.py  names in lm-eval's files
     engines/         xent-vllm, xent-sglang, xent-completions
 """
 
