@@ -127,13 +127,13 @@ def test_a_narrow_screen_holds_the_page(browser, page, token_runs, tmp_path):
 
 def test_a_reason_is_said_once_for_all_metrics(browser, token_runs, tmp_path):
     write_run(tmp_path, metric_list=[{"metric": "cross_entropy"}, {"metric": "bits_per_byte"}])
-    write_report([read_run(token_runs[0]), read_run(tmp_path)], tmp_path / "page.html")
+    write_report([read_run(run) for run in (*token_runs, tmp_path)], tmp_path / "page.html")
     opened(browser, tmp_path / "page.html")
     cells = [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "td.reason")]
     reasons = [reason.text for reason in browser.find_elements(By.CSS_SELECTOR, ".reasons li")]
     assert cells == ["not compared [1]", "not compared [1]", "not compared [2]"]
-    assert reasons[0].startswith("[1] the runs saw different documents: 0 in both")
-    assert reasons[1:] == ["[2] B doesn't have this metric"]
+    assert reasons[0].startswith("[1] the runs saw different documents: 0 in both, 10 only in A, 24 only in C.")
+    assert reasons[1:] == ["[2] C doesn't have this metric"]
 
 
 def test_tokens_can_be_read_by_keyboard(page, browser):

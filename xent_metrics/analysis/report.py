@@ -124,7 +124,7 @@ def _differences(
     """Each run's differences from the first, by task, metric and letter."""
     for run, letter in zip(runs[1:], letters[1:], strict=True):
         try:
-            rows = compare_runs(runs[0], run)
+            rows = compare_runs(runs[0], run, called=letter)
         except ComparisonError as error:
             notes.append(f"{letter} is not compared with A: {error}.")
             continue
