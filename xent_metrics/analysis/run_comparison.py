@@ -100,7 +100,7 @@ def _paired(a: TaskRun, b: TaskRun, name: str, shared_documents: bool, called: s
         raise ComparisonError(f"the task versions differ: {a.version} in A, {b.version} in {called}")
     keys = [[sample.key for sample in task.samples_of(name)] for task in (a, b)]
     if all(keys) and not shared_documents:
-        same_documents(*keys, called)
+        same_documents(keys[0], keys[1], called)
     states = [_states(task, name, run, shared_documents) for task, run in ((a, "A"), (b, called))]
     if repr(a.metrics[name]) != repr(b.metrics[name]):
         raise ComparisonError(f"the metric's options differ: {a.metrics[name]!r} in A, {b.metrics[name]!r} in {called}")
