@@ -14,15 +14,13 @@ from support.registered import buildable
 from xent_metrics import (
     CrossEntropy,
     Perplexity,
-    RatioMetric,
     TokenAccuracy,
     TokenMetric,
     TokenMetricCollection,
     get_metric,
     score_tokens,
 )
-from xent_metrics.errors import CapacityError, InvalidInputError, InvalidTargetError, MetricOptionError
-from xent_metrics.plugins import Plugins
+from xent_metrics.errors import CapacityError, InvalidInputError, InvalidTargetError
 
 
 @pytest.fixture(params=KINDS, ids=IDS)
@@ -221,32 +219,3 @@ def test_a_weight_below_0_is_an_error_and_left_out_by_nan_policy_omit(weight):
     with pytest.raises(InvalidTargetError, match=r"1 targets were neither .* or had a weight below 0"):
         metric.compute()
     assert metric.compute(nan_policy="omit") == rest.compute()
-
-
-def test_a_direction_is_said_or_there_is_none():
-    class Hits(RatioMetric):
-        name = "hits"
-
-        def per_token(self, scores):
-            return scores.correct.to(scores.nll.dtype)
-
-    assert Hits().higher_is_better is None
-    found = {name: metric.higher_is_better for name, metric in Plugins().metrics.items()}
-    undirected = {"optimal_temperature", "overconfidence", "prediction_entropy", "probability_change"}
-    assert {name for name, direction in found.items() if direction is None} == undirected
-    higher = {"mean_reciprocal_rank", "same_top_token", "token_accuracy", "top_k_accuracy"}
-    assert {name for name, direction in found.items() if direction} == higher
-
-
-def test_a_metric_that_forgets_its_base_is_named():
-    class Forgetful(RatioMetric):
-        name = "forgetful"
-
-        def __init__(self, gamma=2.0):
-            self.gamma = gamma
-
-        def per_token(self, scores):
-            return scores.nll
-
-    with pytest.raises(MetricOptionError, match=r"Forgetful\.__init__ doesn't call super\(\)\.__init__\(\*\*kwargs\)"):
-        Forgetful()

@@ -59,7 +59,8 @@ def compare_runs(
             f"the runs share no task: {a.path.parent} has {', '.join(a.tasks)}; {b.path.parent} has {', '.join(b.tasks)}"
         )
     pairs = [(a.tasks[name], b.tasks[name]) for name in shared]
-    return [row for pair in pairs for row in _compare_task(*pair, num_resamples, shared_documents, called)]
+    rows = [row for pair in pairs for row in _compare_task(*pair, num_resamples, shared_documents, called)]
+    return [_of_shared_documents(row) for row in rows] if shared_documents else rows
 
 
 def _compare_task(
@@ -73,10 +74,9 @@ def _compare_task(
                 raise ComparisonError(_why_no_metric(a, name))
             result = compare(metric, *_paired(a, b, name, shared_documents, called), num_resamples=num_resamples)
         except ComparisonError as error:
-            row = replace(row, reason=str(error))
+            yield replace(row, reason=str(error))
         else:
-            row = replace(row, result=result)
-        yield _of_shared_documents(row) if shared_documents else row
+            yield replace(row, result=result)
 
 
 def _of_shared_documents(row: RunComparison) -> RunComparison:

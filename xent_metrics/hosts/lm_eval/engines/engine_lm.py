@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from xent_metrics.errors import EngineError, InvalidInputError, MissingExtraError, MissingScoreError
 from xent_metrics.hosts.lm_eval.engines.logprobs import TokenLogprobs, token_scores
@@ -23,7 +24,6 @@ from xent_metrics.hosts.lm_eval.engines.token_texts import TokenTexts
 from xent_metrics.hosts.lm_eval.extra_scores import asked_for
 from xent_metrics.hosts.lm_eval.models.checks import check_stride
 from xent_metrics.hosts.lm_eval.models.logged_tokens import Results
-from xent_metrics.hosts.lm_eval.models.progress import progress_bar
 from xent_metrics.hosts.lm_eval.models.scoring_lm import ScoringLM
 from xent_metrics.hosts.lm_eval.models.tokenizers import bytes_table, tokenizer_label
 from xent_metrics.hosts.lm_eval.models.windows import Window
@@ -83,8 +83,12 @@ class EngineLM(ScoringLM):
         """Longest prompts first, as lm-eval sends them, and prompts that begin alike one after the other."""
         prompts = [(*window.inputs, window.targets[-1]) for window in windows]
         order = sorted(range(len(prompts)), key=lambda place: (-len(prompts[place]), prompts[place]))
-        hidden = disable_tqdm or self.rank != 0
-        with progress_bar(total=len(prompts), desc=f"Running {task} requests", hidden=hidden) as bar:
+        bar = tqdm(
+            total=len(prompts),
+            desc=f"Running {task} requests",
+            disable=True if disable_tqdm or self.rank != 0 else None,
+        )
+        with bar:
             for number, found in self.read([prompts[place] for place in order]):
                 place = order[number]
                 yield place, token_scores(found, len(windows[place].targets), self._num_bytes, engine=self.model_name)
