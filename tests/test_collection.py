@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from support.metric_kinds import TABLE
 from torchmetrics import MetricCollection
 
@@ -400,3 +401,14 @@ def test_extra_scores_of_one_name_and_two_meanings_take_two_passes(batch, passes
             metric = get_metric(name)
             metric.update(*batch)
             assert values[name] == metric.compute()
+
+
+def test_a_configuration_file_may_list_names_and_dicts():
+    """As LightningCLI reads it: by the annotation."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--metrics", type=TokenMetricCollection)
+    listed = ["perplexity", {"metric": "cross_entropy", "unit": "bits", "name": "bits"}]
+    for given in (listed, {"a": "perplexity", "b": listed[1]}, "perplexity"):
+        config = {"class_path": "xent_metrics.TokenMetricCollection", "init_args": {"metrics": given, "prefix": "val/"}}
+        made = parser.instantiate(parser.parse_object({"metrics": config})).metrics
+        assert repr(made) == repr(TokenMetricCollection(given, prefix="val/"))

@@ -102,7 +102,7 @@ def test_a_plugin_that_fails_to_import_is_set_aside_and_the_others_work():
         "xent-metrics plugin broken (broken-dist 0.3) is set aside: ImportError: No module named 'left_pad'"
     ]
     assert loaded.metric_class("one").name == "one"
-    message = r"unknown metric 'their_metric'.*Set aside: broken \(broken-dist 0\.3\): ImportError: No module named 'left_pad'"
+    message = r"unknown metric 'their_metric'\. Set aside: broken \(broken-dist 0\.3\): ImportError: No module named 'left_pad'"
     with pytest.raises(UnknownMetricError, match=message) as error:
         loaded.metric_class("their_metric")
     assert error.value.__cause__ is broken.module
@@ -224,7 +224,7 @@ def test_what_cannot_be_registered_sets_the_plugin_aside(module, message):
         ("BPB", "Did you mean 'bits_per_byte'"),
         ("cross_entropie", "Did you mean 'cross_entropy'"),
         ("ece", "Did you mean 'expected_calibration_error'"),
-        ("zzz", r"unknown metric 'zzz'\. Registered: .*cross_entropy.*\. Plugins loaded: built-in \(xent-metrics "),
+        ("zzz", r"unknown metric 'zzz'\. Plugins loaded: built-in \(xent-metrics .*\. Registered: .*cross_entropy"),
     ],
 )
 def test_an_unknown_metric_suggests_the_nearest_and_lists_what_loaded(name, message):

@@ -173,11 +173,11 @@ class Plugins:
         text = f"unknown metric {name!r}."
         if near:
             text += f" Did you mean {' or '.join(map(repr, dict.fromkeys(near)))}?"
-        text += f" Registered: {', '.join(sorted(self.metrics))}."
-        text += f" Plugins loaded: {', '.join(str(p) for p in self.plugins if p.error is None)}."
         broken = [p for p in self.plugins if p.error is not None]
         for plugin in broken:
             text += f" Set aside: {plugin}: {type(plugin.error).__name__}: {plugin.error}."
+        text += f" Plugins loaded: {', '.join(str(p) for p in self.plugins if p.error is None)}."
+        text += f" Registered: {', '.join(sorted(self.metrics))}."
         error = UnknownMetricError(text)
         error.__cause__ = broken[0].error if broken else None
         return error

@@ -13,12 +13,13 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 from support.lm_eval import ScoredBigramLM, config, evaluate, saved
-from support.logged_runs import HOSTILE, listed
+from support.logged_runs import HOSTILE, listed, write_run
 from typer.testing import CliRunner
 
 from xent_metrics import TokenScores
 from xent_metrics.analysis.logged import choices_in
 from xent_metrics.analysis.report import write_report
+from xent_metrics.analysis.run_comparison import compare_runs
 from xent_metrics.analysis.runs import Run, TaskRun, read_run
 from xent_metrics.analysis.samples import Sample
 from xent_metrics.cli.app import app
@@ -96,6 +97,43 @@ def test_values_differences_and_plots_are_shown(page, browser, token_runs):
         "Loss by token frequency",
         "cross_entropy by kind",
     }
+
+
+def test_p_values_are_those_of_xent_compare(browser, runs, tmp_path):
+    base, _ = runs  # of so many documents that the resamples are drawn
+    read = read_run(base / "a"), read_run(base / "b")
+    write_report(read, tmp_path / "page.html")
+    opened(browser, tmp_path / "page.html")
+    shown = [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, ".values td[data-column='p value']")]
+    assert shown == [f"{row.result.p_value:.3g}" for row in compare_runs(*read)]
+
+
+def test_a_narrow_screen_holds_the_page(browser, page, token_runs, tmp_path):
+    other = tmp_path / "other.html"
+    write_run(tmp_path / "run", metric_list=[{"metric": "cross_entropy"}, {"metric": "bits_per_byte"}])
+    write_report([read_run(token_runs[0]), read_run(tmp_path / "run")], other)
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    )
+    for each in (page, other):
+        opened(browser, each)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 400
+        for part in browser.find_elements(By.CSS_SELECTOR, ".values td, .plots svg, select, .reasons li"):
+            assert part.rect["x"] + part.rect["width"] <= 400
+        cell = browser.find_element(By.CSS_SELECTOR, ".values td[data-column='A']")
+        assert "A" in browser.execute_script("return getComputedStyle(arguments[0], '::before').content", cell)
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_reason_is_said_once_for_all_metrics(browser, token_runs, tmp_path):
+    write_run(tmp_path, metric_list=[{"metric": "cross_entropy"}, {"metric": "bits_per_byte"}])
+    write_report([read_run(run) for run in (*token_runs, tmp_path)], tmp_path / "page.html")
+    opened(browser, tmp_path / "page.html")
+    cells = [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "td.reason")]
+    reasons = [reason.text for reason in browser.find_elements(By.CSS_SELECTOR, ".reasons li")]
+    assert cells == ["not compared [1]", "not compared [1]", "not compared [2]"]
+    assert reasons[0].startswith("[1] the runs saw different documents: 0 in both, 10 only in A, 24 only in C.")
+    assert reasons[1:] == ["[2] C doesn't have this metric"]
 
 
 def test_tokens_can_be_read_by_keyboard(page, browser):

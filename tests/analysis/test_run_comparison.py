@@ -12,6 +12,7 @@ from xent_metrics.analysis import compare
 from xent_metrics.analysis.run_comparison import compare_runs
 from xent_metrics.analysis.runs import read_run
 from xent_metrics.errors import ComparisonError
+from xent_metrics.plugins import Plugins, use_plugins
 
 
 def test_two_runs_are_compared_on_the_same_documents_in_any_order(runs, damaged):
@@ -87,6 +88,40 @@ def test_shared_documents_are_compared_on_request(damaged, runs):
     assert "or compare only the documents that both have (--shared-documents)" in compare_runs(a, b)[0].reason
     rows = compare_runs(a, b, num_resamples=99, shared_documents=True)
     assert [(row.result.documents, row.result.difference) for row in rows] == [(len(TEXTS) - 1, 0.0)] * len(rows)
+    for row in rows:  # of the shared documents, both
+        assert row.value_a == row.value_b != a.tasks["t"].values[row.metric]
+
+
+def test_metrics_that_are_not_compared_have_no_value_on_shared_documents(runs, tmp_path):
+    base, _ = runs
+    write_run(tmp_path, texts=TEXTS[2:], metric_list=METRICS[:1])
+    rows = compare_runs(read_run(base / "a"), read_run(tmp_path), num_resamples=99, shared_documents=True)
+    assert {row.metric: (row.value_a is None, row.value_b is None) for row in rows} == {
+        "bits_per_byte": (False, False), "bits_per_token": (True, True), "expected_calibration_error": (True, True),
+    }  # fmt: skip
+
+
+def test_a_plugin_that_is_not_loaded_is_named(tmp_path):
+    for name, temperature in (("a", 1.0), ("b", 2.0)):
+        write_run(tmp_path / name, temperature, metric_list=[{"metric": "focal_cross_entropy"}, METRICS[0]])
+    with use_plugins(Plugins()):
+        a, b = read_run(tmp_path / "a"), read_run(tmp_path / "b")
+        rows = {row.metric: row for row in compare_runs(a, b, num_resamples=99)}
+    reason = rows["focal_cross_entropy"].reason
+    assert reason.startswith("no loaded plugin registers focal_cross_entropy; ")
+    assert a.problems == [f"task t: focal_cross_entropy is left out: {reason}"]
+    assert list(a.tasks["t"].metrics) == ["bits_per_byte"]
+    assert rows["bits_per_byte"].result is not None
+    assert not read_run(tmp_path / "a").problems
+
+    [results] = (tmp_path / "a").rglob("results_*.json")
+    recorded = [{"name": name, "distribution": f"{name}-dist", "version": "0.1"} for name in ("emd", "focal")]
+    results.write_text(json.dumps({**json.loads(results.read_text()), "xent_metrics": {"plugins": recorded}}))
+    with use_plugins(Plugins()):
+        [problem] = read_run(tmp_path / "a").problems
+    assert (
+        "the run used emd (emd-dist 0.1), focal (focal-dist 0.1), not loaded here: install it, or name it in" in problem
+    )
 
 
 def test_each_filter_is_paired_by_its_own_documents(damaged, runs):

@@ -14,7 +14,7 @@ from xent_metrics.errors import ComparisonError
 
 def cells(table, metric):
     """The first line of a metric's row."""
-    [row] = [line for line in table.splitlines() if line.startswith(f"│ {metric} ")]
+    row = next(line for line in table.splitlines() if line.startswith(f"│ {metric} "))
     return [cell.strip() for cell in row.strip("│").split("│")]
 
 
@@ -52,8 +52,11 @@ def test_it_prints_a_table_and_json(valued_runs):
     arguments = ["compare", base / "a", base / "b", "--num-resamples", "99"]
     assert "bits per byte" in xent(*arguments, width=220)
     [pair] = json.loads(xent(*arguments, "--json"))
-    first = next(row for row in pair["comparisons"] if row["metric"] == "bits_per_byte")
-    assert first["value_a"] == pytest.approx(found["a"]["bits_per_byte"], rel=1e-14)
+    rows = {row["metric"]: row for row in pair["comparisons"]}  # the names in the task, not the classes'
+    assert rows.keys() == {"bits_per_byte", "bits_per_token", "expected_calibration_error"}
+    for name, row in rows.items():
+        assert (row["value_a"], row["value_b"]) == (found["a"][name], found["b"][name])
+    first = rows["bits_per_byte"]
     assert first["better"] == "B"
     assert math.isfinite(first["documents_needed"])
     assert first["documents"] == len(TEXTS)
@@ -64,3 +67,16 @@ def test_shared_documents_are_compared_on_request(valued_runs, tmp_path):
     write_run(tmp_path, texts=TEXTS[1:])
     [compared] = json.loads(xent("compare", base / "b", tmp_path, "--shared-documents", "--json"))
     assert {row["documents"] for row in compared["comparisons"]} == {len(TEXTS) - 1}
+    table = xent("compare", base / "b", tmp_path, "--shared-documents")
+    for row in compared["comparisons"]:
+        assert row["value_b"] - row["value_a"] == pytest.approx(row["difference"])
+        assert cells(table, row["metric"].replace("_", " "))[1:3] == [f"{row['value_a']:.4g}", f"{row['value_b']:.4g}"]
+
+
+def test_a_reason_is_said_once_for_all_metrics(valued_runs, tmp_path):
+    base, _ = valued_runs
+    write_run(tmp_path, texts=TEXTS[1:])
+    table = xent("compare", base / "a", tmp_path)
+    assert table.count("the runs saw different documents") == 1
+    assert "\n[1] the runs saw different documents: 23 in both" in table
+    assert {cells(table, name)[-1] for name in ("bits per byte", "bits per token")} == {"not compared [1]"}

@@ -31,3 +31,20 @@ def test_it_prints_a_table_and_json(options, valued_runs):
         assert row["value"] == pytest.approx(found["a"][row["metric"]], rel=1e-12)
         assert row["low"] < row["value"] < row["high"]
     assert "bits per byte" in xent("intervals", base / "a", *options, width=100)
+
+
+def test_several_runs_are_told_apart_by_their_letters(runs):
+    assert "run" not in xent("intervals", runs[0]).split()
+    table = xent("intervals", *runs, width=60)
+    assert [line.split(": ")[0] for line in table.splitlines()[:2]] == ["A", "B"]
+    assert all(str(run) in table for run in runs)
+    letters = [line.split()[1] for line in table.splitlines() if line.startswith(("│ A ", "│ B "))]
+    assert letters == ["A"] * len(NAMES) + ["B"] * len(NAMES)
+
+
+def test_the_number_of_documents_that_a_value_rests_on_is_shown(runs):
+    table = xent("intervals", runs[0])
+    for row in json.loads(xent("intervals", runs[0], "--json")):
+        assert 2 < row["effective_documents"] < row["documents"]
+        assert f"{row['effective_documents']:.1f}" in table.split()
+    assert "Student's quantile for that number" in " ".join(table.split())

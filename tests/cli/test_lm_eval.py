@@ -122,6 +122,7 @@ def test_our_command_puts_metrics_on_existing_tasks(folder, model, tmp_path):
         assert found[task]["per_byte"] == pytest.approx(2 ** found[task]["bits_per_byte"], rel=1e-12)
         assert found[task]["bits_per_byte_stderr"] > 0
         assert found[task]["word_perplexity_stderr"] == "N/A"  # lm-eval's own still
+        assert not any("_stderr_stderr" in key for key in found[task])
     assert found["rolling_stock"]["byte_perplexity"] == found["rolling_stock"]["per_byte"]  # by lm-eval, and by us
     assert found["both"]["bits_per_byte"] == pytest.approx(found["rolling_stock"]["bits_per_byte"], rel=1e-15)
 

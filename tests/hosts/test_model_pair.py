@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from xent_metrics.cli.app import app
 from xent_metrics.errors import InvalidInputError
+from xent_metrics.hosts import model_pair
 from xent_metrics.hosts.model_pair import compare_models
 
 LENGTH = 32
@@ -141,3 +142,14 @@ def test_bad_input_is_refused_before_a_model_runs(pair, folders, tmp_path):
         compare_models(*pair, text, tokenizer=tokenizer, max_length=1)
     with pytest.raises(InvalidInputError, match="expected at least one text file"):
         compare_models(*pair, [], tokenizer=tokenizer)
+
+
+def test_paths_are_looked_at_before_a_model_is_loaded(folders, tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(model_pair, "_loaded_model", lambda *model: loaded.append(model))
+    base, text = folders / "base", folders / "text.txt"
+    with pytest.raises(InvalidInputError, match=r"nowhere: AutoConfig can't be loaded"):
+        compare_models(base, tmp_path / "nowhere", [text])
+    with pytest.raises(InvalidInputError, match=r"missing\.txt: expected a file of UTF-8 text"):
+        compare_models(base, folders / "other", [text, tmp_path / "missing.txt"])
+    assert not loaded

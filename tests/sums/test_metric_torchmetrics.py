@@ -12,9 +12,10 @@ import torchmetrics
 from support.metric_kinds import IDS, KINDS, TABLE, used
 from torchmetrics.wrappers import BootStrapper, MetricTracker
 
-from xent_metrics import BitsPerByte, CrossEntropy, ExpectedCalibrationError, Perplexity
+from xent_metrics import BitsPerByte, CrossEntropy, ExpectedCalibrationError, Perplexity, RatioMetric
 from xent_metrics.errors import MissingExtraError
 from xent_metrics.metrics import MaximumCalibrationError
+from xent_metrics.plugins import Plugins
 from xent_metrics.sums import exact_sum
 
 matplotlib.use("Agg")
@@ -182,3 +183,18 @@ def test_a_plot_without_matplotlib_names_the_extra(monkeypatch, batch):
     metric.update(*batch)
     with pytest.raises(MissingExtraError, match=r"pip install 'xent-metrics\[plots\]'"):
         metric.plot()
+
+
+def test_a_direction_is_said_or_there_is_none():
+    class Hits(RatioMetric):
+        name = "hits"
+
+        def per_token(self, scores):
+            return scores.correct.to(scores.nll.dtype)
+
+    assert Hits().higher_is_better is None
+    found = {name: metric.higher_is_better for name, metric in Plugins().metrics.items()}
+    undirected = {"optimal_temperature", "overconfidence", "prediction_entropy", "probability_change"}
+    assert {name for name, direction in found.items() if direction is None} == undirected
+    higher = {"mean_reciprocal_rank", "same_top_token", "token_accuracy", "top_k_accuracy"}
+    assert {name for name, direction in found.items() if direction} == higher

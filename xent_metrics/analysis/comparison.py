@@ -194,8 +194,13 @@ def _better(metric: TokenMetric, shift: _Shift) -> str | None:
     return "B" if (shift.low > 0) == metric.higher_is_better else "A"
 
 
-def same_documents(a: Sequence[str], b: Sequence[str]) -> None:
+def same_documents(a: Sequence[str], b: Sequence[str], called: str = "B") -> None:
     """Raise `ComparisonError` unless two runs saw the same documents, given by hash in any order.
+
+    Args:
+        a: the documents of run A.
+        b: those of run B.
+        called: what the message calls run B.
 
     >>> same_documents(["x", "y"], ["y", "z"])
     Traceback (most recent call last):
@@ -206,6 +211,6 @@ def same_documents(a: Sequence[str], b: Sequence[str]) -> None:
     if first != second or len(a) != len(b):
         raise ComparisonError(
             f"the runs saw different documents: {len(first & second)} in both, {len(first - second)} only in A, "
-            f"{len(second - first)} only in B. Evaluate both on the same task, version, split and --limit, or compare only "
-            "the documents that both have (--shared-documents)"
+            f"{len(second - first)} only in {called}. Evaluate both on the same task, version, split and --limit, or compare "
+            "only the documents that both have (--shared-documents)"
         )

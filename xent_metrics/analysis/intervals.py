@@ -34,13 +34,18 @@ __all__ = ["Interval", "bootstrap", "delta_interval", "half_width", "scipy_stats
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its standard error and confidence interval, in the metric's unit."""
+    """A value with its standard error and confidence interval, in the metric's unit.
+
+    `effective_documents` is Kish's effective number of documents, which Student's quantile is taken for: far fewer than
+    there are if a few of them dominate the value, and then the interval is many standard errors wide.
+    """
 
     value: float
     standard_error: float
     low: float
     high: float
     confidence_level: float = 0.95
+    effective_documents: float = math.nan
 
 
 def delta_interval(metric: TokenMetric, states: Tensor, *, confidence_level: float = 0.95) -> Interval:
@@ -77,10 +82,10 @@ def delta_interval(metric: TokenMetric, states: Tensor, *, confidence_level: flo
         return Interval(value, error, math.nan, math.nan, confidence_level)
     sums = exact_sum.to_float(states)
     centre = float(on_scale(metric, torch.tensor(value, dtype=torch.float64)))
-    half = half_width(leave_one_out(metric, sums), influence(metric, sums), confidence_level)
-    return Interval(
-        value, error, from_scale(metric, centre - half), from_scale(metric, centre + half), confidence_level
-    )
+    influences = influence(metric, sums)
+    half = half_width(leave_one_out(metric, sums), influences, confidence_level)
+    low, high = from_scale(metric, centre - half), from_scale(metric, centre + half)
+    return Interval(value, error, low, high, confidence_level, degrees_of_freedom(influences) + 1)
 
 
 def half_width(estimates: Tensor, influences: Tensor, confidence_level: float) -> float:
@@ -129,18 +134,19 @@ def bootstrap(
     sums = exact_sum.to_float(states)  # (D, rows)
     if len(states) < 2 or not bool(sums.isfinite().all()) or not math.isfinite(value):
         return Interval(value, math.nan, math.nan, math.nan, confidence_level)
+    degrees = degrees_of_freedom(influence(metric, sums))
     result = scipy_stats().bootstrap(
         (np.arange(len(sums)),),
         _statistic(metric, sums),
         n_resamples=num_resamples,
         batch=max(1, 2**22 // len(sums)),
         vectorized=True,
-        confidence_level=_expanded(confidence_level, degrees_of_freedom(influence(metric, sums))),
+        confidence_level=_expanded(confidence_level, degrees),
         method=method,
         rng=np.random.default_rng(seed),
     )
     low, high = (float(bound) for bound in result.confidence_interval)
-    return Interval(value, float(result.standard_error), low, high, confidence_level)
+    return Interval(value, float(result.standard_error), low, high, confidence_level, degrees + 1)
 
 
 def _statistic(metric: TokenMetric, sums: Tensor) -> Callable[[np.ndarray[Any, Any], int], np.ndarray[Any, Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ def write_report(
     template = _template()
     letters = [chr(ord("A") + i) for i in range(len(runs))]
     notes: list[str] = []
+    compared = dict(_differences(runs, letters, notes))
     page = template.render(
         title=title,
         version=__version__,
@@ -53,7 +54,8 @@ def write_report(
         runs=[_run(run, letter) for run, letter in zip(runs, letters, strict=True)],
         letters=letters,
         tasks=[_task(name, found, notes, domain) for name, found in _by_task(runs, letters).items()],
-        compared=dict(_differences(runs, letters, notes)),
+        compared=compared,
+        reasons=_reasons(compared),
         documents=pack_documents(runs, letters),
         notes=notes,
     )
@@ -122,12 +124,22 @@ def _differences(
     """Each run's differences from the first, by task, metric and letter."""
     for run, letter in zip(runs[1:], letters[1:], strict=True):
         try:
-            rows = compare_runs(runs[0], run, num_resamples=1999)
+            rows = compare_runs(runs[0], run, called=letter)
         except ComparisonError as error:
             notes.append(f"{letter} is not compared with A: {error}.")
             continue
         for row in rows:
             yield (row.task, row.metric, letter), _difference(row, letter)
+
+
+def _reasons(compared: Mapping[tuple[str, str, str], dict[str, Any]]) -> dict[str, list[str]]:
+    """Why metrics aren't compared, by task, each reason once."""
+    found: dict[str, list[str]] = {}
+    for (task, _, _), difference in compared.items():
+        reason = difference["reason"]
+        if reason and reason not in found.setdefault(task, []):
+            found[task].append(reason)
+    return {task: reasons for task, reasons in found.items() if reasons}
 
 
 def _difference(row: RunComparison, letter: str) -> dict[str, Any]:

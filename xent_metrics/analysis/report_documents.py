@@ -88,9 +88,8 @@ def _loss(sample: Sample) -> float:
     """The mean nll in nats per token; without tokens the logged sum of nats; otherwise nan."""
     if sample.tokens:
         return sample.tokens.mean_nll
-    for name in sample.raw:
-        sums = sample.sums(name.removesuffix("_stderr")) if name.endswith("_stderr") else None
-        if sums and (nats := next((v for n, v in sums.items() if n.startswith("nats") and isinstance(v, float)), None)):
+    for sums in sample.all_sums():
+        if nats := next((v for n, v in sums.items() if n.startswith("nats") and isinstance(v, float)), None):
             return nats
     return math.nan
 

@@ -60,13 +60,13 @@ def _reliability(runs: _Tasks) -> Iterator[Plot]:
                 continue
             bins = metric.bins(metric.unpack(exact_sum.to_float(exact_sum.merge(states))))
             title = "Reliability" if len(runs) == 1 else f"Reliability of {letter}"
-            yield _drawn(title, partial(_draw_reliability, bins=bins, title=title))
+            yield _drawn(title, partial(_draw_reliability, bins=bins, rows=task.rows_of(name), title=title))
             break
 
 
-def _draw_reliability(drawn: Any, bins: Any, title: str) -> None:
+def _draw_reliability(drawn: Any, bins: Any, rows: str, title: str) -> None:
     axes, share = plots.reliability_axes(drawn)
-    plots.draw_reliability(axes, share, bins)
+    plots.draw_reliability(axes, share, bins, rows)
     axes.set_title(axes.get_title(loc="left").replace("Reliability", title), loc="left")
 
 

@@ -24,19 +24,22 @@ __all__ = ["RunComparison", "compare_runs"]
 class RunComparison:
     """One metric of one task in two runs: its values, and either the comparison or the reason why there is none.
 
-    `value_b` is None if run B doesn't have the metric.
+    The values are those in the results, and `value_b` is None if run B doesn't have the metric. If only shared documents
+    are compared, the values are of these, and None for a metric that isn't compared.
     """
 
     task: str
     metric: str
     unit: str
-    value_a: float
+    value_a: float | None
     value_b: float | None
     result: Comparison | None
     reason: str | None = None
 
 
-def compare_runs(a: Run, b: Run, *, num_resamples: int = 9999, shared_documents: bool = False) -> list[RunComparison]:
+def compare_runs(
+    a: Run, b: Run, *, num_resamples: int = 9999, shared_documents: bool = False, called: str = "B"
+) -> list[RunComparison]:
     """Compare run B with run A, task by task and metric by metric.
 
     Args:
@@ -45,6 +48,7 @@ def compare_runs(a: Run, b: Run, *, num_resamples: int = 9999, shared_documents:
         num_resamples: the number of random swaps of each permutation test.
         shared_documents: compare only the documents that both runs have. By default, runs over different documents aren't
             compared.
+        called: what messages call run B.
 
     Raises:
         ComparisonError: the runs share no task.
@@ -55,47 +59,57 @@ def compare_runs(a: Run, b: Run, *, num_resamples: int = 9999, shared_documents:
             f"the runs share no task: {a.path.parent} has {', '.join(a.tasks)}; {b.path.parent} has {', '.join(b.tasks)}"
         )
     pairs = [(a.tasks[name], b.tasks[name]) for name in shared]
-    return [row for pair in pairs for row in _compare_task(*pair, num_resamples, shared_documents)]
+    rows = [row for pair in pairs for row in _compare_task(*pair, num_resamples, shared_documents, called)]
+    return [_of_shared_documents(row) for row in rows] if shared_documents else rows
 
 
-def _compare_task(a: TaskRun, b: TaskRun, num_resamples: int, shared_documents: bool) -> Iterator[RunComparison]:
+def _compare_task(
+    a: TaskRun, b: TaskRun, num_resamples: int, shared_documents: bool, called: str
+) -> Iterator[RunComparison]:
     for name, value in a.values.items():
         metric = a.metrics.get(name)
         row = RunComparison(a.name, name, metric.value_unit if metric else "", value, b.values.get(name), None)
         try:
             if metric is None:
-                raise ComparisonError(_why_no_metric(a))
-            result = compare(metric, *_paired(a, b, name, shared_documents), num_resamples=num_resamples)
+                raise ComparisonError(_why_no_metric(a, name))
+            result = compare(metric, *_paired(a, b, name, shared_documents, called), num_resamples=num_resamples)
         except ComparisonError as error:
             yield replace(row, reason=str(error))
         else:
             yield replace(row, result=result)
 
 
-def _why_no_metric(task: TaskRun) -> str:
+def _of_shared_documents(row: RunComparison) -> RunComparison:
+    values = (row.result.value_a, row.result.value_b) if row.result else (None, None)
+    return replace(row, value_a=values[0], value_b=values[1])
+
+
+def _why_no_metric(task: TaskRun, name: str) -> str:
+    if name in task.unusable:
+        return task.unusable[name]
     if not task.samples:
         return "the run has no samples of this task; evaluate with --log_samples"
     return "the metric is lm-eval's own and is not the mean of the logged samples"
 
 
-def _paired(a: TaskRun, b: TaskRun, name: str, shared_documents: bool) -> tuple[Tensor, Tensor]:
+def _paired(a: TaskRun, b: TaskRun, name: str, shared_documents: bool, called: str) -> tuple[Tensor, Tensor]:
     """Both runs' states of the same documents in the same order; raises if they can't be compared."""
     if name not in b.values:
-        raise ComparisonError("B doesn't have this metric")
+        raise ComparisonError(f"{called} doesn't have this metric")
     if a.version != b.version:
-        raise ComparisonError(f"the task versions differ: {a.version} in A, {b.version} in B")
+        raise ComparisonError(f"the task versions differ: {a.version} in A, {b.version} in {called}")
     keys = [[sample.key for sample in task.samples_of(name)] for task in (a, b)]
     if all(keys) and not shared_documents:
-        same_documents(*keys)
-    states = [_states(task, name, run, shared_documents) for task, run in ((a, "A"), (b, "B"))]
+        same_documents(keys[0], keys[1], called)
+    states = [_states(task, name, run, shared_documents) for task, run in ((a, "A"), (b, called))]
     if repr(a.metrics[name]) != repr(b.metrics[name]):
-        raise ComparisonError(f"the metric's options differ: {a.metrics[name]!r} in A, {b.metrics[name]!r} in B")
+        raise ComparisonError(f"the metric's options differ: {a.metrics[name]!r} in A, {b.metrics[name]!r} in {called}")
     places = [{key: place for place, key in enumerate(own)} for own in keys]
     common = [key for key in keys[0] if key in places[1]]
     first, second = (
         own[torch.tensor([at[key] for key in common], dtype=torch.long)] for own, at in zip(states, places, strict=True)
     )
-    _same_token_counts(a.metrics[name], first, second)
+    _same_token_counts(a.metrics[name], first, second, called)
     return first, second
 
 
@@ -107,15 +121,15 @@ def _states(task: TaskRun, name: str, run: str, even_some: bool) -> Tensor:
     return states
 
 
-def _same_token_counts(metric: TokenMetric, a: Tensor, b: Tensor) -> None:
+def _same_token_counts(metric: TokenMetric, a: Tensor, b: Tensor, called: str) -> None:
     """Refuse documents with different token counts: per-token values of different tokenizers aren't comparable."""
     counts = [_token_counts(metric, states) for states in (a, b)]
     differ = int((counts[0] != counts[1]).sum())
     if differ:
         raise ComparisonError(
-            f"{differ} of {len(a)} documents have a different number of tokens in B ({counts[0].sum():.0f} tokens in A and "
-            f"{counts[1].sum():.0f} in B in total): the tokenizers differ, and per-token values of different tokenizers "
-            "can't be compared. Use bits_per_byte"
+            f"{differ} of {len(a)} documents have a different number of tokens in {called} ({counts[0].sum():.0f} tokens in A "
+            f"and {counts[1].sum():.0f} in {called} in total): the tokenizers differ, and per-token values of different "
+            "tokenizers can't be compared. Use bits_per_byte"
         )
 
 

@@ -12,7 +12,7 @@ from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums.metric import TokenMetric
 from xent_metrics.sums.ratio import RatioMetric
 
-__all__ = ["LoggedMean", "configured_metrics", "lm_eval_metric"]
+__all__ = ["LoggedMean", "configured_metrics", "lm_eval_metric", "over_choices", "unregistered_metrics"]
 
 #: Keys of a metric_list entry that belong to the task, not to the metric.
 _TASK_KEYS = ("metric", "name", "over", "by", "gold", "doc_to_gold", "aggregation", "higher_is_better", "hf_evaluate")
@@ -42,6 +42,7 @@ class LoggedMean(RatioMetric):
 
     @property
     def higher_is_better(self) -> bool | None:  # type: ignore[override]  # torchmetrics lets no instance set it
+        """As lm-eval says."""
         return self._direction
 
     def sum_names(self) -> tuple[str, str]:
@@ -62,25 +63,48 @@ def lm_eval_metric(key: str, higher_is_better: Any) -> TokenMetric:
 def configured_metrics(config: Any, task: str, problems: list[str]) -> dict[str, TokenMetric]:
     """Our metrics of a task, rebuilt from its configuration; those that can't be are added to `problems`."""
     built: dict[str, TokenMetric] = {}
-    for entry in _our_entries(config):
+    of_questions = over_choices(config)
+    for entry in _entries_without_aggregation(config):
+        if entry["metric"] not in list_metrics():
+            continue
         options = {key: value for key, value in entry.items() if key not in _TASK_KEYS}
         try:
             metric = get_metric(entry["metric"], **options)
         except Exception as error:  # an option may name a file that exists only on the machine of the run
             problems.append(f"task {task}: {entry['metric']} can't be rebuilt from its configuration: {error}")
             continue
-        if config.get("output_type") == "multiple_choice" and _is_over_choices(entry):
+        name = _name(entry)
+        if name in of_questions:
             metric.value_unit = metric.value_unit.replace("token", "question")
-        built[str(entry.get("name", entry["metric"]))] = metric
+        built[name] = metric
     return built
 
 
-def _our_entries(config: Any) -> Iterator[Mapping[str, Any]]:
-    """The entries of `metric_list` that name a registered metric and leave the aggregation to it."""
+def over_choices(config: Any) -> set[str]:
+    """The names in the results of the metrics whose rows are questions: over the choices of a multiple-choice task."""
+    entries = list(_entries_without_aggregation(config))
+    return {
+        _name(entry) for entry in entries if config.get("output_type") == "multiple_choice" and _is_over_choices(entry)
+    }
+
+
+def unregistered_metrics(config: Any) -> dict[str, str]:
+    """The names of metrics that no loaded plugin registers, by their names in the results; some may be lm-eval's own."""
+    named = {_name(entry): entry["metric"] for entry in _entries_without_aggregation(config)}
+    return {name: metric for name, metric in named.items() if metric not in list_metrics()}
+
+
+def _entries_without_aggregation(config: Any) -> Iterator[Mapping[str, Any]]:
+    """The entries of `metric_list` that name a metric and leave the aggregation to it, as ours do."""
     entries = config.get("metric_list") if isinstance(config, dict) else None
     for entry in entries if isinstance(entries, list) else []:
-        if isinstance(entry, dict) and str(entry.get("metric")) in list_metrics() and "aggregation" not in entry:
+        if isinstance(entry, dict) and isinstance(entry.get("metric"), str) and "aggregation" not in entry:
             yield entry
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    """The name in the results."""
+    return str(entry.get("name", entry["metric"]))
 
 
 def _is_over_choices(entry: Mapping[str, Any]) -> bool:

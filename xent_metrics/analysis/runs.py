@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from xent_metrics.analysis.logged import parse_json
-from xent_metrics.analysis.run_metrics import configured_metrics, lm_eval_metric
+from xent_metrics.analysis.run_metrics import configured_metrics, lm_eval_metric, over_choices, unregistered_metrics
 from xent_metrics.analysis.samples import Sample, document_sums, read_samples
 from xent_metrics.errors import ComparisonError
+from xent_metrics.plugins import provenance
 from xent_metrics.sums import exact_sum
 from xent_metrics.sums.metric import TokenMetric
 
@@ -37,7 +38,8 @@ class TaskRun:
     `values`, `standard_errors` and `metrics` are keyed by the name in the results, followed by a comma and the filter if
     there is one: ``exact_match,strict-match``. `samples` are the documents of the first filter, `filtered` those of
     each filter by its name. `evaluated` is how many documents the results speak of; `damaged` says which lines of samples
-    can't be read, and `unusable`, by the keys of `metrics`, why the documents of a metric can't be used.
+    can't be read, and `unusable`, by the metrics' keys, why the documents of a metric can't be used. `over_choices` are the
+    metrics of which each row is a question.
     """
 
     name: str
@@ -50,6 +52,11 @@ class TaskRun:
     evaluated: int = 0
     damaged: list[str] = field(default_factory=list)
     unusable: dict[str, str] = field(default_factory=dict)
+    over_choices: set[str] = field(default_factory=set)
+
+    def rows_of(self, key: str) -> str:
+        """The plural noun for what a metric counts: questions if it is over their choices, otherwise tokens."""
+        return "questions" if key in self.over_choices else "tokens"
 
     def samples_of(self, key: str) -> list[Sample]:
         """The documents of the metric's own filter."""
@@ -157,10 +164,12 @@ def _task(name: str, config: Any, results: Mapping[str, Any], samples: Path, pro
     task = TaskRun(name, _part(results, "versions").get(name), {}, values, errors, by_filter.get(first, []), by_filter)
     task.evaluated, task.damaged = evaluated if isinstance(evaluated, int) else 0, damaged
     problems += damaged
+    task.over_choices = over_choices(config)
     task.metrics |= configured_metrics(config, name, problems)
     problems += _check_documents(task)
+    problems += _set_unregistered_aside(task, config, _part(results, "xent_metrics").get("plugins"))
     directions = _part(_part(results, "higher_is_better"), name)
-    for key in sorted(values.keys() - task.metrics.keys()):
+    for key in sorted(values.keys() - task.metrics.keys() - task.unusable.keys()):
         _add_if_reproduced(task, key, lm_eval_metric(key, directions.get(key.partition(",")[0])))
     return task
 
@@ -183,6 +192,25 @@ def _check_documents(task: TaskRun) -> list[str]:
         f"task {task.name}: {', '.join(key for key in keys if reasons.get(key) == reason)}: {reason}; its documents are not used"
         for reason in dict.fromkeys(filter(None, reasons.values()))
     ]
+
+
+def _set_unregistered_aside(task: TaskRun, config: Any, recorded: Any) -> list[str]:
+    """Set aside the metrics of plugins that aren't loaded: those that logged sums, under names that aren't registered."""
+    found = unregistered_metrics(config).items()
+    missing = {name: metric for name, metric in found if any(sample.sums(name) for sample in task.samples)}
+    for name, metric in missing.items():
+        task.unusable[name] = f"no loaded plugin registers {metric}; {_what_to_load(recorded)}"
+    return [f"task {task.name}: {name} is left out: {task.unusable[name]}" for name in missing]
+
+
+def _what_to_load(recorded: Any) -> str:
+    """What to do about a missing plugin; `recorded` are the run's plugins, as its results name them."""
+    loaded = {plugin["name"] for plugin in provenance()["plugins"]}
+    used = [plugin for plugin in recorded or [] if isinstance(plugin, dict) and plugin.get("name") not in loaded]
+    named = ", ".join(f"{each['name']} ({each.get('distribution')} {each.get('version')})" for each in used)
+    if not named:
+        return "install the plugin that has it"
+    return f"the run used {named}, not loaded here: install it, or name it in XENT_METRICS_PLUGINS"
 
 
 def _agree(value: float, reported: float) -> bool:

@@ -20,6 +20,8 @@ from xent_metrics.sums.ratio import RatioMetric
 
 __all__ = ["Sample", "document_sums", "read_samples"]
 
+#: What the name of a metric's sums ends with; the second one if `lm_eval.evaluate` was called by itself.
+_SUMS_SUFFIXES = ("_sums", "_stderr")
 _PLACEHOLDER_ID = -1  # the doc_id that a process without documents logs
 
 
@@ -40,8 +42,13 @@ class Sample:
 
     def sums(self, name: str) -> Mapping[str, Any] | None:
         """The named sums of our metric `name`, each a number or a list of numbers; None if they were not logged."""
-        found = self.raw.get(f"{name}_stderr")
-        return found if isinstance(found, dict) else None
+        logged = (self.raw.get(f"{name}{suffix}") for suffix in _SUMS_SUFFIXES)
+        return next((found for found in logged if isinstance(found, dict)), None)
+
+    def all_sums(self) -> Iterator[Mapping[str, Any]]:
+        """The logged sums of each metric."""
+        named = (key.removesuffix(suffix) for key in self.raw for suffix in _SUMS_SUFFIXES if key.endswith(suffix))
+        yield from (found for name in named if (found := self.sums(name)))
 
 
 def document_sums(sample: Sample, name: str, metric: TokenMetric) -> Mapping[str, Any] | None:

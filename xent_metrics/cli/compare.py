@@ -58,36 +58,34 @@ def _as_json(first: Run, other: Run, rows: list[RunComparison]) -> dict[str, Any
         "b": str(other.path),
         "problems": [*first.problems, *other.problems],
         "comparisons": [
-            {
+            (row.result.to_json() if row.result else {})
+            | {
                 "task": row.task,
-                "metric": row.metric,
+                "metric": row.metric,  # the name in the task; the result has the class'
                 "unit": row.unit,
                 "reason": row.reason,
                 "value_a": row.value_a,
                 "value_b": row.value_b,
             }
-            | (row.result.to_json() if row.result else {})
             for row in rows
         ],
     }
 
 
 def _print(first: Run, other: Run, rows: list[RunComparison]) -> None:
-    from xent_metrics.cli.tables import table_console
+    from xent_metrics.cli.tables import print_run, table_console
 
-    console = table_console()
     for letter, run in (("A", first), ("B", other)):
-        line = printable(f"{letter}: {run.model} ({run.path.parent})")
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        print_run(letter, run)
     for task in dict.fromkeys(row.task for row in rows):
         _print_task(task, [row for row in rows if row.task == task])
-    console.print(_LEGEND, highlight=False, style="dim")
+    table_console().print(_LEGEND, highlight=False, style="dim")
     for run in (first, other):
         print_problems(run)
 
 
 def _print_task(task: str, rows: list[RunComparison]) -> None:
-    from xent_metrics.cli.tables import Column, print_table
+    from xent_metrics.cli.tables import Column, print_table, table_console
 
     columns = [
         Column("metric", bold=True),
@@ -96,19 +94,23 @@ def _print_task(task: str, rows: list[RunComparison]) -> None:
         Column("B − A", justify="right"),
         Column("p", drop=1, justify="right"),
         Column("documents", drop=4, justify="right"),
-        Column("better", fold=True),
+        Column("better"),
     ]
-    print_table(columns, [_cells(row) for row in rows], title=task)
+    reasons = list(dict.fromkeys(row.reason for row in rows if row.reason))
+    print_table(columns, [_cells(row, reasons) for row in rows], title=task)
+    for number, reason in enumerate(reasons, 1):
+        table_console().print(printable(f"[{number}] {reason}"), highlight=False, markup=False)
 
 
-def _cells(row: RunComparison) -> list[str]:
+def _cells(row: RunComparison, reasons: list[str]) -> list[str]:
     from xent_metrics.cli.tables import metric_and_unit
 
     name = metric_and_unit(row.metric, row.unit)
-    values = [f"{row.value_a:.4g}", "" if row.value_b is None else f"{row.value_b:.4g}"]
+    values = ["" if value is None else f"{value:.4g}" for value in (row.value_a, row.value_b)]
     result = row.result
     if result is None:
-        return [name, *values, "", "", "", f"not compared: {row.reason}"]
+        assert row.reason is not None
+        return [name, *values, "", "", "", f"not compared [{reasons.index(row.reason) + 1}]"]
     difference = f"{result.shown(result.difference)}\n{result.shown(result.low)} … {result.shown(result.high)}"
     needed = f"{result.documents_needed:,.0f}" if math.isfinite(result.documents_needed) else "∞"
     return [name, *values, difference, f"{result.p_value:.3g}", f"{result.documents:,}\n{needed}", _verdict(result)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["intervals"]
 
+_LEGEND = (
+    "documents: their number; below, the number that the value effectively rests on, fewer if some are much longer than "
+    "others. On either side, the interval is about Student's quantile for that number times the standard error: many standard "
+    "errors if it is small."
+)
+
 
 def intervals(
     runs: Annotated[list[Path], typer.Argument(help="lm-eval output folders, written with --log_samples.")],
@@ -30,15 +37,15 @@ def intervals(
     from xent_metrics.analysis import intervals as methods
     from xent_metrics.analysis.runs import read_run
 
+    read = [read_run(path) for path in runs]
     method = partial(methods.bootstrap, num_resamples=num_resamples) if bootstrap else methods.delta_interval
-    found: list[dict[str, Any]] = []
-    for run in map(read_run, runs):
-        found += _measure(run, method)
+    found = [list(_measure(run, method)) for run in read]
+    for run in read:
         print_problems(run)
     if as_json:
-        print_json(found)
+        print_json([row for rows in found for row in rows])
     else:
-        _print(found)
+        _print(read, found)
 
 
 def _measure(run: Run, method: Any) -> Iterator[dict[str, Any]]:
@@ -50,10 +57,15 @@ def _measure(run: Run, method: Any) -> Iterator[dict[str, Any]]:
                 yield where | asdict(method(metric, states)) | {"documents": len(states)}
 
 
-def _print(found: list[dict[str, Any]]) -> None:
-    from xent_metrics.cli.tables import Column, metric_and_unit, print_table
+def _print(runs: list[Run], found: list[list[dict[str, Any]]]) -> None:
+    from xent_metrics.cli.tables import Column, metric_and_unit, print_run, print_table, table_console
 
+    several = len(runs) > 1
+    letters = [chr(ord("A") + place) for place in range(len(runs))]
+    for letter, run in zip(letters, runs, strict=True) if several else ():
+        print_run(letter, run)
     columns = [
+        *([Column("run")] if several else []),
         Column("task"),
         Column("metric", bold=True),
         Column("value", justify="right"),
@@ -61,15 +73,23 @@ def _print(found: list[dict[str, Any]]) -> None:
         Column("95 % interval", drop=1, justify="right"),
         Column("documents", drop=3, justify="right"),
     ]
-    rows = [
+    cells = [
         [
+            *([letter] if several else []),
             row["task"],
             metric_and_unit(row["metric"], row["unit"]),
             f"{row['value']:.5g}",
             f"{row['standard_error']:.2g}",
             f"{row['low']:.4g} … {row['high']:.4g}",
-            f"{row['documents']:,}",
+            _documents(row),
         ]
-        for row in found
+        for letter, rows in zip(letters, found, strict=True)
+        for row in rows
     ]
-    print_table(columns, rows)
+    print_table(columns, cells)
+    table_console().print(_LEGEND, highlight=False, style="dim")
+
+
+def _documents(row: dict[str, Any]) -> str:
+    effective = row["effective_documents"]
+    return f"{row['documents']:,}" + ("" if math.isnan(effective) else f"\n{effective:,.1f}")

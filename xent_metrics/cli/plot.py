@@ -39,10 +39,11 @@ def reliability(run: _RunFolder, output: _Output = Path("reliability.png"), task
     from xent_metrics.plots import draw_reliability, figure, reliability_axes
     from xent_metrics.sums import exact_sum
 
-    metric, states = _calibration(run, _read_task(run, task))
+    found = _read_task(run, task)
+    name, metric, states = _calibration(run, found)
     bins = metric.bins(metric.unpack(exact_sum.to_float(exact_sum.merge(states))))
     with figure(output) as drawn:
-        draw_reliability(*reliability_axes(drawn), bins)
+        draw_reliability(*reliability_axes(drawn), bins, found.rows_of(name))
     print(output)
 
 
@@ -67,8 +68,8 @@ def position(run: _RunFolder, output: _Output = Path("position.png"), task: _Tas
     print(output)
 
 
-def _calibration(run: Path, task: TaskRun) -> tuple[ExpectedCalibrationError, Tensor]:
-    """The task's first calibration error over bins of equal width, and its states per document."""
+def _calibration(run: Path, task: TaskRun) -> tuple[str, ExpectedCalibrationError, Tensor]:
+    """The name of the task's first calibration error over bins of equal width, it, and its states per document."""
     from xent_metrics.errors import ComparisonError
     from xent_metrics.metrics import ExpectedCalibrationError
 
@@ -76,7 +77,7 @@ def _calibration(run: Path, task: TaskRun) -> tuple[ExpectedCalibrationError, Te
         if isinstance(metric, ExpectedCalibrationError) and metric.binning == "width":
             states = task.states(name)
             if states is not None:
-                return metric, states
+                return name, metric, states
     raise ComparisonError(
         f"the samples of task {task.name} in {run} have no expected_calibration_error with bins of equal width; "
         "add it to metric_list and evaluate with --log_samples"

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-__all__ = ["Column", "metric_and_unit", "print_table", "table_console"]
+    from xent_metrics.analysis.runs import Run
+
+__all__ = ["Column", "metric_and_unit", "print_run", "print_table", "table_console"]
 
 _PIPE_WIDTH = 160  # characters: every column of every table
 _FOLDED_WIDTH = 20  # the least width of a column that may break within words
@@ -79,6 +81,12 @@ def metric_and_unit(metric: str, unit: str) -> str:
     'bits per byte\nbits per byte'
     """
     return f"{metric.replace('_', ' ')}\n{unit}".strip()
+
+
+def print_run(letter: str, run: Run) -> None:
+    """Print what a run's letter stands for."""
+    line = printable(f"{letter}: {run.model} ({run.path.parent})")
+    table_console().print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def table_console() -> Console:

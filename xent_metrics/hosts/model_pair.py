@@ -102,8 +102,11 @@ def compare_models(
         raise InvalidInputError("expected at least one text file; got none")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     encode = _loaded_tokenizer(base if tokenizer is None else tokenizer)
+    ids = [_ids(encode, Path(text)) for text in texts]
+    for model in (base, other):
+        _check_config(model)  # of both, before the first one is loaded
     models = [_loaded_model(model, device, dtype) for model in (base, other)]
-    windows = _windows(encode, texts, _window_length(models, encode, max_length))
+    windows = _windows(ids, encode.bos_token_id, _window_length(models, encode, max_length))
     with _progress_bar(windows, progress) as bar:
         return _measure(models, _batches(windows, batch_size), device, bar)
 
@@ -155,6 +158,11 @@ def _loaded_model(model: Any, device: torch.device, dtype: str | torch.dtype) ->
     return loaded.to(device).eval()
 
 
+def _check_config(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        _from_pretrained("AutoConfig", model)
+
+
 def _loaded_tokenizer(tokenizer: Any) -> Any:
     if isinstance(tokenizer, nn.Module):
         raise InvalidInputError("a model object has no tokenizer; pass tokenizer=…")
@@ -199,9 +207,9 @@ def _logits(model: nn.Module, ids: Tensor) -> Tensor:
 # Texts.
 
 
-def _windows(tokenizer: Any, texts: Sequence[str | Path], length: int) -> list[list[int]]:
-    """Cut all texts into windows; the first id of each, BOS if there is one, is read but not scored."""
-    return [window for text in texts for window in _cut(_ids(tokenizer, Path(text)), tokenizer.bos_token_id, length)]
+def _windows(texts: Sequence[Sequence[int]], bos: int | None, length: int) -> list[list[int]]:
+    """Cut all texts' ids into windows; the first id of each, BOS if there is one, is read but not scored."""
+    return [window for ids in texts for window in _cut(ids, bos, length)]
 
 
 def _cut(ids: Sequence[int], bos: int | None, length: int) -> Iterator[list[int]]:

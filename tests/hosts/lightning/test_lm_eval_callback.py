@@ -91,6 +91,8 @@ def test_values_are_those_of_the_module_and_training_is_not_disturbed(folder):
     assert values["lm_eval/texts/bits_per_byte"] == pytest.approx(by_hand(module, TEXTS), rel=1e-6)
     assert 0 < values["lm_eval/texts/bits_per_byte_stderr"] < 10
 
+    assert values == callback.evaluate(trainer, module)  # to the last bit: results.json has the same
+
     plain, _ = fit()
     assert plain.drawn == module.drawn
     assert torch.equal(plain.net[0].weight, module.net[0].weight)
@@ -105,6 +107,16 @@ def test_it_runs_every_nth_epoch_and_not_in_the_sanity_check(folder, monkeypatch
     )
     fit(LMEvalCallback(["texts"], include_path=[str(folder)], every_n_epochs=every_n_epochs), max_epochs=3)
     assert epochs == expected
+
+
+def test_a_development_run_evaluates_a_few_documents(folder):
+    callback = LMEvalCallback(
+        ["texts"], include_path=[str(folder)], every_n_epochs=5, options={"samples": {"texts": [2]}}
+    )
+    module, trainer = fit(callback, fast_dev_run=2)
+    assert trainer.callback_metrics["lm_eval/texts/bits_per_byte"] == pytest.approx(
+        by_hand(module, TEXTS[:2]), rel=1e-6
+    )
 
 
 def test_metrics_submodule_options_and_precision(folder):
@@ -126,8 +138,8 @@ def test_metrics_submodule_options_and_precision(folder):
 def test_lm_evals_own_tasks_are_known_too():
     manager = LMEvalCallback(["lambada_openai", "xent_python_docs"])._task_manager
     assert {"lambada_openai", "xent_python_docs"} <= set(manager.all_tasks)
-    with pytest.raises(KeyError, match="no_such_task"):
-        manager.load(["no_such_task"])
+    with pytest.raises(InvalidInputError, match=r"called 'lambada_opnai'\. Did you mean 'lambada_openai'"):
+        manager.load(["lambada_opnai"])
 
 
 @pytest.mark.parametrize(
@@ -135,12 +147,44 @@ def test_lm_evals_own_tasks_are_known_too():
     [
         ({"tasks": ["texts"], "metrics": [{"metric": "perplexities"}]}, UnknownMetricError, "perplexity"),
         ({"tasks": ["texts"], "submodule": "model"}, InvalidInputError, "submodule='model'"),
+        ({"tasks": ["texts"], "submodule": "net.1"}, InvalidInputError, "max_length="),
+        ({"tasks": ["texts"], "prefix_token_id": 257}, InvalidInputError, "prefix_token_id="),
+        ({"tasks": ["texts"], "options": {"limits": 2}}, MetricOptionError, "Did you mean 'limit'"),
+        ({"tasks": ["texts"], "options": {"task_manager": 2}}, MetricOptionError, "no 'task_manager'"),
         ({"tasks": "texts"}, MetricOptionError, "tasks is a list"),
         ({"tasks": ["texts"], "every_n_epochs": 0}, MetricOptionError, "every_n_epochs"),
     ],
 )
-def test_wrong_arguments_raise_before_training(arguments, error, message, folder):
-    trained = []
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_wrong_arguments_raise_before_the_first_step(command, arguments, error, message, folder, monkeypatch):
+    steps = []
+    monkeypatch.setattr(Bytes, "training_step", lambda *batch: steps.append("train"))
+    monkeypatch.setattr(Bytes, "validation_step", lambda *batch: steps.append("validate"))
+
+    def run():
+        callback = LMEvalCallback(**arguments, include_path=[str(folder)])
+        loaders = [data(), data()] if command == "fit" else [data()]
+        getattr(Trainer(accelerator="cpu", callbacks=callback, **QUIET, max_epochs=1), command)(Bytes(), *loaders)
+
     with pytest.raises(error, match=message):
-        trained.append(fit(LMEvalCallback(**arguments, include_path=[str(folder)])))
-    assert not trained
+        run()
+    assert not steps
+
+
+def test_another_id_may_begin_a_text(folder):
+    class PlainBytes:
+        def encode(self, text):
+            return list(text.encode())
+
+        def decode(self, ids):
+            return bytes(i for i in ids if i < BOS).decode(errors="replace")
+
+    def run(**options):
+        callback = LMEvalCallback(["texts"], include_path=[str(folder)], tokenizer=PlainBytes(), **options)
+        trainer = Trainer(accelerator="cpu", callbacks=callback, **QUIET)
+        trainer.validate(Bytes(), data(), verbose=False)
+        return trainer.callback_metrics["lm_eval/texts/bits_per_byte"]
+
+    with pytest.raises(InvalidInputError, match="pass prefix_token_id="):
+        run()
+    assert run(prefix_token_id=BOS) == pytest.approx(by_hand(Bytes(), TEXTS), rel=1e-6) != run(prefix_token_id=10)

@@ -1,5 +1,8 @@
 """XentTaskManager: where it finds tasks, and the metrics that it adds to them."""
 
+from pathlib import Path
+
+import lm_eval.tasks
 import pytest
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
@@ -54,6 +57,38 @@ def test_a_metric_of_ours_in_a_task_of_lm_evals_class_is_refused(write_task, tmp
         MetricOptionError, match=r"task stock: cross_entropy is a metric of xent-metrics.*class: !function"
     ):
         manager(tmp_path).load(["stock"])
+
+
+def test_a_metric_that_lm_eval_has_too_is_said_to_be_lm_evals(write_task, tmp_path, caplog):
+    write_task("stock", metrics="[{metric: bits_per_byte}]")
+    write_task("meant", metrics="[{metric: bits_per_byte, aggregation: bits_per_byte}]")
+    write_task("ours", OURS, "[{metric: bits_per_byte}]")
+    for added in ([], ["cross_entropy"]):
+        manager(tmp_path, *added).load(["stock", "meant", "ours"])
+    [warning] = [record.getMessage() for record in caplog.records if record.name.startswith("xent_metrics")]
+    assert warning == (
+        "task stock: bits_per_byte is lm-eval's own metric. For that of xent-metrics: Add "
+        "`class: !function xent_metrics.hosts.lm_eval.XentTask` to its YAML"
+    )
+
+
+def test_a_task_that_comes_with_lm_eval_means_lm_evals_metrics(caplog):
+    wikitext = Path(lm_eval.tasks.__file__).parent / "wikitext"  # alone: all of them take seconds to index
+    index = XentTaskManager(include_path=[wikitext], include_defaults=False)
+    assert index._is_lm_evals("wikitext")
+    assert not index._is_lm_evals("xent_wikitext")
+    config = {"metric_list": [{"metric": "bits_per_byte"}]}
+    assert index._configure("wikitext", config) == config
+    assert not caplog.records
+
+
+def test_a_misspelt_name_suggests_the_nearest(write_task, tmp_path):
+    write_task("texts")
+    index = manager(tmp_path)
+    assert index.match_tasks(["texts", "te*", "nothing*", str(tmp_path)]) == ["texts"]
+    for find in (index.load, index.match_tasks):
+        with pytest.raises(InvalidInputError, match=r"no task, group or tag is called 'text'\. Did you mean 'texts'\?"):
+            find(["text"])
 
 
 def test_tasks_that_cannot_take_metrics(write_task, tmp_path):

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from xent_metrics.errors import MetricOptionError, MissingExtraError
 from xent_metrics.hosts.lightning.upstream import logged_names
 
@@ -41,8 +43,8 @@ def log_all(module: Any, values: Mapping[str, Any], *, prog_bar: bool, logger: b
 
     Args:
         module: the LightningModule.
-        values: by the name to log them under.
-        prog_bar: show them in the progress bar.
+        values: by the name to log them under; numbers keep all of their bits.
+        prog_bar: show them in the progress bar, without the standard errors.
         logger: send them to the trainer's loggers.
 
     Raises:
@@ -53,15 +55,19 @@ def log_all(module: Any, values: Mapping[str, Any], *, prog_bar: bool, logger: b
             f"{', '.join(taken)}: logged by a callback and, under the same name, by {type(module).__name__} or another "
             "callback. Rename one of them; a callback's entry takes a `name`: {'metric': …, 'name': …}"
         )
-    module.log_dict(
-        values,
-        prog_bar=prog_bar,
-        logger=None if logger else False,  # True would warn if the trainer has no logger
-        on_step=False,
-        on_epoch=True,
-        add_dataloader_idx=False,
-        batch_size=1,
-        # With both, every rank logs, nothing is synced again, and Lightning doesn't advise to sync.
-        sync_dist=True,
-        rank_zero_only=True,
-    )
+    exact = {
+        name: torch.as_tensor(value, dtype=torch.float64) for name, value in values.items()
+    }  # not float32, as a number
+    for is_error in (False, True):
+        module.log_dict(
+            {name: value for name, value in exact.items() if ("_stderr" in name) == is_error},
+            prog_bar=prog_bar and not is_error,
+            logger=None if logger else False,  # True would warn if the trainer has no logger
+            on_step=False,
+            on_epoch=True,
+            add_dataloader_idx=False,
+            batch_size=1,
+            # With both, every rank logs, nothing is synced again, and Lightning doesn't advise to sync.
+            sync_dist=True,
+            rank_zero_only=True,
+        )

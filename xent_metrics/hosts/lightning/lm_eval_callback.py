@@ -6,8 +6,11 @@ every rank logs the same values.
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property, partial
 from importlib.util import find_spec
 from numbers import Real
@@ -23,8 +26,9 @@ __all__ = ["LMEvalCallback", "logged_values"]
 class LMEvalCallback(Callback):
     """Run lm-eval tasks after every n-th validation epoch, and log ``lm_eval/<task>/<metric>`` with ``…_stderr``.
 
-    Tasks are loaded before training starts. Evaluation leaves the module's training modes and all random generators as
-    they were.
+    Tasks are loaded, options are checked and the module is tried on two ids before training starts. Evaluation leaves the
+    module's training modes and all random generators as they were. With `Trainer(fast_dev_run=n)` the tasks run on their
+    first n documents, whatever `every_n_epochs` is.
 
     Args:
         tasks: names (ours, plugins', lm-eval's own, or from `include_path`) or task configurations.
@@ -33,18 +37,19 @@ class LMEvalCallback(Callback):
         tokenizer: as for `TorchLM`: "bytes", the path of a Hugging Face tokenizer, an object, or the import path of an object,
             ``package.module:name``.
         max_length: as for `TorchLM`.
+        prefix_token_id: as for `TorchLM`.
         batch_size: as for `TorchLM`.
         metrics: entries added to every task's `metric_list`: ``[{"metric": "bits_per_byte"}]``.
         include_path: additional folders of task YAMLs.
         options: further arguments of `lm_eval.simple_evaluate`: `limit`, `num_fewshot`, `apply_chat_template` …
         replicate: let every rank score all documents, for modules whose forward needs all ranks at once (FSDP, tensor
             parallel). By default (one process, DDP) the documents are distributed over the ranks.
-        prog_bar: show the values in the progress bar.
+        prog_bar: show the values in the progress bar, without their standard errors.
         logger: send the values to the trainer's loggers. Other callbacks can monitor them in any case.
 
     Raises:
         MissingExtraError: lm-eval is not installed.
-        MetricOptionError: `tasks` isn't a list, or `every_n_epochs` is less than 1.
+        MetricOptionError: `tasks` isn't a list, `every_n_epochs` is less than 1, or lm-eval has no such option.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class LMEvalCallback(Callback):
         submodule: str | None = None,
         tokenizer: Any = "bytes",
         max_length: int | None = None,
+        prefix_token_id: int | None = None,
         batch_size: int = 1,
         metrics: list[dict[str, Any]] | None = None,
         include_path: list[str] | None = None,
@@ -68,7 +74,7 @@ class LMEvalCallback(Callback):
         self.every_n_epochs = every_n_epochs
         self.submodule = submodule
         self.tokenizer = _tokenizer(tokenizer)
-        self.max_length = max_length
+        self.max_length, self.prefix_token_id = max_length, prefix_token_id
         self.batch_size = batch_size
         self.metrics = list(metrics or [])
         self.include_path = list(include_path or [])
@@ -88,13 +94,24 @@ class LMEvalCallback(Callback):
         return manager()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        if stage not in ("fit", "validate"):
-            return
-        _submodule(pl_module, self.submodule)
-        self._task_manager.load(self.tasks)
+        if stage in ("fit", "validate"):
+            _check_evaluate_options(self.options)
+            self._task_manager.load(self.tasks)
+
+    # In `setup` layers may not exist yet, or be on another device.
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        with self._as_model(trainer, pl_module):
+            pass
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.state.fn == "validate":
+            with self._as_model(trainer, pl_module):
+                pass
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        due = trainer.state.fn == "validate" or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        always = trainer.state.fn == "validate" or trainer.fast_dev_run
+        due = always or (trainer.current_epoch + 1) % self.every_n_epochs == 0
         if due and not trainer.sanity_checking:
             log_all(pl_module, self.evaluate(trainer, pl_module), prog_bar=self.prog_bar, logger=self.logger)
 
@@ -102,22 +119,34 @@ class LMEvalCallback(Callback):
         """Run the tasks now; every rank must call this. Returns the values that `on_validation_epoch_end` logs."""
         import lm_eval
 
+        with self._as_model(trainer, pl_module) as model:
+            options = self._evaluate_options(trainer)
+            results = lm_eval.simple_evaluate(model, tasks=self.tasks, task_manager=self._task_manager, **options)
+        values: dict[str, float] = trainer.strategy.broadcast(logged_values(results), src=0)
+        return values
+
+    @contextmanager
+    def _as_model(self, trainer: Any, pl_module: Any) -> Iterator[Any]:
+        """The module as a model of lm-eval, which is tried on two ids; raises `InvalidInputError` if it can't be one."""
         from xent_metrics.hosts.lightning.module_lm import ModuleLM, as_it_was
 
         with as_it_was(pl_module):
-            model = ModuleLM(
+            yield ModuleLM(
                 _submodule(pl_module, self.submodule),
                 context=trainer.precision_plugin.forward_context,
                 alone=self.replicate,
                 tokenizer=self.tokenizer,
                 max_length=self.max_length,
+                prefix_token_id=self.prefix_token_id,
                 batch_size=self.batch_size,
                 device=pl_module.device,
             )
-            options = {"log_samples": False, **self.options}
-            results = lm_eval.simple_evaluate(model, tasks=self.tasks, task_manager=self._task_manager, **options)
-        values: dict[str, float] = trainer.strategy.broadcast(logged_values(results), src=0)
-        return values
+
+    def _evaluate_options(self, trainer: Any) -> dict[str, Any]:
+        options = {"log_samples": False, **self.options}
+        if trainer.fast_dev_run:
+            options |= {"limit": int(trainer.fast_dev_run), "samples": None}  # lm-eval takes one of them
+        return options
 
 
 def _check_options(tasks: Any, every_n_epochs: int) -> None:
@@ -127,6 +156,18 @@ def _check_options(tasks: Any, every_n_epochs: int) -> None:
         raise MetricOptionError(f"tasks is a list of names or configurations; got {tasks!r}")
     if every_n_epochs < 1:
         raise MetricOptionError(f"every_n_epochs is at least 1; got {every_n_epochs!r}")
+
+
+def _check_evaluate_options(options: Mapping[str, Any]) -> None:
+    import lm_eval
+
+    known = inspect.signature(lm_eval.simple_evaluate).parameters.keys() - {"model", "tasks", "task_manager"}
+    for name in sorted(options.keys() - known):
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise MetricOptionError(
+            f"options has no {name!r}.{hint} It takes the arguments of lm_eval.simple_evaluate: {', '.join(sorted(known))}"
+        )
 
 
 def _tokenizer(given: Any) -> Any:

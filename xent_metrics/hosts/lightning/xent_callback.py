@@ -37,7 +37,7 @@ class XentCallback(Callback):
         standard_errors: log standard errors over sequences, the first dimension of logits and targets.
         nan_policy: "omit" skips nan rows and invalid targets, as in `TokenMetric.compute`.
         mask_duplicates: give weight 0 to samples that a DistributedSampler repeats to give every rank equally many.
-        prog_bar: show the values in the progress bar.
+        prog_bar: show the values in the progress bar, without their standard errors.
         logger: send the values to the trainer's loggers. Other callbacks can monitor them in any case.
 
     To resume a training epoch from a checkpoint, use a loader that continues where it stopped (one with `state_dict` and

@@ -9,6 +9,7 @@ sums, which rank 0 adds. The task side starts no collective of its own.
     metric_list.py   a task's metrics, checked        document_scores.py  from a model's results to scores
     metric_entry.py  one of them, checked             requested_text.py   the text that a result belongs to
     task_manager.py  metrics on existing tasks        requirements.py     scores that each kind of model gives
+    names_in_results.py  names in lm-eval's files
     empty_ranks.py   ranks without documents          extra_scores.py     scores that metrics ask a model for
     gold_answers.py  what generations should be       groups.py           exact values of groups
     metric_groups.py a metric by groups               upstream.py         lm-eval's private names

@@ -61,7 +61,7 @@ def _sample(task: RescoredTask, raw: Mapping[str, Any], values: Sequence[Documen
     """A document as lm-eval logs it, with the new metrics in place of those of the run."""
     new: dict[str, Any] = {}
     for entry, value in zip(task.entries, values, strict=True):
-        new |= {entry.name: float(value), f"{entry.name}_stderr": dict(DocumentSums.of(entry.metric, value.sums))}
+        new |= {entry.name: float(value), f"{entry.name}_sums": dict(DocumentSums.of(entry.metric, value.sums))}
     old = raw.get("metrics")
     kept = {key: value for key, value in raw.items() if not (isinstance(old, list) and key in old)}
     return kept | {"filter": "none", "metrics": [*new]} | new

@@ -29,6 +29,7 @@ from xent_metrics.hosts.lm_eval.loaded_models import require_of_loaded_models
 from xent_metrics.hosts.lm_eval.metric_entry import GENERATED, GENERATIVE, Entry
 from xent_metrics.hosts.lm_eval.metric_groups import By, DocumentGroups, MetricGroups
 from xent_metrics.hosts.lm_eval.metric_list import ADDED, ONLY, read_metric_list
+from xent_metrics.hosts.lm_eval.names_in_results import tidy_names
 from xent_metrics.hosts.lm_eval.requested_text import attach_text, requested_text
 from xent_metrics.hosts.lm_eval.upstream import aggregate_groups, record_provenance
 from xent_metrics.plugins import provenance
@@ -38,7 +39,7 @@ __all__ = ["XentTask"]
 
 _MOST_GROUPS = 256
 
-record_provenance("xent_metrics", provenance)
+record_provenance("xent_metrics", provenance, tidy_names)
 aggregate_groups(with_exact_values)  # a group has no class of ours: whichever command builds it, it holds tasks of ours
 
 

@@ -8,11 +8,14 @@ lm_eval.simple_evaluate("xent-hf", tasks=["wikitext"], task_manager=manager, …
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import lm_eval.tasks
 from lm_eval.api.group import Group
 from lm_eval.config.group import AggMetricConfig
 from lm_eval.tasks import TaskManager
@@ -25,6 +28,10 @@ from xent_metrics.plugins import list_metrics
 from xent_metrics.task_folders import task_folders
 
 __all__ = ["XentTaskManager"]
+
+log = logging.getLogger(__name__)
+
+_ADD_CLASS = "Add `class: !function xent_metrics.hosts.lm_eval.XentTask` to its YAML"
 
 
 class XentTaskManager(TaskManager):  # type: ignore[misc]  # lm-eval is untyped
@@ -56,8 +63,24 @@ class XentTaskManager(TaskManager):  # type: ignore[misc]  # lm-eval is untyped
         self._added, self._only = list(entries), only
         configure_tasks(self, self._configure)
 
+    def match_tasks(self, task_list: list[str]) -> list[str]:
+        """Match names and patterns as lm-eval does; a name that is neither a task's nor a folder's raises."""
+        self._check_names(name for name in task_list if not set(name) & set("*?["))
+        return list(super().match_tasks(task_list))
+
+    def _check_names(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self.all_tasks and not Path(name).exists():
+                near = " or ".join(map(repr, get_close_matches(name, self.all_tasks)))
+                raise InvalidInputError(
+                    f"no task, group or tag is called {name!r}.{f' Did you mean {near}?' if near else ''} `xent tasks` lists "
+                    "those of xent-metrics, `xent lm-eval ls tasks` all; --include_path adds a folder of your own"
+                )
+
     def load(self, task_list: Any) -> Any:
         """Load tasks as lm-eval does, and make sure that each of them has the added metrics."""
+        given = task_list if isinstance(task_list, list | tuple) else [task_list]
+        self._check_names(name for name in given if isinstance(name, str))
         loaded = super().load(task_list)
         for name, task in loaded["tasks"].items():
             if (self._added or self._only) and not isinstance(task, XentTask):
@@ -85,8 +108,14 @@ class XentTaskManager(TaskManager):  # type: ignore[misc]  # lm-eval is untyped
     def _configure(self, task: str, config: dict[str, Any]) -> dict[str, Any]:
         if self._added or self._only:
             return _with_metrics(task, config, deepcopy(self._added)) | {ONLY: self._only}
-        _check_metrics_are_lm_evals(task, config)
+        _check_metrics_are_lm_evals(task, config, is_lm_evals=self._is_lm_evals(task))
         return config
+
+    def _is_lm_evals(self, task: str) -> bool:
+        """True for a task that comes with lm-eval."""
+        entry = self.task_index.get(task)
+        path = None if entry is None else entry.yaml_path
+        return path is not None and Path(lm_eval.tasks.__file__).parent in path.parents
 
 
 def _with_metrics(task: str, config: dict[str, Any], added: list[dict[str, Any]]) -> dict[str, Any]:
@@ -103,18 +132,24 @@ def _with_metrics(task: str, config: dict[str, Any], added: list[dict[str, Any]]
     return config | {"metric_list": [*own, *added]}
 
 
-def _check_metrics_are_lm_evals(task: str, config: dict[str, Any]) -> None:
-    """Raise if a task of lm-eval's own class lists a metric that only xent-metrics has."""
+def _check_metrics_are_lm_evals(task: str, config: dict[str, Any], *, is_lm_evals: bool) -> None:
+    """Raise if a task of lm-eval's own class lists a metric that only xent-metrics has; warn of one that both have.
+
+    A task that comes with lm-eval means lm-eval's metric.
+    """
     listed = config.get("metric_list") if "class" not in config else None
     for entry in listed if isinstance(listed, list) else []:
         if not isinstance(entry, dict) or "aggregation" in entry:
             continue
         name = entry.get("metric")
-        if isinstance(name, str) and name in list_metrics() and name not in METRICS:
+        if not isinstance(name, str) or name not in list_metrics():
+            continue
+        if name not in METRICS:
             raise MetricOptionError(
-                f"task {task}: {name} is a metric of xent-metrics, but the task is built by lm-eval's own class. Add "
-                "`class: !function xent_metrics.hosts.lm_eval.XentTask` to its YAML"
+                f"task {task}: {name} is a metric of xent-metrics, but the task is built by lm-eval's own class. {_ADD_CLASS}"
             )
+        if not is_lm_evals:
+            log.warning("task %s: %s is lm-eval's own metric. For that of xent-metrics: %s", task, name, _ADD_CLASS)
 
 
 def _name(entry: dict[str, Any]) -> Any:

@@ -213,8 +213,12 @@ def aggregate_groups(exact: Callable[[Group, dict[str, Any], Mapping[str, Any]],
     Group.aggregate = aggregate
 
 
-def record_provenance(name: str, provenance: Callable[[], Mapping[str, Any]]) -> None:
-    """Let every results.json say `provenance` under `name`, beside lm-eval's own version, under any command.
+def record_provenance(
+    name: str,
+    provenance: Callable[[], Mapping[str, Any]],
+    tidy: Callable[[dict[str, Any]], None] = lambda results: None,
+) -> None:
+    """Let every results.json say `provenance` under `name`, beside lm-eval's own version, and `tidy` it, under any command.
 
     `lm_eval.evaluator.add_env_info`, read in lm-eval 0.4.13 (lm_eval/evaluator.py), which adds the versions to the results,
     is wrapped, once in a process. If it moves, wrap whatever does.
@@ -227,6 +231,7 @@ def record_provenance(name: str, provenance: Callable[[], Mapping[str, Any]]) ->
     def add_env_info(storage: dict[str, Any]) -> None:
         lm_evals(storage)
         storage[name] = dict(provenance())
+        tidy(storage)
 
     lm_eval.evaluator.add_env_info = add_env_info
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from support.hf_model import (
 
 from xent_metrics.errors import InvalidInputError
 from xent_metrics.hosts.lm_eval import TorchLM, XentHFLM
-from xent_metrics.hosts.lm_eval.models import hf_lm, runner, scoring_lm
+from xent_metrics.hosts.lm_eval.models import hf_lm, progress
 from xent_metrics.hosts.lm_eval.models.results import ScoredRolling
 
 PAIRS = multiple_choice()
@@ -257,13 +258,8 @@ def test_ids_without_a_context_are_refused(lm, monkeypatch):
 
 def test_one_bar_shows_tokens_per_second(lm, monkeypatch):
     out = io.StringIO()
-    out.isatty = lambda: True
-    shown = runner.tqdm
-
-    def bar(*args, **kwargs):
-        return shown(*args, **kwargs, file=out, mininterval=0)
-
-    monkeypatch.setattr(scoring_lm, "tqdm", bar)
+    monkeypatch.setattr(progress, "tqdm", partial(progress.tqdm, file=out))
+    monkeypatch.setattr(progress, "_SECONDS", 0)
     lm.loglikelihood(requests("loglikelihood", PAIRS))
     assert "tok/s" in out.getvalue()
     assert "100%" in out.getvalue()
@@ -271,14 +267,7 @@ def test_one_bar_shows_tokens_per_second(lm, monkeypatch):
     assert out.getvalue().count("\n") == 1
 
 
-def test_there_is_no_bar_without_a_terminal(lm, capsys):
-    lm.loglikelihood(requests("loglikelihood", PAIRS))
-    lm.loglikelihood_rolling(requests("loglikelihood_rolling", [(TEXT,)]))
-    assert capsys.readouterr().err == ""
-
-
-def test_quiet_when_not_a_terminal(capsys):
-    lm = TorchLM(ByteNet())
-    lm.loglikelihood(pairs(("a", "b")))
-    lm.loglikelihood_rolling(rolling_requests("abc"))
+def test_there_is_no_bar_if_none_is_wanted(lm, capsys):
+    lm.loglikelihood(requests("loglikelihood", PAIRS), disable_tqdm=True)
+    lm.loglikelihood_rolling(requests("loglikelihood_rolling", [(TEXT,)]), disable_tqdm=True)
     assert capsys.readouterr().err == ""

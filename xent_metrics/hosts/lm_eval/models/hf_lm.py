@@ -109,7 +109,7 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
         check_stride(stride, self.max_length)
         self.stride, self.invariant = stride, yes_or_no("invariant", invariant)
         forward, ids = self._forward(), text_ids(self.tokenizer, self._num_ids)
-        verify(forward, ids, self.max_length)
+        verify(forward, ids, self.max_length, quiet=self.rank != 0)
         fixed = FixedShapes(forward, ids, self.max_length) if self.invariant else None
         self._run_with(forward, results, fixed=fixed)
 

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook, TemplateLM
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from xent_metrics.errors import InvalidInputError
 from xent_metrics.hosts.lm_eval.extra_scores import asked_for, asks_for_scores
@@ -25,6 +24,7 @@ from xent_metrics.hosts.lm_eval.models.checks import check_ids
 from xent_metrics.hosts.lm_eval.models.forward import Forward
 from xent_metrics.hosts.lm_eval.models.invariant import FixedShapes
 from xent_metrics.hosts.lm_eval.models.logged_tokens import Results
+from xent_metrics.hosts.lm_eval.models.progress import progress_bar
 from xent_metrics.hosts.lm_eval.models.results import ScoredLoglikelihood, ScoredText
 from xent_metrics.hosts.lm_eval.models.runner import Runner
 from xent_metrics.hosts.lm_eval.models.tokenizers import tokenizer_label
@@ -237,8 +237,8 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
             return iter(())
         check_ids(windows, self._num_ids, tokenizer=self.tokenizer)
         bar = partial(
-            tqdm, desc=f"Running {task} requests", unit="tok", unit_scale=True,
-            disable=True if disable_tqdm or self.rank != 0 else None,  # None: shown only in a terminal
+            progress_bar, desc=f"Running {task} requests", unit="tok", unit_scale=True,
+            hidden=disable_tqdm or self.rank != 0,
         )  # fmt: skip
         longest = max(len(window.inputs) for window in windows)
         tokens = self._batch_tokens(longest, override_bs)

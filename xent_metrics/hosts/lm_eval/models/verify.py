@@ -27,6 +27,7 @@ from xent_metrics.errors import InvalidInputError, PluginError
 from xent_metrics.hosts.lm_eval.models.forward import Forward
 from xent_metrics.hosts.lm_eval.models.hf_forward import HFForward
 from xent_metrics.hosts.lm_eval.models.packing import PrefixGroup, Row, after, alone
+from xent_metrics.hosts.lm_eval.models.progress import progress_bar
 from xent_metrics.hosts.lm_eval.models.windows import Window, continuation_window
 from xent_metrics.scoring.score import score_tokens
 
@@ -67,8 +68,8 @@ def distance(found: Tensor, expected: Tensor) -> float:
     return float((found.to("cpu").double() - wanted).norm() / wanted.norm())
 
 
-def verify(forward: HFForward, ids: Sequence[int], max_length: int) -> None:
-    """Switch on the shortcuts that agree on windows made up of `ids`.
+def verify(forward: HFForward, ids: Sequence[int], max_length: int, *, quiet: bool = False) -> None:
+    """Switch on the shortcuts that agree on windows made up of `ids`; a bar shows the progress unless `quiet`.
 
     Raises:
         InvalidInputError: the model isn't causal.
@@ -76,13 +77,14 @@ def verify(forward: HFForward, ids: Sequence[int], max_length: int) -> None:
     sliding = forward.window + 16 if forward.window and forward.window <= _WINDOW else 0
     length = _before_switch(forward, min(max_length, max(_LENGTH, sliding)))
     windows = _windows(ids, length)
-    _check_causal(forward, windows[0])
-    bound = _NLL_TOLERANCE.get(forward.dtype, 2e-3)
-    off = "its losses are {} off the model's own"
-    _try(forward, "hidden", _Check(off, lambda: _hidden_error(forward, windows), bound))
-    if length >= _LENGTH:  # shorter windows share too little
-        _verify_sharing(forward, windows, length)
-    _verify_context(forward, ids, max_length)
+    steps: list[Callable[[], None]] = [
+        lambda: _check_causal(forward, windows[0]),
+        lambda: _verify_hidden(forward, windows),
+        lambda: _verify_sharing(forward, windows, length),
+        lambda: _verify_context(forward, ids, max_length),
+    ]
+    for step in progress_bar(steps, desc=f"xent-hf: checking {forward.name}", unit="check", hidden=quiet):
+        step()
     states = ", ".join(
         f"{label} {'on' if getattr(forward, name) else 'off'}"
         for name, (label, _) in _SHORTCUTS.items()
@@ -91,7 +93,15 @@ def verify(forward: HFForward, ids: Sequence[int], max_length: int) -> None:
     log.info("xent-hf runs %s with %s", forward.name, states)
 
 
+def _verify_hidden(forward: HFForward, windows: Sequence[Window]) -> None:
+    bound = _NLL_TOLERANCE.get(forward.dtype, 2e-3)
+    off = "its losses are {} off the model's own"
+    _try(forward, "hidden", _Check(off, lambda: _hidden_error(forward, windows), bound))
+
+
 def _verify_sharing(forward: HFForward, windows: Sequence[Window], length: int) -> None:
+    if length < _LENGTH:  # such windows share too little
+        return
     expected = {place: forward.states([alone(place, window)]) for place, window in enumerate(windows)}
     forward.rounding = _rounding(forward, windows, expected)
     log.info(
