@@ -12,13 +12,11 @@ from types import ModuleType
 
 import pytest
 import yaml
+from support.documentation import PAGES, ROOT
 
 from xent_metrics import RatioMetric, list_metrics
 from xent_metrics.hosts.lm_eval.metric_list import read_metric_list
 from xent_metrics.testing import check_metric
-
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def fenced(language: str) -> list[tuple[Path, str]]:
@@ -27,7 +25,7 @@ def fenced(language: str) -> list[tuple[Path, str]]:
     return [(page, block) for page in PAGES for block in pattern.findall(page.read_text())]
 
 
-#: Blocks of ```python run, each by itself; ```py marks those that need a reader's own model or data.
+#: Blocks of ```python run, each by itself; test_docs_blocks.py has those of ```py, which need a reader's own model or data.
 PYTHON = fenced("python")
 #: Tasks of lm-eval.
 TASKS = [(page, block) for page, block in fenced("yaml") if "metric_list:" in block]

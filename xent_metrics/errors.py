@@ -35,11 +35,13 @@ class XentMetricsError(Exception):
 
     Cure: read the message. ``except XentMetricsError`` catches all errors of the package and of its plugins.
 
-    >>> class NoKernelError(XentMetricsError):
-    ...     '''A plugin's own error.'''
-    >>> raise NoKernelError("there is no kernel for this device")
-    Traceback (most recent call last):
-    xent_metrics.errors.NoKernelError: there is no kernel for this device [E000]
+    >>> from xent_metrics import get_metric
+    >>> from xent_metrics.errors import XentMetricsError
+    >>> try:
+    ...     get_metric("perplexty")
+    ... except XentMetricsError as error:
+    ...     print(type(error).__name__, error.code)
+    UnknownMetricError E007
     """
 
     code: ClassVar[str] = "E000"
@@ -305,7 +307,7 @@ class MissingExtraError(XentMetricsError, ImportError):
     >>> with mock.patch.dict(sys.modules, matplotlib=None), figure("curve.svg"):    # as without matplotlib
     ...     pass
     Traceback (most recent call last):
-    xent_metrics.errors.MissingExtraError: plots need matplotlib: pip install 'xent-metrics[plots]' [E013]
+    xent_metrics.errors.MissingExtraError: plots need matplotlib: ... [E013]
     """
 
     code = "E013"

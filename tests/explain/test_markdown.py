@@ -46,7 +46,12 @@ def test_what_a_metric_does_not_say_is_left_out():
     assert headings(page) == ["expected_calibration_error", "Details", "Options", "Scores that it needs"]
     assert "math" not in page
     assert "given by" not in page
-    assert "| reference |" not in page
+    assert "**reference**" not in page
+
+
+def test_metrics_that_are_named_are_linked_to_but_the_page_itself():
+    page = metric_page(replace(FACTS, use_when="As perplexity, expected_calibration_error or z_loss, z_losses."))
+    assert "As perplexity, expected_calibration_error or [z_loss](z_loss.md), z_losses." in page
 
 
 def test_tables_hold_bars():

@@ -5,11 +5,13 @@ Formulas are in blocks of ```math, which code hosts show and tools/site.py turns
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
 from xent_metrics.explain.errors import ErrorFacts, all_errors, error_facts
 from xent_metrics.explain.metrics import SCORES, MetricFacts, by_family, is_built_in, metric_facts
+from xent_metrics.plugins import list_metrics
 
 __all__ = ["SYMBOLS", "errors_page", "metric_page", "metrics_page", "metrics_table"]
 
@@ -30,8 +32,8 @@ def metric_page(facts: MetricFacts, picture: str = "") -> str:
     """
     sections = {
         "": f"{facts.summary}\n\n{_formula(facts)}\n\n{_at_a_glance(facts)}",
-        "When to use it": facts.use_when,
-        "What it hides": facts.hides,
+        "When to use it": _linked(facts.use_when, but=facts.name),
+        "What it hides": _linked(facts.hides, but=facts.name),
         "Details": facts.details,
         "Options": _options(facts),
         "Scores that it needs": _scores(facts),
@@ -60,7 +62,13 @@ def _at_a_glance(facts: MetricFacts) -> str:
         "better": facts.better,
         "reference": facts.reference,
     }
-    return _table(("", ""), [(name, text) for name, text in rows.items() if text])
+    return "\n".join(f"- **{name}**: {text}" for name, text in rows.items() if text)
+
+
+def _linked(text: str, *, but: str) -> str:
+    """The text with links to the pages of other metrics; names of one word may be mere words."""
+    names = {name for name in list_metrics() if "_" in name} - {but}
+    return re.sub(r"\w+", lambda word: f"[{word[0]}]({word[0]}.md)" if word[0] in names else word[0], text)
 
 
 def _options(facts: MetricFacts) -> str:
