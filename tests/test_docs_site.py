@@ -103,6 +103,13 @@ def test_links_of_code_are_none(tmp_path, monkeypatch):
     assert resolved("a.md", "b/../c.md") == "c.md"
 
 
+def test_a_link_that_leads_nowhere_is_left_to_mkdocs(tmp_path, monkeypatch):
+    monkeypatch.setattr(docs_site, "ROOT", tmp_path)
+    (tmp_path / "README.md").write_text("[a](nowhere.py) [b](there.py)")
+    (tmp_path / "there.py").write_text("1\n")
+    assert sorted(repository_pages()) == ["index.md", "repository/there.py.md"]
+
+
 @pytest.mark.parametrize("name", sorted(name for name, metric in plugins().metrics.items() if metric.latex))
 def test_a_formula_becomes_mathml(name):
     """Without a command that the converter doesn't know, which it would show as it is."""
@@ -142,6 +149,11 @@ def test_a_folder_stands_for_its_pages():
         {"Guides": ["guides/index.md", "guides/a.md", "guides/z.md"]},
         {"Depth": ["a.md", {"B": "b.md"}]},
     ]
+
+
+def test_a_folders_readme_comes_first():
+    [entry] = navigation([{"Guides": "guides/"}], ["guides/A.md", "guides/README.md"])
+    assert entry == {"Guides": ["guides/README.md", "guides/A.md"]}
 
 
 def test_metrics_are_listed_by_family():

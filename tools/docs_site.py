@@ -90,7 +90,7 @@ def repository_pages() -> dict[str, str]:
     seen: set[str] = set()
     while waiting:
         path = waiting.pop()
-        if path in seen:
+        if path in seen or not (ROOT / path).exists():  # MkDocs names a link that leads nowhere, and its page
             continue
         seen.add(path)
         if not path.startswith("docs/"):
@@ -192,7 +192,7 @@ def navigation(entries: Any, pages: list[str]) -> Iterator[Any]:
 def _of_folder(folder: str, pages: list[str]) -> list[Any]:
     """The pages of a folder, its index first; metrics by their families."""
     inside = [page for page in pages if page.startswith(folder)]
-    index = [page for page in inside if page == f"{folder}index.md"]
+    index = [page for page in inside if page in (f"{folder}index.md", f"{folder}README.md")]
     if folder != "metrics/":
         return index + [page for page in inside if page not in index]
     from xent_metrics.explain.metrics import by_family

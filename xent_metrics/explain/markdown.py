@@ -91,7 +91,10 @@ def metrics_page() -> str:
     """The list of all metrics, with a link to the page of each."""
     parts = ["# The metrics", f"In the formulas, {SYMBOLS}"]
     for family, metrics in by_family().items():
-        rows = [(f"[{f.name}]({f.name}.md)", f.unit, f.use_when.partition(". ")[0]) for f in map(metric_facts, metrics)]
+        rows = [
+            (f"[{f.name}]({f.name}.md)", f.unit, re.split(r"(?<=[.]) ", f.use_when)[0])
+            for f in map(metric_facts, metrics)
+        ]
         if rows:
             parts.append(f"## {family}\n\n{_table(('metric', 'unit', 'use'), rows)}")
     return "\n\n".join(parts) + "\n"
