@@ -136,14 +136,16 @@ def commands_of(text: str) -> list[list[str]]:
     return found
 
 
-COMMANDS = [(str(block), words) for block in of("console") for words in commands_of(block.text)]
+COMMANDS = [(block, words) for block in of("console") for words in commands_of(block.text)]
 
 
 @pytest.mark.parametrize(
-    ("where", "words"), COMMANDS, ids=[f"{where} {' '.join(words)[:50]}" for where, words in COMMANDS]
+    ("block", "words"), COMMANDS, ids=[f"{block} {' '.join(words)[:50]}" for block, words in COMMANDS]
 )
-def test_commands_are_ones_that_exist(where, words):
+def test_commands_are_ones_that_exist(block, words):
     CHECKS[words[0]](words[1:])
+    for script in (word for word in words if word.endswith(".py")):
+        assert (ROOT / script).exists() or (ROOT / block.page).with_name(script).exists()
 
 
 def _make(words: list[str]) -> None:
@@ -190,10 +192,7 @@ def _lm_eval(words: list[str]) -> None:
 
 
 def _python(words: list[str]) -> None:
-    if words[0] == "-m":
-        assert importlib.util.find_spec(words[1])
-    else:
-        assert (ROOT / words[0]).exists()
+    assert words[0].endswith(".py") or (words[0] == "-m" and importlib.util.find_spec(words[1]))
 
 
 CHECKS = {
@@ -203,7 +202,7 @@ CHECKS = {
     "lm_eval": _lm_eval,
     "python": _python,
     # Of other programs, of which nothing here can be checked.
-    **dict.fromkeys(["accelerate", "cd", "export", "git"], lambda words: None),
+    **dict.fromkeys(["accelerate", "cd", "export", "git", "torchrun"], lambda words: None),
 }
 
 
