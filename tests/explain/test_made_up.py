@@ -43,6 +43,20 @@ def test_a_picture_is_drawn_and_the_same_every_time(name):
     assert drawn == picture(plugins().metrics[name])
 
 
+def test_a_metric_whose_option_means_something_else_has_no_picture():
+    class Words(RatioMetric):
+        name = "words"
+
+        def __init__(self, classes=("noun", "verb"), **kwargs):
+            super().__init__(**kwargs)
+            self.classes = list(classes)
+
+        def per_token(self, scores):
+            return scores.nll
+
+    assert made_up_metric(Words) is None
+
+
 def test_a_metric_with_options_that_nobody_knows_has_no_picture():
     class Bare(RatioMetric):
         name = "bare"

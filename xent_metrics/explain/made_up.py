@@ -28,14 +28,17 @@ _CLASSES, _ROWS, _STEPS = 32, 512, 12
 def made_up_metric(metric: type[TokenMetric]) -> TokenMetric | None:
     """The metric with its default options, and made-up tables for some that have to suit the data.
 
-    None if it has other options without a default.
+    None if it has other options without a default, or can't be built with them.
     """
     embeddings = torch.randn(_CLASSES, 8, generator=torch.Generator().manual_seed(0))
     known: dict[str, Any] = {"classes": _CLASSES, "embeddings": embeddings}
     options = metric.options()
     if any(option.default is option.empty and name not in known for name, option in options.items()):
         return None
-    return metric(**{name: value for name, value in known.items() if name in options})
+    try:
+        return metric(**{name: value for name, value in known.items() if name in options})
+    except Exception:  # a plugin's option of this name may mean something else
+        return None
 
 
 def picture(metric: type[TokenMetric]) -> str | None:

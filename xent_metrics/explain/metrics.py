@@ -178,7 +178,7 @@ def _meaning(metric: type[TokenMetric], option: str) -> str:
     for base in metric.__mro__:
         text = _args(base).get(option, "")
         if named := re.match(r"as for `(\w+)`", text):
-            text = next((_args(m)[option] for m in plugins().metrics.values() if m.__name__ == named[1]), "")
+            text = next((_args(m).get(option, "") for m in plugins().metrics.values() if m.__name__ == named[1]), "")
         if text:
             return text
     return ""
