@@ -76,6 +76,7 @@ def test_codes_never_change():
 def test_a_message_ends_in_its_code(name):
     error = getattr(errors, name)("got 3; expected 2")
     assert str(error) == f"got 3; expected 2 [{CODES[name]}]"
+    assert error.message == "got 3; expected 2"
     assert str(getattr(errors, name)()) == f"[{CODES[name]}]"
     assert str(getattr(errors, name)("a table:\n1 2")) == f"a table: [{CODES[name]}]\n1 2"
 

@@ -46,9 +46,14 @@ class XentMetricsError(Exception):
 
     code: ClassVar[str] = "E000"
 
+    @property
+    def message(self) -> str:
+        """What was said, without the code and without those of errors that it quotes: for a sentence or a table."""
+        return re.sub(r" \[E\d{3}\]", "", super().__str__())
+
     def __str__(self) -> str:
-        """The message with the code after its first line; the codes of errors that it quotes are left out."""
-        first, newline, rest = re.sub(r" \[E\d{3}\]", "", super().__str__()).partition("\n")
+        """The message with the code after its first line."""
+        first, newline, rest = self.message.partition("\n")
         return f"{first} [{self.code}]".lstrip() + newline + rest
 
 

@@ -114,7 +114,7 @@ def test_a_command_of_two_plugins_is_neithers(install, order):
     assert isinstance(result.exception, PluginError)
     assert str(result.exception) == (
         "two plugins register the command 'same': backend1 (a-third-party 1.0) and backend2 (a-third-party 1.0). "
-        "Uninstall or rename one"
+        "Uninstall or rename one [E010]"
     )
     assert xent("first").endswith("first\n")
     assert xent("second").endswith("second\n")

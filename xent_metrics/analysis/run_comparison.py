@@ -67,7 +67,7 @@ def _compare_task(a: TaskRun, b: TaskRun, num_resamples: int, shared_documents: 
                 raise ComparisonError(_why_no_metric(a))
             result = compare(metric, *_paired(a, b, name, shared_documents), num_resamples=num_resamples)
         except ComparisonError as error:
-            yield replace(row, reason=str(error))
+            yield replace(row, reason=error.message)
         else:
             yield replace(row, result=result)
 
