@@ -78,8 +78,8 @@ class InvalidInputError(XentMetricsError, ValueError):
 class InvalidTargetError(InvalidInputError):
     """Targets lie outside ``[0, V)`` and aren't ``ignore_index``; counted in `update`, raised in `compute`.
 
-    Cause: padding with another id than `ignore_index`, a tokenizer with more ids than the model has logits, or soft targets
-    that aren't distributions. `update` doesn't raise, because that would wait for the device.
+    Cause: padding with another id than `ignore_index`, a tokenizer with more ids than the model has logits, soft targets that
+    aren't distributions, or weights below 0. `update` doesn't raise, because that would wait for the device.
 
     Cure: mask what shouldn't count with `ignore_index` (−100), or ``compute(nan_policy="omit")`` for the value without
     these rows.
@@ -101,7 +101,8 @@ class InvalidTargetError(InvalidInputError):
 class CapacityError(XentMetricsError, OverflowError):
     """A sum left the range in which it is exact.
 
-    Cause: a term or a sum beyond ±2^78, 3·10^23: usually weights or logits that are far too large. A sum never wraps.
+    Cause: a term of 2^62 (5·10^18) or more, or a sum beyond ±2^78 (3·10^23): usually weights or logits that are far too large.
+    A sum never wraps.
 
     Cure: look for enormous weights. Scaling all weights of a metric by the same factor doesn't change its value.
 
@@ -260,7 +261,8 @@ class PluginError(XentMetricsError):
 class SyncError(XentMetricsError, RuntimeError):
     """Adding up over processes failed, or a shared total is out of date; the local sums are unchanged.
 
-    Cause: another process died, hung or computed other metrics; a metric was updated between the parts of one sync.
+    Cause: another process died, hung or computed other metrics; a metric was updated between the parts of one sync, or while
+    it held the total.
 
     Cure: make the same calls on every process. Since the local sums are unchanged, `compute` can be called again.
 

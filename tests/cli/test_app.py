@@ -59,6 +59,12 @@ def test_the_version_loads_nothing_but_typer():
     assert not modules & {*HEAVY, "rich"}
 
 
+def test_an_error_is_explained_without_torch():
+    printed, modules = loaded("explain", "E005")
+    assert "MissingScoreError" in printed
+    assert not modules & HEAVY
+
+
 @pytest.mark.parametrize(
     ("words", "position", "expected"),
     [

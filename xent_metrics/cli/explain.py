@@ -1,4 +1,4 @@
-"""`xent explain`: what is known of a metric, or of an error by its code."""
+"""`xent explain`: what is known of a metric, or of an error by its code, which needs no torch."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ def explain(
 ) -> None:
     """Explain a metric (formula, unit, use, options, models that can give it) or an error (cause, cure, example)."""
     from xent_metrics.explain.errors import error_facts, find_error, is_error
-    from xent_metrics.explain.metrics import metric_facts
 
     if is_error(what):
         error = error_facts(find_error(what))
         lines = _error_lines(error)
         found, title = asdict(error), f"{error.code} {error.name}"
     else:
+        from xent_metrics.explain.metrics import metric_facts
+
         metric = metric_facts(loaded_plugins().metric_class(what))
         lines = _metric_lines(metric)
         found, title = asdict(metric), metric.name
