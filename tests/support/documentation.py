@@ -8,6 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+#: Those whose blocks of Python run one by one. The blocks of a tutorial are one script, for tests of its own.
+RUN_PAGES = [page for page in PAGES if page.parent != ROOT / "docs" / "tutorials"]
 
 
 @dataclass(frozen=True)
