@@ -32,7 +32,7 @@ lint: $(READY)            ## run ruff and mypy --strict
 	$(BIN)/mypy
 
 docs: $(READY)            ## build the documentation's site into build/site
-	XENT_METRICS_PLUGINS=emd,focal NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 reference: $(READY)       ## write the README's table of metrics and docs/errors.md from their classes
 	$(BIN)/python tools/docs_reference.py

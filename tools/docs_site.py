@@ -18,7 +18,13 @@ from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
+from docs_reference import repository_plugins
 from mkdocs.structure.files import File, Files
+
+from xent_metrics.explain import made_up
+from xent_metrics.explain.markdown import metric_page, metrics_page
+from xent_metrics.explain.metrics import by_family, metric_facts
+from xent_metrics.plugins import use_plugins
 
 ROOT = Path(__file__).parents[1]
 _CODE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
@@ -39,10 +45,11 @@ def on_config(config: Any) -> Any:
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that aren't in docs/, and complete the navigation."""
-    for uri, content in {**repository_pages(), **metric_pages()}.items():
-        files.append(File.generated(config, uri, content=content))
-    pages = sorted(file.src_uri for file in files.documentation_pages())
-    config.nav = list(navigation(config.nav, pages))
+    with use_plugins(repository_plugins()):
+        for uri, content in {**repository_pages(), **metric_pages()}.items():
+            files.append(File.generated(config, uri, content=content))
+        pages = sorted(file.src_uri for file in files.documentation_pages())
+        config.nav = list(navigation(config.nav, pages))
     return files
 
 
@@ -66,13 +73,9 @@ def mathml(source: str, *_: Any, **__: Any) -> str:
 
 def metric_pages() -> dict[str, str]:
     """The pages and pictures of all registered metrics, and the list of them, by their place on the site."""
-    from xent_metrics.explain.made_up import picture
-    from xent_metrics.explain.markdown import metric_page, metrics_page
-    from xent_metrics.explain.metrics import by_family, metric_facts
-
     found = {"metrics/index.md": metrics_page()}
     for metric in (metric for family in by_family().values() for metric in family):
-        drawn = picture(metric)
+        drawn = made_up.picture(metric)
         if drawn:
             found[f"metrics/{metric.name}.svg"] = drawn
         found[f"metrics/{metric.name}.md"] = metric_page(metric_facts(metric), f"{metric.name}.svg" if drawn else "")
@@ -195,8 +198,6 @@ def _of_folder(folder: str, pages: list[str]) -> list[Any]:
     index = [page for page in inside if page in (f"{folder}index.md", f"{folder}README.md")]
     if folder != "metrics/":
         return index + [page for page in inside if page not in index]
-    from xent_metrics.explain.metrics import by_family
-
     families: dict[str, list[str]] = {
         family: [f"metrics/{metric.name}.md" for metric in metrics] for family, metrics in by_family().items()
     }
