@@ -7,7 +7,7 @@ PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: browser demo test test-all-tasks test-lm-eval lint bench setup clean
+.PHONY: browser demo docs reference test test-all-tasks test-lm-eval lint bench setup clean
 
 demo: $(READY)            ## train a small language model, evaluate it with Lightning and with lm-eval, compare
 	$(BIN)/python -m xent_metrics.demo $(DEMO_ARGS)
@@ -34,6 +34,12 @@ lint: $(READY)            ## run ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(READY)            ## build the documentation's site into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+reference: $(READY)       ## write the README's table of metrics and docs/errors.md from their classes
+	$(BIN)/python tools/docs_reference.py
 
 BENCHMARKS := $(filter-out benchmarks/claims.py,$(wildcard benchmarks/*.py))
 bench: $(READY)           ## measure every claim about speed and memory beside its peer

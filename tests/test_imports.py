@@ -57,10 +57,10 @@ for statement in (
 def test_a_missing_extra_is_named_with_the_command_that_installs_it():
     run = subprocess.run([sys.executable, "-c", WITHOUT_EXTRAS], capture_output=True, text=True, check=True)
     lm_eval, lightning, report, models = run.stdout.splitlines()
-    assert lm_eval == "xent_metrics.hosts.lm_eval needs lm-eval: pip install 'xent-metrics[lm-eval]'"
-    assert lightning == "xent_metrics.hosts.lightning needs Lightning: pip install 'xent-metrics[lightning]'"
-    assert report == "the report needs tqdm: pip install 'xent-metrics[analysis,plots]'"
-    assert models == "comparing models needs tqdm: pip install 'xent-metrics[analysis,lm-eval]'"
+    assert lm_eval == "xent_metrics.hosts.lm_eval needs lm-eval: pip install 'xent-metrics[lm-eval]' [E013]"
+    assert lightning == "xent_metrics.hosts.lightning needs Lightning: pip install 'xent-metrics[lightning]' [E013]"
+    assert report == "the report needs tqdm: pip install 'xent-metrics[analysis,plots]' [E013]"
+    assert models == "comparing models needs tqdm: pip install 'xent-metrics[analysis,lm-eval]' [E013]"
 
 
 def test_the_public_names_are_there_and_no_others():

@@ -21,7 +21,7 @@ from xent_metrics.plugins import Plugins
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
-    (ROOT / "docs").glob("*.md")
+    (ROOT / "docs").rglob("*.md")
 )
 PLUGINS_PAGE = (ROOT / "docs" / "plugins.md").read_text()
 SOURCES = sorted((ROOT / "xent_metrics").rglob("*.py"))

@@ -12,22 +12,20 @@ from types import ModuleType
 
 import pytest
 import yaml
+from support.documentation import PAGES, ROOT, RUN_PAGES
 
 from xent_metrics import RatioMetric, list_metrics
 from xent_metrics.hosts.lm_eval.metric_list import read_metric_list
 from xent_metrics.testing import check_metric
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
 
 def fenced(language: str) -> list[tuple[Path, str]]:
     """The code blocks of one language, each with its page."""
     pattern = re.compile(rf"^```{language}\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-    return [(page, block) for page in PAGES for block in pattern.findall(page.read_text())]
+    return [(page, block) for page in RUN_PAGES for block in pattern.findall(page.read_text())]
 
 
-#: Blocks of ```python run, each by itself; ```py marks those that need a reader's own model or data.
+#: Blocks of ```python run, each by itself; test_docs_blocks.py has those of ```py, which need a reader's own model or data.
 PYTHON = fenced("python")
 #: Tasks of lm-eval.
 TASKS = [(page, block) for page, block in fenced("yaml") if "metric_list:" in block]

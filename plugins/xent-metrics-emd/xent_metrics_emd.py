@@ -42,8 +42,11 @@ class EmbeddingDistance(RatioMetric):
     name = _NAME
     higher_is_better = False
     formula = "Σ_tokens Σ_v p_v (1 − cos(e_v, e_target)) / tokens"
+    latex = r"\frac{1}{N} \sum_t \sum_v p_t(v) \left(1 - \cos(e_v, e_{y_t})\right)"
     value_unit = "cosine distance"
     reference = "Rubner et al. (2000), The Earth Mover's Distance"
+    use_when = "Where a wrong token of nearly the same meaning should cost less than any other."
+    hides = "What the embeddings don't tell apart. Only values with the same embeddings can be compared."
     requires = frozenset[str]()
     row_kinds = frozenset({"token"})
 

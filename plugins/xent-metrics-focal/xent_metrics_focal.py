@@ -21,8 +21,13 @@ class FocalCrossEntropy(RatioMetric):
     name = "focal_cross_entropy"
     higher_is_better = False
     formula = "−Σ (1 − p)^γ ln p / tokens"
+    latex = r"-\frac{1}{N} \sum_t \left(1 - p_t(y_t)\right)^\gamma \ln p_t(y_t)"
     value_unit = "nats per token"
     reference = "Lin et al. (2017), arXiv:1708.02002"
+    use_when = "To report a focal training loss as it was trained, and to look at the hard tokens."
+    hides = (
+        "Easy tokens, which count next to nothing. It is no proper score: it isn't lowest at the true probabilities."
+    )
 
     def __init__(self, gamma: float = 2.0, **kwargs):
         super().__init__(**kwargs)

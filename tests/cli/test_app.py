@@ -16,8 +16,8 @@ from xent_metrics.task_folders import task_configs_folder
 HEAVY = {"torch", "numpy", "torchmetrics", "lm_eval", "lightning", "transformers", "matplotlib", "scipy", "yaml"}
 HOSTS = {"lm_eval", "lightning", "pytorch_lightning", "transformers", "accelerate", "peft", "datasets", "tokenizers"}
 BUILT_IN = [
-    "metrics", "plugins", "tasks", "lm-eval", "compare", "compare-models", "intervals", "report", "rescore", "plot", "plot curve",
-    "plot reliability", "plot position",
+    "metrics", "explain", "plugins", "tasks", "lm-eval", "compare", "compare-models", "intervals", "report", "rescore", "plot",
+    "plot curve", "plot reliability", "plot position",
 ]  # fmt: skip
 
 #: Runs `xent` and prints, last, the packages that are loaded then.
@@ -57,6 +57,12 @@ def test_the_version_loads_nothing_but_typer():
     printed, modules = loaded("--version")
     assert printed.split() == [xent_metrics.__version__]
     assert not modules & {*HEAVY, "rich"}
+
+
+def test_an_error_is_explained_without_torch():
+    printed, modules = loaded("explain", "E005")
+    assert "MissingScoreError" in printed
+    assert not modules & HEAVY
 
 
 @pytest.mark.parametrize(
@@ -117,7 +123,7 @@ def test_an_error_of_ours_is_one_message(monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit, match="2"):
         cli.main()
     printed = capsys.readouterr()
-    assert printed.err == "ComparisonError: xent compare takes two or more runs; got 1\n"
+    assert printed.err == "ComparisonError: xent compare takes two or more runs; got 1 [E008]\n"
     assert printed.out == ""
 
 

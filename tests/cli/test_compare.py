@@ -44,7 +44,7 @@ def test_words_stay_whole_in_a_narrow_terminal(width, runs):
 def test_one_run_is_too_few(runs):
     error = CliRunner().invoke(app, ["compare", str(runs[0])]).exception
     assert isinstance(error, ComparisonError)
-    assert str(error) == "xent compare takes two or more runs; got 1"
+    assert str(error) == "xent compare takes two or more runs; got 1 [E008]"
 
 
 def test_it_prints_a_table_and_json(valued_runs):

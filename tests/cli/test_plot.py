@@ -34,8 +34,8 @@ def test_a_run_of_one_task_needs_no_name(runs, tmp_path):
 
 
 def test_of_several_tasks_one_must_be_named(two_tasks):
-    assert error_of("position", two_tasks) == f"{two_tasks} has several tasks: t, u; choose one with --task"
-    assert error_of("position", two_tasks, "--task", "v") == f"{two_tasks} has the tasks t, u; got --task v"
+    assert error_of("position", two_tasks) == f"{two_tasks} has several tasks: t, u; choose one with --task [E008]"
+    assert error_of("position", two_tasks, "--task", "v") == f"{two_tasks} has the tasks t, u; got --task v [E008]"
 
 
 def test_reliability_needs_the_calibration_error_in_the_samples(two_tasks):

@@ -114,7 +114,7 @@ def test_a_command_of_two_plugins_is_neithers(install, order):
     assert isinstance(result.exception, PluginError)
     assert str(result.exception) == (
         "two plugins register the command 'same': backend1 (a-third-party 1.0) and backend2 (a-third-party 1.0). "
-        "Uninstall or rename one"
+        "Uninstall or rename one [E010]"
     )
     assert xent("first").endswith("first\n")
     assert xent("second").endswith("second\n")
@@ -136,4 +136,4 @@ def test_the_example_plugin_adds_nearest_tokens(tmp_path):
     assert [line.split() for line in done.stdout.splitlines()] == [["1.0000", "1"], ["2.0000", "2"]]
     done = subprocess.run([*command, "3"], capture_output=True, text=True, env=environment)
     assert done.returncode == 2
-    assert done.stderr == "InvalidInputError: expected a token id from 0 to 2; got 3\n"
+    assert done.stderr == "InvalidInputError: expected a token id from 0 to 2; got 3 [E001]\n"

@@ -435,7 +435,9 @@ def test_what_cannot_be_counted_is_named_and_has_a_way_out(make, message):
     assert error.startswith("token_bytes can't count the bytes of ")
     assert message in error
     assert "; expected a decoder made of ByteLevel, " in error
-    assert error.endswith("Pass a callable that knows each token's bytes: token_bytes(lambda id: ..., vocab_size=V).")
+    assert error.endswith(
+        "Pass a callable that knows each token's bytes: token_bytes(lambda id: ..., vocab_size=V). [E012]"
+    )
 
 
 BAD_ARGUMENTS = [

@@ -126,7 +126,7 @@ def _differences(
         try:
             rows = compare_runs(runs[0], run, called=letter)
         except ComparisonError as error:
-            notes.append(f"{letter} is not compared with A: {error}.")
+            notes.append(f"{letter} is not compared with A: {error.message}.")
             continue
         for row in rows:
             yield (row.task, row.metric, letter), _difference(row, letter)

@@ -48,7 +48,7 @@ def task_plots(runs: _Tasks, notes: list[str], domain: str | None) -> Iterator[P
         try:
             yield _by_domain(runs, domain)
         except ComparisonError as error:
-            notes.append(f"Not plotted by {domain}: {error}.")
+            notes.append(f"Not plotted by {domain}: {error.message}.")
 
 
 def _reliability(runs: _Tasks) -> Iterator[Plot]:

@@ -74,7 +74,7 @@ def _compare_task(
                 raise ComparisonError(_why_no_metric(a, name))
             result = compare(metric, *_paired(a, b, name, shared_documents, called), num_resamples=num_resamples)
         except ComparisonError as error:
-            yield replace(row, reason=str(error))
+            yield replace(row, reason=error.message)
         else:
             yield replace(row, result=result)
 

@@ -1,6 +1,6 @@
 """The `xent` command: its groups of commands, `--version`, shell completion and how errors are shown.
 
-    xent metrics      xent plugins      xent tasks      xent lm-eval run --tasks …      xent compare RUN RUN      xent plot …
+    xent metrics      xent explain NAME      xent plugins      xent tasks      xent lm-eval run …      xent compare RUN RUN
 
 Modules of commands import torch and the hosts inside their functions, so that help and completion answer at once. An error
 of this package is one message on stderr and exit status 2. Tables are for people, `--json` is for programs.
@@ -16,6 +16,7 @@ import typer
 
 from xent_metrics.cli import plot
 from xent_metrics.cli.compare import compare
+from xent_metrics.cli.explain import explain
 from xent_metrics.cli.intervals import intervals
 from xent_metrics.cli.lm_eval import PASS_ON, lm_eval
 from xent_metrics.cli.metrics import metrics
@@ -72,6 +73,7 @@ def _xent(
 
 
 app.command()(metrics)
+app.command()(explain)
 app.command()(plugins)
 app.command()(tasks)
 app.command("lm-eval", context_settings=PASS_ON)(lm_eval)

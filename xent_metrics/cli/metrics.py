@@ -30,27 +30,19 @@ def metrics(as_json: AsJson = False) -> None:
 
 
 def _describe(metric: type[TokenMetric]) -> dict[str, Any]:
+    from xent_metrics.explain.metrics import needed_scores
+
     return {
         "name": metric.name,
         "summary": (inspect.getdoc(metric) or "").partition("\n")[0],
         "formula": metric.formula,
         "value_unit": metric.value_unit,
         "options": {name: _default(option) for name, option in metric.options().items()},
-        "requires": _needs(metric),
+        "requires": needed_scores(metric),
         "row_kinds": sorted(metric.row_kinds),
         "higher_is_better": metric.higher_is_better,
         "reference": metric.reference,
     }
-
-
-def _needs(metric: type[TokenMetric]) -> list[str]:
-    """The scores that the metric requires; `logits` too if it computes extra scores of them."""
-    from xent_metrics.metrics.pair_metric import PairMetric
-    from xent_metrics.sums.metric import TokenMetric
-
-    if issubclass(metric, PairMetric):
-        return ["logits of two models"]
-    return sorted(metric.requires) + ["logits"] * (metric.extra_scores is not TokenMetric.extra_scores)
 
 
 def _default(option: inspect.Parameter) -> Any:

@@ -32,7 +32,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("comparing models needs tqdm: pip install 'xent-metrics[analysis,lm-eval]'") from error
 
-__all__ = ["Finding", "compare_models"]
+__all__ = ["PAIR_METRICS", "Finding", "compare_models"]
 
 #: The metrics of each model alone, then of the pair.
 _ALONE = {
@@ -51,6 +51,8 @@ _PAIR: dict[str, dict[str, Any]] = {
     "rms_probability_change": {"name": "rms_probability_change"},
     "same_top_token": {"name": "same_top_token"},
 }
+#: The registered metrics of two models that are measured.
+PAIR_METRICS = frozenset(options["name"] for options in _PAIR.values())
 
 
 @dataclass(frozen=True)

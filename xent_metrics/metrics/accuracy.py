@@ -26,8 +26,14 @@ class TokenAccuracy(RatioMetric):
 
     name = "token_accuracy"
     formula = "Σ [argmax p = target] / tokens"
+    latex = r"\frac{1}{N} \sum_t \left[\operatorname{argmax}_v p_t(v) = y_t\right]"
     value_unit = "share of tokens"
     reference = "1 minus the 0–1 loss of Hastie et al. (2009), The Elements of Statistical Learning, section 7.2"
+    use_when = "To see how often the likeliest token is the right one."
+    hides = (
+        "How sure the model was: a target with p = 0.49 may count as little as one with p = 0. Each token is "
+        "predicted from the true text before it, so it says little about texts that the model writes itself."
+    )
     requires = frozenset({"correct"})
     higher_is_better = True
 

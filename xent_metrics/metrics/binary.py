@@ -42,8 +42,14 @@ class BinaryCrossEntropy(RatioMetric):
     name = "binary_cross_entropy"
     higher_is_better = False
     formula = "−Σ [y ln p + (1 − y) ln(1 − p)] / rows"
+    latex = r"-\frac{1}{N} \sum_t \left[y_t \ln p_t + (1 - y_t) \ln(1 - p_t)\right]"
     value_unit = "nats per row"
     reference = "Good (1952), Rational Decisions"
+    use_when = "For classifiers with one logit, or one probability, per row."
+    hides = (
+        "It is a mean over both classes: if one of them is rare, always predicting its frequency already gives a low "
+        "value. Compare with the entropy of the classes' frequencies."
+    )
 
     def __init__(self, from_logits: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -135,8 +135,17 @@ class BitsPerByte(_PerByte):
 
     name = "bits_per_byte"
     formula = "−Σ ln p(target) / (ln 2 · bytes)"
+    latex = r"-\frac{\sum_t \ln p_t(y_t)}{\ln 2 \cdot \sum_t \mathrm{bytes}(y_t)}"
     value_unit = "bits per byte"
     reference = "Gao et al. (2020), arXiv:2101.00027"
+    use_when = (
+        "To compare models with different tokenizers on the same text. It is the rate at which the model would "
+        "compress the text."
+    )
+    hides = (
+        "Languages and scripts can't be compared by it: a byte isn't the same amount of text in all of them. Special "
+        "tokens don't count, however badly they are predicted."
+    )
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
         return super().value(sums) / math.log(2)
@@ -164,8 +173,11 @@ class BytePerplexity(_PerByte):
 
     name = "byte_perplexity"
     formula = "exp(−Σ ln p(target) / bytes)"
+    latex = r"\exp\left(-\frac{\sum_t \ln p_t(y_t)}{\sum_t \mathrm{bytes}(y_t)}\right)"
     value_unit = "per byte"
     reference = "2 to the bits per byte of Gao et al. (2020), arXiv:2101.00027"
+    use_when = "Where a benchmark reports it. It is 2 to the power of bits_per_byte, and says the same."
+    hides = "All that bits_per_byte hides. It is not far above 1 for good models, so that differences look small."
     interval_scale = "log"
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
@@ -187,8 +199,14 @@ class WordPerplexity(_PerLength):
 
     name = "word_perplexity"
     formula = "exp(−Σ ln p(target) / words)"
+    latex = r"\exp\left(-\frac{\sum_t \ln p_t(y_t)}{\mathrm{words}}\right)"
     value_unit = "per word"
     reference = "Jelinek et al. (1977), Perplexity: a measure of the difficulty of speech recognition tasks"
+    use_when = "To compare with published values on corpora of words, such as WikiText."
+    hides = (
+        "Words are what white space separates, which means little for code and for languages that are written without"
+        " spaces. A text that was preprocessed in another way has another number of words."
+    )
     interval_scale = "log"
     length = "num_words"
     requires = frozenset({"nll", "num_words"})

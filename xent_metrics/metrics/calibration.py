@@ -55,7 +55,7 @@ class ExpectedCalibrationError(_Gaps):
     """Expected calibration error = Σ_b n_b/N · |accuracy_b − confidence_b| over M bins of the top-1 confidence.
 
     Args:
-        num_bins: M.
+        num_bins: the number of bins, M.
         binning: "width" for bins (b/M, (b + 1)/M], the last of which holds 1.0; "mass" for bins with equal token counts.
         norm: "l1"; "max" and "l2" give the values of `maximum_calibration_error` and `rms_calibration_error`.
         kwargs: as for `TokenMetric`.
@@ -77,8 +77,18 @@ class ExpectedCalibrationError(_Gaps):
 
     name = "expected_calibration_error"
     formula = "Σ_b n_b/N · |accuracy_b − confidence_b|"
+    latex = r"\sum_{b=1}^{M} \frac{n_b}{N} \left|\mathrm{acc}_b - \mathrm{conf}_b\right|"
     value_unit = "probability"
     reference = "Guo et al. (2017), arXiv:1706.04599"
+    use_when = (
+        "To see whether the top-1 confidence can be read as the probability of being right, for instance to abstain "
+        "or to ask a larger model."
+    )
+    hides = (
+        "Everything but the top-1. Gaps of opposite signs cancel within a bin. The value depends on the bins, and is "
+        "too high when they hold few tokens. A model that always predicts the classes' frequencies is calibrated and "
+        "useless."
+    )
 
     def __init__(self, num_bins: int = 15, binning: Binning = "width", norm: Norm = "l1", **kwargs: Any) -> None:
         super().__init__(num_bins=num_bins, binning=binning, **kwargs)
@@ -107,8 +117,11 @@ class MaximumCalibrationError(_Gaps):
 
     name = "maximum_calibration_error"
     formula = "max_b |accuracy_b − confidence_b|"
+    latex = r"\max_b \left|\mathrm{acc}_b - \mathrm{conf}_b\right|"
     value_unit = "probability"
     reference = "Naeini et al. (2015)"
+    use_when = "Where the worst range of confidence matters more than the average, and every bin holds many tokens."
+    hides = "How many tokens the worst bin holds: it may be a single one. More bins give a higher value."
     norm = "max"
 
 
@@ -133,8 +146,11 @@ class RMSCalibrationError(_Gaps):
 
     name = "rms_calibration_error"
     formula = "√(Σ_b n_b/N · (accuracy_b − confidence_b)²)"
+    latex = r"\sqrt{\sum_{b=1}^{M} \frac{n_b}{N} \left(\mathrm{acc}_b - \mathrm{conf}_b\right)^2}"
     value_unit = "probability"
     reference = "Hendrycks et al. (2019), arXiv:1812.04606"
+    use_when = "As the expected calibration error, where large gaps should count more than many small ones."
+    hides = "All that the expected calibration error hides."
     norm = "l2"
 
 
@@ -182,8 +198,11 @@ class Overconfidence(TokenMetric):
 
     name = "overconfidence"
     formula = "(Σ confidence − Σ [argmax p = target]) / tokens"
+    latex = r"\frac{1}{N} \sum_t \left(\max_v p_t(v) - \left[\operatorname{argmax}_v p_t(v) = y_t\right]\right)"
     value_unit = "probability"
     reference = "Lichtenstein et al. (1982), Calibration of probabilities: the state of the art to 1980"
+    use_when = "To know the direction of miscalibration, which the calibration errors leave out."
+    hides = "Gaps of opposite signs cancel: 0 doesn't mean calibrated."
     requires = frozenset({"confidence", "correct"})
     higher_is_better = None
 

@@ -48,8 +48,19 @@ class CalibrationLoss(ConfidenceBins):
     name = "calibration_loss"
     higher_is_better = False
     formula = "Σ_b n_b/N · KL(accuracy_b ‖ confidence_b)"
+    latex = (
+        r"\sum_{b=1}^{M} \frac{n_b}{N} \left[\mathrm{acc}_b \ln \frac{\mathrm{acc}_b}{\mathrm{conf}_b} + (1 - "
+        r"\mathrm{acc}_b) \ln \frac{1 - \mathrm{acc}_b}{1 - \mathrm{conf}_b}\right]"
+    )
     value_unit = "nats per token"
     reference = "Bröcker (2009), arXiv:0806.0813; Kull & Flach (2015)"
+    use_when = (
+        "To see in nats how much of the cross entropy is due to miscalibration of the top-1, beside refinement_loss."
+    )
+    hides = (
+        "Miscalibration of the other classes, and within a bin: it is a lower bound, up to sampling error. It is too "
+        "high when bins hold few tokens."
+    )
     summed = ("tokens", "correct", "doubt")
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
@@ -82,6 +93,13 @@ class RefinementLoss(CalibrationLoss):
 
     name = "refinement_loss"
     formula = "Σ nll / tokens − Σ_b n_b/N · KL(accuracy_b ‖ confidence_b)"
+    latex = (
+        r"-\frac{1}{N} \sum_t \ln p_t(y_t) - \sum_{b=1}^{M} \frac{n_b}{N} \left[\mathrm{acc}_b \ln "
+        r"\frac{\mathrm{acc}_b}{\mathrm{conf}_b} + (1 - \mathrm{acc}_b) \ln \frac{1 - \mathrm{acc}_b}{1 - "
+        r"\mathrm{conf}_b}\right]"
+    )
+    use_when = "To compare models by what recalibrating them can't remove."
+    hides = "It is what is left: miscalibration that the binned top-1 confidence doesn't show is counted here."
 
     def shared_sums(self) -> Sequence[SharedSum]:
         return [*super().shared_sums(), NATS]

@@ -45,8 +45,17 @@ class CalibrationWeightedCrossEntropy(ConfidenceBins):
     name = "calibration_weighted_cross_entropy"
     higher_is_better = False
     formula = "Σ_b w_b Σnll_b / Σ_b w_b n_b, w_b = 1 + λ |accuracy_b − confidence_b|"
+    latex = (
+        r"\frac{\sum_b w_b \sum_{t \in b} -\ln p_t(y_t)}{\sum_b w_b n_b}, \quad w_b = 1 + \lambda \left|\mathrm{acc}_b"
+        r" - \mathrm{conf}_b\right|"
+    )
     value_unit = "nats per token"
     reference = "xent-metrics; the gaps are those of Guo et al. (2017), arXiv:1706.04599"
+    use_when = "To have loss and calibration in one number, and to train with the same weights (its method loss)."
+    hides = (
+        "It is no proper score: a gap in a bin with less than the mean nll lowers the value. Models with the same "
+        "value may differ in loss and in calibration, so look at cross_entropy and expected_calibration_error, too."
+    )
     summed = ("tokens", "confidence", "correct", "nats")
 
     def __init__(self, strength: float = 1.0, **kwargs: Any) -> None:

@@ -54,7 +54,7 @@ class FullCalibrationError(_Residuals):
     which the class is the target, C_b their mean p, and N the number of tokens: |B_b| · |A_b − C_b| = |Σ y − Σ p|.
 
     Args:
-        num_bins: M.
+        num_bins: the number of bins, M.
         kwargs: as for `TokenMetric`.
 
     Between 0 and 2. It looks at the whole distribution that is sampled from; the expected calibration error looks at the
@@ -73,8 +73,16 @@ class FullCalibrationError(_Residuals):
 
     name = "full_calibration_error"
     formula = "Σ_b |Σ_b y − Σ_b p| / tokens, over all classes' p"
+    latex = r"\frac{1}{N} \sum_{b=1}^{M} \left|\sum_{(t, v) \in B_b} \left([v = y_t] - p_t(v)\right)\right|"
     value_unit = "probability per token"
     reference = "Liu et al. (2024), arXiv:2406.11345"
+    use_when = (
+        "For language models that are sampled from: it looks at the probabilities of all tokens, not at the top-1's "
+        "alone."
+    )
+    hides = (
+        "Small probabilities: nearly all pairs of a token and a class are in the first bin, where their errors cancel."
+    )
 
     def extra_scores(self) -> Mapping[str, ExtraScore]:
         return {self._sum_name: ExtraScore(self._residuals, (self.num_bins,))}
@@ -107,7 +115,7 @@ class ClasswiseCalibrationError(_Residuals):
 
     Args:
         classes: the number of classes K, to look at all of them; or the ids of the classes to look at.
-        num_bins: M.
+        num_bins: the number of bins, M.
         kwargs: as for `TokenMetric`.
 
     In [0, 1]. The state holds K · M sums of 64 bytes; a batch takes K numbers per token, and 64 bytes for each of them
@@ -127,8 +135,14 @@ class ClasswiseCalibrationError(_Residuals):
 
     name = "classwise_calibration_error"
     formula = "1/K Σ_k Σ_b n_kb/N · |frequency_kb − p_kb|"
+    latex = r"\frac{1}{K} \sum_{k=1}^{K} \sum_{b=1}^{M} \frac{n_{kb}}{N} \left|\mathrm{freq}_{kb} - \bar{p}_{kb}\right|"
     value_unit = "probability"
     reference = "Kull et al. (2019), arXiv:1910.12656"
+    use_when = "For classification with few classes, where the probability of each class is used."
+    hides = (
+        "How often the classes occur: all of them count the same. The value is too high when bins hold few rows, and "
+        "most rows of a rare class are in its first bin."
+    )
 
     def __init__(self, classes: int | Sequence[int] = 2, num_bins: int = 15, **kwargs: Any) -> None:
         super().__init__(num_bins=num_bins, **kwargs)

@@ -63,7 +63,7 @@ class ConfidenceBins(TokenMetric):
     """The base of metrics of sums by bins of the confidence.
 
     Args:
-        num_bins: M.
+        num_bins: the number of bins, M.
         binning: "width" for bins (b/M, (b + 1)/M]; "mass" for bins that hold the same number of tokens, as
             nearly as whole cells allow.
         kwargs: as for `TokenMetric`.

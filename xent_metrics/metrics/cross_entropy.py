@@ -53,8 +53,17 @@ class CrossEntropy(_NatsPerToken):
 
     name = "cross_entropy"
     formula = "−Σ ln p(target) / tokens"
+    latex = r"-\frac{1}{N} \sum_t \ln p_t(y_t)"
     value_unit = "nats per token"
     reference = "Shannon (1948), A Mathematical Theory of Communication"
+    use_when = (
+        "It is what training minimises: use it to follow a training, and to compare models with the same tokenizer on"
+        " the same text."
+    )
+    hides = (
+        "Models with other tokenizers can't be compared by it, since it is per token. As a mean over all tokens it "
+        "doesn't show where in the text the loss arises, and a few very unlikely tokens can outweigh many."
+    )
     _class_weight_8: Tensor | None
 
     def __init__(
@@ -137,8 +146,16 @@ class Perplexity(_NatsPerToken):
 
     name = "perplexity"
     formula = "exp(−Σ ln p(target) / tokens)"
+    latex = r"\exp\left(-\frac{1}{N} \sum_t \ln p_t(y_t)\right)"
     value_unit = "per token"
     reference = "Jelinek et al. (1977), Perplexity: a measure of the difficulty of speech recognition tasks"
+    use_when = (
+        "Where tables report it. It is the cross entropy on a scale on which a uniform choice among k tokens is k."
+    )
+    hides = (
+        "All that the cross entropy hides. The same ratio is a larger difference at a high perplexity than at a low "
+        "one. An average of the perplexities of batches or documents is another number."
+    )
     interval_scale = "log"
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:

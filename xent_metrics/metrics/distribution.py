@@ -64,8 +64,14 @@ class PredictionEntropy(_MeanOfRows):
 
     name = "prediction_entropy"
     formula = "−Σ_t Σ_v p_v ln p_v / tokens"
+    latex = r"-\frac{1}{N} \sum_t \sum_v p_t(v) \ln p_t(v)"
     value_unit = "nats per token"
     reference = "Shannon (1948), A Mathematical Theory of Communication"
+    use_when = (
+        "Beside the cross entropy: it is the loss that the model itself expects. A cross entropy above it is a sign "
+        "of overconfidence."
+    )
+    hides = "Whether the model is right: one that is sure and wrong has a low entropy, too."
     higher_is_better = None
     _score_name = "entropy"
     _score = ExtraScore(entropy)
@@ -87,8 +93,17 @@ class BrierScore(_MeanOfRows):
     name = "brier_score"
     higher_is_better = False
     formula = "Σ_t Σ_v (p_v − y_v)² / tokens"
+    latex = r"\frac{1}{N} \sum_t \sum_v \left(p_t(v) - [v = y_t]\right)^2"
     value_unit = "squared error per token"
     reference = "Brier (1950), Verification of Forecasts Expressed in Terms of Probability"
+    use_when = (
+        "As a proper score with bounds, in which one very unlikely target doesn't decide; for multiple choice, over "
+        "the choices."
+    )
+    hides = (
+        "Small probabilities: a target with p = 0.001 and one with p = 0.000001 count the same, so it says little "
+        "about rare tokens."
+    )
     _score_name = "squared_error"
     _score = ExtraScore(squared_error)
 
@@ -108,7 +123,13 @@ class ZLoss(_MeanOfRows):
     name = "z_loss"
     higher_is_better = False
     formula = "Σ_t (ln Σ_v exp(logits_v))² / tokens"
+    latex = r"\frac{1}{N} \sum_t \left(\ln \sum_v e^{z_t(v)}\right)^2"
     value_unit = "squared nats per token"
     reference = "Chowdhery et al. (2022), arXiv:2204.02311"
+    use_when = (
+        "To watch whether the logits drift during training. Adding a constant to all logits changes no probability, "
+        "but makes their rounding errors larger."
+    )
+    hides = "The quality of predictions, of which it says nothing."
     _score_name = "squared_log_normaliser"
     _score = ExtraScore(squared_log_normaliser, of="logits")

@@ -72,8 +72,14 @@ class KLDivergence(_PairMean):
 
     name = "kl_divergence"
     formula = "Σ_tokens Σ_v p_v ln(p_v / q_v) / tokens"
+    latex = r"\frac{1}{N} \sum_t \sum_v p_t(v) \ln \frac{p_t(v)}{q_t(v)}"
     value_unit = "nats per token"
     reference = "Kullback and Leibler (1951), On information and sufficiency"
+    use_when = "To see how much quantising, pruning or distilling has changed the predictions. It needs no targets."
+    hides = (
+        "Whether the change is for the better. As a mean it doesn't show a few tokens with large changes, which "
+        "kl_divergence_quantile does. Exchanging the models gives another value."
+    )
     pair_score = "kl_divergence"
     higher_is_better = False
 
@@ -98,8 +104,14 @@ class SoftCrossEntropy(_PairMean):
 
     name = "soft_cross_entropy"
     formula = "−Σ_tokens Σ_v p_v ln q_v / tokens"
+    latex = r"-\frac{1}{N} \sum_t \sum_v p_t(v) \ln q_t(v)"
     value_unit = "nats per token"
     reference = "Hinton et al. (2015), arXiv:1503.02531"
+    use_when = "As the loss of distillation: the student's cross entropy under the teacher's distribution."
+    hides = (
+        "It contains the teacher's own entropy, so that it isn't 0 for a perfect student; what is above that is "
+        "kl_divergence."
+    )
     pair_score = "soft_cross_entropy"
     higher_is_better = False
 
@@ -124,8 +136,17 @@ class JensenShannonDivergence(_PairMean):
 
     name = "jensen_shannon_divergence"
     formula = "Σ_tokens ½ KL(P‖M) + ½ KL(Q‖M) / tokens, M = ½ (P + Q)"
+    latex = (
+        r"\frac{1}{2N} \sum_t \left[\mathrm{KL}(p_t \| m_t) + \mathrm{KL}(q_t \| m_t)\right], \quad m_t = \frac{p_t + "
+        r"q_t}{2}"
+    )
     value_unit = "nats per token"
     reference = "Lin (1991), Divergence measures based on the Shannon entropy"
+    use_when = "Where a divergence has to be symmetric and finite, although one model rules out what the other allows."
+    hides = (
+        "Near its bound of ln 2 it hardly tells very different distributions from disjoint ones. It doesn't say which"
+        " model is better."
+    )
     pair_score = "jensen_shannon_divergence"
     higher_is_better = False
 
@@ -143,8 +164,15 @@ class SameTopToken(_PairMean):
 
     name = "same_top_token"
     formula = "Σ [argmax p = argmax q] / tokens"
+    latex = r"\frac{1}{N} \sum_t \left[\operatorname{argmax}_v p_t(v) = \operatorname{argmax}_v q_t(v)\right]"
     value_unit = "share of tokens"
     reference = "reported by llama.cpp's perplexity tool"
+    use_when = "To see how often greedy decoding would choose the same next token."
+    hides = (
+        "How close the choice was: two equally likely tokens that change places count as much as a new favourite, and"
+        " a change that leaves the favourite doesn't count. Texts that the models write differ from their first "
+        "different token on."
+    )
     pair_score = "same_top"
     higher_is_better = True
 
@@ -162,8 +190,14 @@ class ProbabilityChange(_PairMean):
 
     name = "probability_change"
     formula = "Σ (q(target) − p(target)) / tokens"
+    latex = r"\frac{1}{N} \sum_t \left(q_t(y_t) - p_t(y_t)\right)"
     value_unit = "probability"
     reference = "reported by llama.cpp's perplexity tool"
+    use_when = (
+        "To see whether the changed model gives the targets more or less probability, on a scale on which no single "
+        "token decides."
+    )
+    hides = "Changes of opposite signs cancel, and changes of small probabilities don't show."
     pair_score = "probability_change"
     higher_is_better = None
 
@@ -183,8 +217,11 @@ class RMSProbabilityChange(_PairMean):
 
     name = "rms_probability_change"
     formula = "√(Σ (q(target) − p(target))² / tokens)"
+    latex = r"\sqrt{\frac{1}{N} \sum_t \left(q_t(y_t) - p_t(y_t)\right)^2}"
     value_unit = "probability"
     reference = "reported by llama.cpp's perplexity tool"
+    use_when = "For the size of the changes of the targets' probabilities, whatever their direction."
+    hides = "The direction of the changes, and changes of small probabilities."
     pair_score = "probability_change"
     higher_is_better = False
 
@@ -211,8 +248,14 @@ class LogPerplexityRatio(_PairMean):
 
     name = "log_perplexity_ratio"
     formula = "Σ (ln p(target) − ln q(target)) / tokens"
+    latex = r"\frac{1}{N} \sum_t \ln \frac{p_t(y_t)}{q_t(y_t)}"
     value_unit = "nats per token"
     reference = "reported by llama.cpp's perplexity tool"
+    use_when = (
+        "To see how much better or worse the changed model predicts a text. It is taken token by token, so its "
+        "standard error is that of the differences."
+    )
+    hides = "Gains and losses on different tokens cancel."
     pair_score = "base_nll"
     higher_is_better = False
 
@@ -248,8 +291,11 @@ class KLDivergenceQuantile(PairMetric):
 
     name = "kl_divergence_quantile"
     formula = "quantile over tokens of Σ_v p_v ln(p_v / q_v)"
+    latex = r"\operatorname{quantile}_t \; \sum_v p_t(v) \ln \frac{p_t(v)}{q_t(v)}"
     value_unit = "nats"
     reference = "Masson et al. (2019), arXiv:1908.10693"
+    use_when = "For the most changed tokens: the 99th percentile shows damage that the mean averages away."
+    hides = "Everything else about the distribution over tokens, and whether a change is for the better."
     pair_score = "kl_divergence"
     higher_is_better = False
     has_standard_error = False

@@ -64,8 +64,11 @@ class TopKAccuracy(_OfRank):
 
     name = "top_k_accuracy"
     formula = "Σ [rank(target) ≤ k] / tokens"
+    latex = r"\frac{1}{N} \sum_t \left[\mathrm{rank}_t(y_t) \le k\right]"
     value_unit = "share of tokens"
     reference = "Russakovsky et al. (2015), arXiv:1409.0575"
+    use_when = "Where several candidates are shown, searched or sampled from."
+    hides = "The order within the first k, everything beyond them, and all probabilities."
 
     def __init__(self, k: int = 5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -94,8 +97,11 @@ class MeanReciprocalRank(_OfRank):
 
     name = "mean_reciprocal_rank"
     formula = "Σ 1 / rank(target) / tokens"
+    latex = r"\frac{1}{N} \sum_t \frac{1}{\mathrm{rank}_t(y_t)}"
     value_unit = "reciprocal rank"
     reference = "Voorhees (1999), The TREC-8 Question Answering Track Report"
+    use_when = "To compare rankings in which the target is often near the top and seldom first."
+    hides = "All probabilities. The first ranks decide: from rank 1 to 2 is as large a step as from rank 2 to infinity."
 
     def sum_names(self) -> tuple[str, SharedSum]:
         return "reciprocal_rank", TOKENS

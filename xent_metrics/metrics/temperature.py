@@ -127,8 +127,14 @@ class OptimalTemperature(_TemperatureGrid):
 
     name = "optimal_temperature"
     formula = "argmin_T −Σ ln softmax(ln p / T)[target]"
+    latex = r"\operatorname{argmin}_T \; -\sum_t \ln \frac{p_t(y_t)^{1/T}}{\sum_v p_t(v)^{1/T}}"
     value_unit = "temperature"
     reference = "Guo et al. (2017), arXiv:1706.04599"
+    use_when = "To see whether one temperature would help, and which: above 1 for an overconfident model."
+    hides = (
+        "How much there is to gain, which cross_entropy_at_optimal_temperature shows. It is fitted to the data that "
+        "it is measured on, and hardly determined where the loss hardly depends on T."
+    )
     higher_is_better = None
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
@@ -158,8 +164,17 @@ class CrossEntropyAtOptimalTemperature(_TemperatureGrid):
     name = "cross_entropy_at_optimal_temperature"
     higher_is_better = False
     formula = "min_T −Σ ln softmax(ln p / T)[target] / tokens"
+    latex = r"\min_T \; -\frac{1}{N} \sum_t \ln \frac{p_t(y_t)^{1/T}}{\sum_v p_t(v)^{1/T}}"
     value_unit = "nats per token"
     reference = "Guo et al. (2017), arXiv:1706.04599"
+    use_when = (
+        "To compare models apart from their overall confidence. Its difference from the cross entropy is what "
+        "temperature scaling gains."
+    )
+    hides = (
+        "It is fitted to the data that it is measured on, so it is too low on little data. One temperature doesn't "
+        "mend a confidence that is too high in one place and too low in another."
+    )
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
         return self._minimum(sums)[1]

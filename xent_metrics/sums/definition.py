@@ -35,6 +35,8 @@ class MetricDefinition(ABC):
     Attributes:
         name: the registered name.
         formula, value_unit, reference: for lists and documentation; an instance's `value_unit` may follow its options.
+        latex: the formula in LaTeX, for the metric's page.
+        use_when, hides: what the metric is for, and what its value doesn't show, in a sentence or a few each.
         requires: the fields of `TokenScores` that the metric reads.
         row_kinds: the kinds of row that it is defined over.
         interval_scale: the scale on which its sampling error is symmetric: "log" for perplexities and their like.
@@ -43,8 +45,11 @@ class MetricDefinition(ABC):
 
     name: ClassVar[str]
     formula: ClassVar[str] = ""
+    latex: ClassVar[str] = ""
     value_unit: str = ""
     reference: ClassVar[str] = ""
+    use_when: ClassVar[str] = ""
+    hides: ClassVar[str] = ""
     requires: frozenset[str] = frozenset({"nll"})
     row_kinds: ClassVar[frozenset[RowKind]] = frozenset({"token", "choice"})
     interval_scale: ClassVar[Literal["linear", "log"]] = "linear"

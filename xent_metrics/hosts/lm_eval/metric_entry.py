@@ -28,6 +28,7 @@ from xent_metrics.hosts.lm_eval.requirements import (
     can_score,
     require_scores,
     token_model_gives,
+    unmet_options,
 )
 from xent_metrics.hosts.lm_eval.upstream import EMITTED, METRICS
 from xent_metrics.plugins import get_metric, list_metrics, plugins
@@ -218,8 +219,7 @@ def _what_would_work(metric: TokenMetric, over: str | None, output_type: str) ->
 
 
 def _check_options(metric: TokenMetric) -> None:
-    unmet = sorted(metric.scoring_options().keys() - {"token_bytes"})
-    if unmet:
+    if unmet := unmet_options(metric):
         raise MissingScoreError(
             f"{metric.name} needs tokens scored with `{unmet[0]}`, but models score the tokens of all metrics alike"
         )

@@ -5,7 +5,8 @@ Each kind is described by scores without rows. If they meet a metric's requireme
 
 from __future__ import annotations
 
-from xent_metrics.errors import MissingScoreError
+from xent_metrics.errors import InvalidInputError, MissingScoreError
+from xent_metrics.hosts.lm_eval.document_scores import choice_scores
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums.metric import TokenMetric
 
@@ -15,8 +16,10 @@ __all__ = [
     "CHOICES_GIVE",
     "ENGINES_GIVE",
     "can_score",
+    "models_that_score",
     "require_scores",
     "token_model_gives",
+    "unmet_options",
 ]
 
 #: Every lm-eval model: one loglikelihood per request. The task knows the text, so its bytes and words are known too.
@@ -54,3 +57,40 @@ def can_score(scores: TokenScores, metric: TokenMetric) -> bool:
     except MissingScoreError:
         return False
     return True
+
+
+def unmet_options(metric: TokenMetric) -> list[str]:
+    """The options of scoring that the metric needs and no model with token scores takes: it scores all metrics alike.
+
+    >>> from xent_metrics import get_metric
+    >>> unmet_options(get_metric("cross_entropy", label_smoothing=0.1))
+    ['class_weight', 'label_smoothing']
+    """
+    return sorted(metric.scoring_options().keys() - {"token_bytes"})
+
+
+def models_that_score(metric: TokenMetric) -> dict[str, bool]:
+    """Which kinds of lm-eval model the metric can be computed from, by the kinds' names.
+
+    >>> from xent_metrics import get_metric
+    >>> [model for model, able in models_that_score(get_metric("cross_entropy")).items() if not able]
+    ['any lm-eval model']
+    """
+    whole = can_score(ANY_MODEL_GIVES, metric)  # a model with token scores gives those of the whole text, too
+    return {
+        "any lm-eval model": whole,
+        "any lm-eval model, `over: choices`": _can_score_choices(metric),
+        "serving engines with log-probabilities": whole or _can_score_tokens(ENGINES_GIVE, metric),
+        "`xent-hf` and `xent-torch`": whole or _can_score_tokens(token_model_gives(metric), metric),
+    }
+
+
+def _can_score_tokens(scores: TokenScores, metric: TokenMetric) -> bool:
+    return not unmet_options(metric) and can_score(scores, metric)
+
+
+def _can_score_choices(metric: TokenMetric) -> bool:
+    try:
+        return can_score(choice_scores(metric, [0.0, 0.0], 0), metric)
+    except InvalidInputError:  # a metric of two models, or of a number of classes
+        return False
