@@ -18,7 +18,12 @@ from xent_metrics.hosts.lm_eval.metric_list import read_metric_list
 from xent_metrics.testing import check_metric
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+#: All but the tutorials, whose blocks are one script: test_tutorials.py runs them.
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "guides").glob("*.md")),
+]
 
 
 def fenced(language: str) -> list[tuple[Path, str]]:

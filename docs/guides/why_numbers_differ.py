@@ -1,0 +1,223 @@
+"""Measure one text with one model in all the ways of docs/guides/why_numbers_differ.md, and print its tables.
+
+lm-eval, torchmetrics and the Trainer are the real packages. nanochat, llama.cpp and Hugging Face's `evaluate` are their
+formulas written out, since they can't be installed here or need the network.
+"""
+
+import logging
+import math
+import re
+import warnings
+
+import numpy as np
+import torch
+from lm_eval.api import metrics as lm_eval_metrics
+from lm_eval.api.instance import Instance
+from lm_eval.tasks.wikitext.preprocess_wikitext import process_results, wikitext_detokenizer
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from torchmetrics.text import Perplexity as TorchmetricsPerplexity
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer, Trainer, TrainingArguments
+
+from xent_metrics import BitsPerByte, CrossEntropy, Perplexity, score_tokens, token_bytes
+from xent_metrics.hosts.lm_eval import XentHFLM
+from xent_metrics.hosts.lm_eval.python_docs import documents
+
+CONTEXT = 128
+TRAINING, HELD_OUT = [*documents("train").values()], [*documents("validation").values()]
+for noisy in ("xent_metrics", "lm-eval", "lm_eval", "transformers"):
+    logging.getLogger(noisy).setLevel(logging.ERROR)
+warnings.filterwarnings("ignore")
+
+
+def trained(vocab_size, steps=60):
+    """A tokenizer and a GPT-2 of two layers, trained on the training topics."""
+    tokenizer = GPT2Tokenizer().train_new_from_iterator(TRAINING, vocab_size=vocab_size)
+    tokenizer.pad_token = tokenizer.eos_token
+    ids = torch.tensor([i for text in TRAINING for i in [0, *tokenizer.encode(text)]])
+    torch.manual_seed(0)
+    small = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT, "bos_token_id": 0, "eos_token_id": 0}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, **small))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(steps):
+        starts = torch.randint(len(ids) - CONTEXT, (8,))
+        batch = torch.stack([ids[start : start + CONTEXT] for start in starts])
+        optimizer.zero_grad()
+        model(input_ids=batch, labels=batch).loss.backward()
+        optimizer.step()
+    return tokenizer, model.eval()
+
+
+def rolling(lm, texts):
+    """lm-eval's loglikelihood of each text, with its token scores."""
+    requests = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in texts]
+    return lm.loglikelihood_rolling(requests, disable_tqdm=True)
+
+
+def value(metric, results):
+    """A metric of ours over all texts."""
+    for result in results:
+        metric.update(result.scores)
+    return metric.compute().item()
+
+
+def row(what, gives, exact, digits=4):
+    """A line of a table; the difference is relative."""
+    print(f"| {what} | {gives:.{digits}f} | {exact:.{digits}f} | {100 * (gives / exact - 1):+.2f} % |")
+
+
+def table(first):
+    print(f"\n| {first} | gives | exact | off by |\n|---|---|---|---|")
+
+
+tokenizer, model = trained(512)
+lm = XentHFLM(model, tokenizer=tokenizer, device="cpu", batch_size=8)
+results = rolling(lm, HELD_OUT)
+exact = {m.name: value(m, results) for m in (CrossEntropy(), Perplexity(), BitsPerByte())}
+nats, text_bytes = -sum(results), sum(len(text.encode()) for text in HELD_OUT)
+num_tokens = sum(result.scores.num_rows for result in results)
+print(f"{len(HELD_OUT)} documents, {text_bytes:,} bytes, {num_tokens:,} tokens")
+print(", ".join(f"{name} {number:.4f}" for name, number in exact.items()))
+
+
+# What is divided by what.
+
+table("what is counted")
+large_tokenizer, large_model = trained(1024)
+large = rolling(XentHFLM(large_model, tokenizer=large_tokenizer, device="cpu", batch_size=8), HELD_OUT)
+row("nats per token, vocabulary of 1,024 instead of 512", value(CrossEntropy(), large), exact["cross_entropy"])
+row("bits per byte, vocabulary of 1,024 instead of 512", value(BitsPerByte(), large), exact["bits_per_byte"])
+characters = sum(map(len, HELD_OUT))
+row("bits per character", nats / math.log(2) / characters, exact["bits_per_byte"])
+
+
+def wikitext_form(text):
+    """The text with spaces around punctuation, as WikiText has them."""
+    return re.sub(r"\s*([.,;:!?])\s+", r" \1 ", text).replace("-", " @-@ ")
+
+
+pages = [{"page": wikitext_form(text)} for text in HELD_OUT]
+detokenized = rolling(lm, [wikitext_detokenizer(page) for page in pages])
+theirs = [
+    process_results(*both)["bits_per_byte"] for both in zip(pages, [[float(r)] for r in detokenized], strict=True)
+]
+row("lm-eval's `wikitext`: bits of the detokenized text, bytes of the page", lm_eval_metrics.bits_per_byte(theirs),
+    value(BitsPerByte(), detokenized))  # fmt: skip
+
+
+# What the model sees.
+
+table("what the model sees (nats per token)")
+for stride in (64, 32):
+    lm.stride = stride
+    row(f"windows of {CONTEXT} tokens that score the last {stride}", value(CrossEntropy(), rolling(lm, HELD_OUT)),
+        exact["cross_entropy"])  # fmt: skip
+lm.stride = None
+
+
+@torch.no_grad()
+def nll(rows):
+    """``(rows, T)`` ids to the nll of each id but the first, ``(rows, T − 1)``."""
+    return torch.cat([score_tokens(model(part[:, :-1]).logits, part[:, 1:]).nll for part in rows.split(16)])
+
+
+stream = torch.tensor([i for text in HELD_OUT for i in tokenizer.encode(text)])
+chunks = stream[: len(stream) // CONTEXT * CONTEXT].reshape(-1, CONTEXT)
+row("chunks without BOS, whose first token isn't scored", nll(chunks).mean().item(), exact["cross_entropy"])
+after_bos = nll(F.pad(chunks[:, :-1], (1, 0), value=0))
+row("the same chunks, each after a BOS", after_bos.mean().item(), exact["cross_entropy"])
+
+
+# Tools.
+
+table("tool")
+behind_bos = torch.cat([torch.zeros_like(chunks[:, :1]), chunks[:, 1:]], dim=1)  # BOS takes the place of the first id
+seen = nll(behind_bos)[:, CONTEXT // 2 :]
+row("llama.cpp's perplexity: the second half of each chunk", seen.double().mean().exp().item(), exact["perplexity"], 2)
+truncated = torch.stack([nll(torch.tensor([[0, *tokenizer.encode(text)][:CONTEXT]])).mean().exp() for text in HELD_OUT])
+row("`evaluate`'s perplexity: mean over documents, truncated", truncated.mean().item(), exact["perplexity"], 2)
+
+packed = torch.tensor([i for text in HELD_OUT for i in [0, *tokenizer.encode(text)]])
+rows = packed[: (len(packed) - 1) // CONTEXT * CONTEXT].reshape(-1, CONTEXT)
+targets, counted = rows[:, 1:], token_bytes(tokenizer)[rows[:, 1:]]
+row("nanochat's bits per byte: rows of one stream, BOS not counted",
+    float((nll(rows) * (counted > 0)).sum()) / math.log(2) / int(counted.sum()), exact["bits_per_byte"])  # fmt: skip
+
+sizes = [len(text.encode()) for text in HELD_OUT]
+order = sorted(range(len(HELD_OUT)), key=sizes.__getitem__)
+groups = [order[:15], order[15:]]  # many short documents, a few long ones
+pairs = [[(float(results[i]), sizes[i]) for i in group] for group in groups]
+of_tasks = [lm_eval_metrics.bits_per_byte(p) for p in pairs]
+mean = lm_eval_metrics.aggregate_subtask_metrics(of_tasks, [len(p) for p in pairs])
+row("lm-eval's bits per byte of one task", lm_eval_metrics.bits_per_byte([*pairs[0], *pairs[1]]), exact["bits_per_byte"])
+row("lm-eval's bits per byte of a group: 15 short documents and 5 long ones", mean, exact["bits_per_byte"])
+
+texts = [text for document in HELD_OUT for text in document.split("\n\n") if text.strip()][:200]
+paragraphs = [torch.tensor([0, *tokenizer.encode(text)][:CONTEXT]) for text in texts]
+
+
+def collate(batch):
+    ids = [example["input_ids"] for example in batch]
+    labels = pad_sequence(ids, batch_first=True, padding_value=-100)
+    return {"input_ids": pad_sequence(ids, batch_first=True), "labels": labels}
+
+
+arguments = TrainingArguments("trainer", per_device_eval_batch_size=4, use_cpu=True, report_to=[], disable_tqdm=True)
+trainer = Trainer(model, arguments, eval_dataset=[{"input_ids": ids} for ids in paragraphs], data_collator=collate)
+evaluated = trainer.evaluate()
+per_paragraph = torch.cat([nll(ids[None]).flatten() for ids in paragraphs if len(ids) > 1])
+row(
+    "the Trainer's `eval_loss` over paragraphs, batches of 4",
+    evaluated["eval_loss"],
+    per_paragraph.double().mean().item(),
+)
+
+
+# Arithmetic.
+
+table("arithmetic")
+batch = collate([{"input_ids": ids} for ids in paragraphs[:64]])
+with torch.no_grad():
+    logits = model(input_ids=batch["input_ids"]).logits[:, :-1]
+labels = batch["labels"][:, 1:]
+
+
+def both(logits, labels, **options):
+    """torchmetrics' perplexity and ours."""
+    theirs, ours = TorchmetricsPerplexity(**options), Perplexity()
+    theirs.update(logits, labels)
+    ours.update(logits, labels)
+    return theirs.compute().item(), ours.compute().item()
+
+
+row("torchmetrics' Perplexity(ignore_index=-100)", *both(logits, labels, ignore_index=-100), 2)
+row("torchmetrics' Perplexity(), −100 left in the targets", *both(logits, labels), 2)
+row(
+    "torchmetrics' Perplexity(ignore_index=-100), bfloat16 logits",
+    *both(logits.bfloat16(), labels, ignore_index=-100),
+    2,
+)
+wrong = logits.clone()
+wrong[0, 0, labels[0, 0]] -= 120
+row(
+    "torchmetrics' Perplexity(ignore_index=-100), one target 120 below the rest",
+    *both(wrong, labels, ignore_index=-100),
+    2,
+)
+half_nll = F.cross_entropy(logits.bfloat16().flatten(0, 1), labels.flatten(), reduction="none")
+ours = CrossEntropy()
+ours.update(logits.bfloat16(), labels)
+row("log-softmax in bfloat16, summed in bfloat16", (half_nll.sum() / (labels >= 0).sum()).item(), ours.compute().item())
+
+losses = np.array([float(result.scores.nll.sum()) for result in results], dtype=np.float32)
+summed = np.cumsum(np.tile(losses, 20_000))[-1] / 20_000  # one after the other, as a loop adds them
+row("nats of a text, by a float32 sum over 20,000 passes", float(summed), float(losses.astype(float).sum()), 1)
+counter = TorchmetricsPerplexity()
+counter.count += 2**24
+for _ in range(1000):  # one token at a time, as in generation
+    counter.update(logits[:1, :1], labels[:1, :1])
+row("float32 counter after 2^24 tokens and 1,000 more, one at a time", counter.count.item(), 2**24 + 1000, 0)
+
+alone = torch.cat([model(input_ids=batch["input_ids"][i : i + 1]).logits[:, :-1].detach() for i in range(64)])
+moved = (score_tokens(alone, labels).nll - score_tokens(logits, labels).nll).abs().max().item()
+print(f"\nRunning 64 paragraphs alone or in one batch moved the nll of a token by less than 0.00001: {moved < 1e-5}")
