@@ -23,12 +23,13 @@ def questions(split):
 
 set_seed(0)
 model = LlamaForCausalLM(
-    LlamaConfig(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-                max_position_embeddings=256, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    LlamaConfig(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4,
+                max_position_embeddings=256, initializer_range=0.1,
+                bos_token_id=0, eos_token_id=0, pad_token_id=0)
 )  # fmt: skip
 metrics = TrainerMetrics(["cross_entropy", "token_accuracy", {"metric": "bits_per_byte", "token_bytes": tokenizer}])
 arguments = SFTConfig(
-    "sft", max_steps=30, learning_rate=3e-3, per_device_train_batch_size=8, per_device_eval_batch_size=8, max_length=192,
+    "sft", max_steps=30, learning_rate=1e-2, per_device_train_batch_size=8, per_device_eval_batch_size=8, max_length=192,
     use_cpu=True, bf16=False, report_to=[], disable_tqdm=True, save_strategy="no", logging_strategy="no",
     gradient_checkpointing=False,
 )  # fmt: skip

@@ -13,12 +13,13 @@ ids = torch.tensor([i for text in documents("train").values() for i in tokenizer
 
 torch.manual_seed(0)
 model = GPT2LMHeadModel(
-    GPT2Config(vocab_size=512, n_embd=64, n_layer=2, n_head=4, n_positions=128, bos_token_id=0, eos_token_id=0)
-)
-optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    GPT2Config(vocab_size=512, n_embd=64, n_layer=1, n_head=4, n_positions=64, initializer_range=0.1,
+               bos_token_id=0, eos_token_id=0)
+)  # fmt: skip
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 for step in range(1, 81):
-    starts = torch.randint(len(ids) - 128, (8,))
-    batch = torch.stack([ids[start : start + 128] for start in starts])
+    starts = torch.randint(len(ids) - 64, (16,))
+    batch = torch.stack([ids[start : start + 64] for start in starts])
     optimizer.zero_grad()
     model(input_ids=batch, labels=batch).loss.backward()
     optimizer.step()

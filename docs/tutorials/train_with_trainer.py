@@ -29,15 +29,16 @@ def paragraphs(split):
 
 set_seed(0)
 model = LlamaForCausalLM(
-    LlamaConfig(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-                max_position_embeddings=128, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    LlamaConfig(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4,
+                max_position_embeddings=128, initializer_range=0.1,
+                bos_token_id=0, eos_token_id=0, pad_token_id=0)
 )  # fmt: skip
 metrics = TrainerMetrics(["cross_entropy", {"metric": "bits_per_byte", "token_bytes": tokenizer}])
 
 
 def trainer(batch_size):
     arguments = TrainingArguments(
-        "trainer", max_steps=40, learning_rate=3e-3, per_device_train_batch_size=16, per_device_eval_batch_size=batch_size,
+        "trainer", max_steps=40, learning_rate=1e-2, per_device_train_batch_size=16, per_device_eval_batch_size=batch_size,
         use_cpu=True, report_to=[], disable_tqdm=True, save_strategy="no", logging_strategy="no",
     )  # fmt: skip
     made = Trainer(
