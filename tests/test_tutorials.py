@@ -1,11 +1,15 @@
-"""The tutorials run, show all of their scripts' code, and print what their pages say."""
+"""The tutorials run, show all of their scripts' code and print what their pages say; the notebook runs."""
 
 from __future__ import annotations
 
+import math
+import re
 import shutil
 from pathlib import Path
 
+import jupytext
 import pytest
+from nbclient import NotebookClient
 from support.pages import blocks, code, commands, run, unlike
 
 FOLDER = Path(__file__).parents[1] / "docs" / "tutorials"
@@ -71,3 +75,19 @@ def test_last_digits_are_the_machines(shown, printed):
 def test_another_corpus_changes_numbers_alone():
     assert unlike("3264 tokens, 1.5", "1 tokens, 2.5", numbers=False) == []
     assert unlike("3264 tokens", "3264 bytes", numbers=False) == ["'3264 tokens' is '3264 bytes'"]
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path):
+    """As Jupyter runs it: its own kernel, cell by cell."""
+    notebook = jupytext.read(FOLDER / "first_steps.py")
+    assert {cell.cell_type for cell in notebook.cells} == {"code", "markdown"}
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    printed = "".join(
+        output.text for cell in notebook.cells for output in cell.get("outputs", []) if output.output_type == "stream"
+    )
+    values = dict(re.findall(r"^(\w+) +([\d.]+)$", printed, re.MULTILINE))
+    assert float(values["bits_per_byte"]) == pytest.approx(float(values["cross_entropy"]) / math.log(2), abs=1e-4)
+    assert float(values["bits_per_byte"]) < 5  # it has learnt something
+    assert "equal to the last bit: True" in printed
+    assert re.search(r"difference [+-]\d\.\d+, 95 % interval .+, better: (A|B|None)", printed)

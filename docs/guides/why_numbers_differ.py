@@ -37,6 +37,7 @@ def trained(vocab_size, steps=100):
     ids = torch.tensor([i for text in TRAINING for i in [0, *tokenizer.encode(text)]])
     torch.manual_seed(0)
     small = {"n_embd": 64, "n_layer": 1, "n_head": 4, "n_positions": CONTEXT, "initializer_range": 0.1}
+    small |= {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "tie_word_embeddings": False}
     model = GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, bos_token_id=0, eos_token_id=0, **small))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps, pct_start=0.1)
@@ -77,8 +78,9 @@ results = rolling(lm, HELD_OUT)
 exact = {m.name: value(m, results) for m in (CrossEntropy(), Perplexity(), BitsPerByte())}
 nats, text_bytes = -sum(results), sum(len(text.encode()) for text in HELD_OUT)
 num_tokens = sum(result.scores.num_rows for result in results)
-print(f"{len(HELD_OUT)} documents, {text_bytes:,} bytes, {num_tokens:,} tokens")
-print(", ".join(f"{name} {number:.4f}" for name, number in exact.items()))
+print(f"| documents | bytes | tokens | {' | '.join(exact)} |\n|---|---|---|---|---|---|")
+numbers = " | ".join(f"{number:.4f}" for number in exact.values())
+print(f"| {len(HELD_OUT)} | {text_bytes:,} | {num_tokens:,} | {numbers} |")
 
 
 # What is divided by what.
@@ -224,4 +226,6 @@ row("float32 counter after 2^24 tokens and 1,000 more, one at a time", counter.c
 
 alone = torch.cat([model(input_ids=batch["input_ids"][i : i + 1]).logits[:, :-1].detach() for i in range(64)])
 moved = (score_tokens(alone, labels).nll - score_tokens(logits, labels).nll).abs().max().item()
-print(f"\nRunning 64 paragraphs alone or in one batch moved the nll of a token by less than 0.00001: {moved < 1e-5}")
+print(
+    f"| a token's nll, its paragraph alone or in a batch of 64 | {'within' if moved < 1e-5 else 'not within'} 0.00001 | | |"
+)

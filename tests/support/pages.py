@@ -1,9 +1,9 @@
 """Pages of documentation that show what was run: their code, their commands and their output.
 
-    PYTHONPATH=tests python -m support.pages docs/tutorials/*.md      (or `make pages`)
+    PYTHONPATH=tests python -m support.pages docs/tutorials/*.md docs/guides/why_numbers_differ.md      (or `make pages`)
 
-runs the commands of pages and writes what they print into them. Numbers with a decimal point depend on the processor in their
-last digits, and are compared to 1 %; the rest is compared as it stands.
+runs the commands of pages, or the script of a page's own name, and writes what they print into them. Numbers with a decimal
+point depend on the processor in their last digits, and are compared to 1 %; the rest is compared as it stands.
 """
 
 from __future__ import annotations
@@ -125,15 +125,25 @@ def _close(shown: str, printed: str) -> bool:
     return abs(a - b) <= max(0.01 * max(abs(a), abs(b)), 1.01 * 10.0**-decimals)
 
 
+def tables(text: str) -> str:
+    """The lines of Markdown tables."""
+    return "".join(f"{line}\n" for line in text.splitlines() if line.startswith("|"))
+
+
 def rewritten(page: Path) -> str:
-    """The page with what its commands print now; its folder's other files are beside them."""
+    """The page with what its commands print now, or with the tables that the script of its name prints.
+
+    The folder's other files are beside them.
+    """
     text = page.read_text()
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(page.parent, folder, dirs_exist_ok=True)
+        if page.with_suffix(".py").exists():
+            lines = iter(tables(run(f"python {page.stem}.py", Path(folder))).splitlines())
+            return "".join(f"{next(lines) if line.startswith('|') else line}\n" for line in text.splitlines())
         for command in commands(text):
-            text = text.replace(
-                f"$ {command.line}{command.output}", f"$ {command.line}{run(command.line, Path(folder))}"
-            )
+            printed = run(command.line, Path(folder))
+            text = text.replace(f"$ {command.line}{command.output}", f"$ {command.line}{printed}")
     return text
 
 
