@@ -117,12 +117,12 @@ def _alike(shown: str, printed: str, numbers: bool) -> bool:
 
 
 def _close(shown: str, printed: str) -> bool:
-    """Whole numbers are equal; others differ by at most 1 %, or by one in the last place."""
+    """Whole numbers are equal; others differ by at most 1 %, or by five in the last place."""
     if "." not in shown + printed:
         return shown == printed
     a, b = (float(text.replace(",", "").replace("−", "-")) for text in (shown, printed))
     decimals = len(shown.partition("e")[0].partition(".")[2])
-    return abs(a - b) <= max(0.01 * max(abs(a), abs(b)), 1.01 * 10.0**-decimals)
+    return abs(a - b) <= max(0.01 * max(abs(a), abs(b)), 5.01 * 10.0**-decimals)
 
 
 def tables(text: str) -> str:
