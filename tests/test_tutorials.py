@@ -49,6 +49,14 @@ def test_the_index_links_to_every_tutorial():
     assert [page.name for page in TUTORIALS if f"({page.name})" not in index] == []
 
 
+def test_commands_are_read_with_their_output():
+    page = (
+        "Run\n\n```console\n$ python a.py\nloss 1\nloss 2\n$ xent lm-eval \\\n    run\n```\n\n```python\nx = 1\n```\n"
+    )
+    assert commands(page) == [("python a.py\n", "loss 1\nloss 2\n"), ("xent lm-eval \\\n    run\n", "")]
+    assert blocks(page, "python") == ["x = 1\n"]
+
+
 @pytest.mark.parametrize(
     ("shown", "printed"),
     [

@@ -50,7 +50,7 @@ def commands(page: str) -> list[Command]:
     found = []
     for block in blocks(page, "console"):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            line, output = re.match(r"((?:.*\\\n)*.*\n)(.*)", part, re.DOTALL).groups()
+            line, output = re.match(r"((?:[^\n]*\\\n)*[^\n]*\n)(.*)", part, re.DOTALL).groups()
             found.append(Command(line, output))
     return found
 
