@@ -31,7 +31,6 @@ metrics = TrainerMetrics(["cross_entropy", "token_accuracy", {"metric": "bits_pe
 arguments = SFTConfig(
     "sft", max_steps=30, learning_rate=1e-2, per_device_train_batch_size=8, per_device_eval_batch_size=8, max_length=192,
     use_cpu=True, bf16=False, report_to=[], disable_tqdm=True, save_strategy="no", logging_strategy="no",
-    gradient_checkpointing=False,
 )  # fmt: skip
 trainer = SFTTrainer(
     model, arguments, train_dataset=questions("train"), eval_dataset=questions("validation").select(range(100)),
