@@ -4,10 +4,8 @@ lm-eval, torchmetrics and the Trainer are the real packages. nanochat, llama.cpp
 formulas written out, since they can't be installed here or need the network.
 """
 
-import logging
 import math
 import re
-import warnings
 
 import numpy as np
 import torch
@@ -25,9 +23,6 @@ from xent_metrics.hosts.lm_eval.python_docs import documents
 
 CONTEXT = 32
 TRAINING, HELD_OUT = [*documents("train").values()], [*documents("validation").values()][:10]
-for noisy in ("xent_metrics", "lm-eval", "lm_eval", "transformers"):
-    logging.getLogger(noisy).setLevel(logging.ERROR)
-warnings.filterwarnings("ignore")
 
 
 def trained(vocab_size, steps=100):
