@@ -7,7 +7,7 @@ PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: browser demo docs reference test test-all-tasks test-lm-eval lint bench setup clean
+.PHONY: browser demo docs reference test test-all-tasks test-lm-eval lint bench pages setup clean
 
 demo: $(READY)            ## train a small language model, evaluate it with Lightning and with lm-eval, compare
 	$(BIN)/python -m xent_metrics.demo $(DEMO_ARGS)
@@ -44,6 +44,9 @@ reference: $(READY)       ## write the README's table of metrics and docs/errors
 BENCHMARKS := $(filter-out benchmarks/claims.py,$(wildcard benchmarks/*.py))
 bench: $(READY)           ## measure every claim about speed and memory beside its peer
 	failed=0; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file || failed=1; done; exit $$failed
+
+pages: $(READY)           ## run the scripts of the tutorials and guides, and write their output into the pages
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m support.pages docs/tutorials/*.md docs/guides/why_numbers_differ.md
 
 setup: $(READY)           ## install everything that is tested into .venv
 
