@@ -40,6 +40,7 @@ class EmbeddingDistance(RatioMetric):
     """
 
     name = _NAME
+    higher_is_better = False
     formula = "Σ_tokens Σ_v p_v (1 − cos(e_v, e_target)) / tokens"
     value_unit = "cosine distance"
     reference = "Rubner et al. (2000), The Earth Mover's Distance"

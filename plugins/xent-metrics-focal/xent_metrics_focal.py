@@ -19,6 +19,7 @@ class FocalCrossEntropy(RatioMetric):
     """
 
     name = "focal_cross_entropy"
+    higher_is_better = False
     formula = "−Σ (1 − p)^γ ln p / tokens"
     value_unit = "nats per token"
     reference = "Lin et al. (2017), arXiv:1708.02002"

@@ -22,7 +22,7 @@ from xent_metrics import (
 )
 from xent_metrics.metrics import MaximumCalibrationError
 from xent_metrics.metrics.confidence_bins import BinSum
-from xent_metrics.testing.contract import check_metric, no_host_sync
+from xent_metrics.testing import check_metric, no_host_sync
 
 
 @pytest.mark.parametrize("name", buildable())

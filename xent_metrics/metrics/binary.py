@@ -40,6 +40,7 @@ class BinaryCrossEntropy(RatioMetric):
     """
 
     name = "binary_cross_entropy"
+    higher_is_better = False
     formula = "−Σ [y ln p + (1 − y) ln(1 − p)] / rows"
     value_unit = "nats per row"
     reference = "Good (1952), Rational Decisions"

@@ -65,6 +65,7 @@ class _PerLength(RatioMetric):
     """Σ nll / Σ length over the rows with a length."""
 
     length: ClassVar[str]
+    higher_is_better = False
     row_kinds = frozenset({"token", "document", "choice"})
 
     def sum_names(self) -> tuple[str | SharedSum, str | SharedSum]:

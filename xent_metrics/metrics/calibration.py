@@ -23,6 +23,7 @@ class _Gaps(ConfidenceBins):
     """Reduces bin gaps to one number; plots reliability."""
 
     norm: Norm
+    higher_is_better = False
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
         return _error(self.bins(sums), self.norm)

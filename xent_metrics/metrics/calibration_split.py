@@ -46,6 +46,7 @@ class CalibrationLoss(ConfidenceBins):
     """
 
     name = "calibration_loss"
+    higher_is_better = False
     formula = "Σ_b n_b/N · KL(accuracy_b ‖ confidence_b)"
     value_unit = "nats per token"
     reference = "Bröcker (2009), arXiv:0806.0813; Kull & Flach (2015)"

@@ -43,6 +43,7 @@ class CalibrationWeightedCrossEntropy(ConfidenceBins):
     """
 
     name = "calibration_weighted_cross_entropy"
+    higher_is_better = False
     formula = "Σ_b w_b Σnll_b / Σ_b w_b n_b, w_b = 1 + λ |accuracy_b − confidence_b|"
     value_unit = "nats per token"
     reference = "xent-metrics; the gaps are those of Guo et al. (2017), arXiv:1706.04599"

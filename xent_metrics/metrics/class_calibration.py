@@ -29,6 +29,7 @@ class _Residuals(TokenMetric):
     """Σ_b |Σ residual| / tokens."""
 
     requires = frozenset({"target"})
+    higher_is_better = False
 
     def __init__(self, num_bins: int = 15, **kwargs: Any) -> None:
         super().__init__(**kwargs)

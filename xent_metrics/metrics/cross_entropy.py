@@ -21,6 +21,8 @@ __all__ = ["CrossEntropy", "Perplexity"]
 
 
 class _NatsPerToken(RatioMetric):
+    higher_is_better = False
+
     def sum_names(self) -> tuple[str | SharedSum, str | SharedSum]:
         return NATS, TOKENS
 

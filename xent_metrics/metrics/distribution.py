@@ -85,6 +85,7 @@ class BrierScore(_MeanOfRows):
     """
 
     name = "brier_score"
+    higher_is_better = False
     formula = "Σ_t Σ_v (p_v − y_v)² / tokens"
     value_unit = "squared error per token"
     reference = "Brier (1950), Verification of Forecasts Expressed in Terms of Probability"
@@ -105,6 +106,7 @@ class ZLoss(_MeanOfRows):
     """
 
     name = "z_loss"
+    higher_is_better = False
     formula = "Σ_t (ln Σ_v exp(logits_v))² / tokens"
     value_unit = "squared nats per token"
     reference = "Chowdhery et al. (2022), arXiv:2204.02311"

@@ -165,6 +165,7 @@ class ProbabilityChange(_PairMean):
     value_unit = "probability"
     reference = "reported by llama.cpp's perplexity tool"
     pair_score = "probability_change"
+    higher_is_better = None
 
 
 class RMSProbabilityChange(_PairMean):

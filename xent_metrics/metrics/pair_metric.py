@@ -26,7 +26,6 @@ class PairMetric(TokenMetric):
 
     pair_score: ClassVar[str]
     row_kinds: ClassVar[frozenset[RowKind]] = frozenset({"token"})
-    higher_is_better: bool | None = None
 
     def __init__(self, temperature: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)

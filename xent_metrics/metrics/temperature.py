@@ -156,6 +156,7 @@ class CrossEntropyAtOptimalTemperature(_TemperatureGrid):
     """
 
     name = "cross_entropy_at_optimal_temperature"
+    higher_is_better = False
     formula = "min_T −Σ ln softmax(ln p / T)[target] / tokens"
     value_unit = "nats per token"
     reference = "Guo et al. (2017), arXiv:1706.04599"

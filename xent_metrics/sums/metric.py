@@ -45,6 +45,10 @@ class _LaidOut(ABCMeta):
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         check_options(cls, kwargs)
         metric = super().__call__(*args, **kwargs)
+        if "ignore_index" not in vars(metric):
+            raise MetricOptionError(
+                f"{cls.__name__}.__init__ doesn't call super().__init__(**kwargs), which sets the metric up; call it first"
+            )
         signature = inspect.signature(cls.__init__)  # type: ignore[misc]
         bound = signature.bind(metric, *args, **kwargs)
         bound.apply_defaults()
@@ -62,10 +66,14 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
     Args:
         ignore_index: the target that doesn't count.
         kwargs: those of `torchmetrics.Metric` (`process_group`, `dist_sync_on_step`, `dist_sync_fn` …).
+
+    Attributes:
+        higher_is_better: True, False, or None where neither direction is better. A subclass says it: until it does, no
+            comparison calls a difference better or worse.
     """
 
     is_differentiable = False
-    higher_is_better: bool | None = False
+    higher_is_better: bool | None = None
     full_state_update = False
 
     def __init__(self, *, ignore_index: int = -100, **kwargs: Any) -> None:

@@ -172,6 +172,7 @@ class StandardError(TokenMetric):
     """
 
     name = "standard_error"
+    higher_is_better = False
     formula = "√(D/(D − 1) · (gᵀ M g − (g · S)²/D))"
     value_unit = "the metric's unit"
     reference = "Cochran (1977), Sampling Techniques, section 6.3"
