@@ -57,7 +57,9 @@ def new_plugin(
         raise PluginError(f"xent has a command {names.name!r} already; choose another name")
     folder = write_files(into / names.distribution, plugin_files(names, kinds))
     print(f"{folder} has {', '.join(_KINDS[kind][0] for kind in kinds)}. Next:")
-    print(f"  pip install -e '{folder}[dev]'\n  xent plugins\n  cd {folder} && pytest tests{_contract_option(names, kinds)}")
+    print(
+        f"  pip install -e '{folder}[dev]'\n  xent plugins\n  cd {folder} && pytest tests{_contract_option(names, kinds)}"
+    )
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ class PluginNames:
         """
         name = given.removeprefix(_PREFIX)
         if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
-            better = re.sub(r"[-_.\s]+", "-", re.sub(r"[^a-z0-9\-_.\s]", "", name.lower())).strip("-").lstrip("0123456789-")
+            better = (
+                re.sub(r"[-_.\s]+", "-", re.sub(r"[^a-z0-9\-_.\s]", "", name.lower())).strip("-").lstrip("0123456789-")
+            )
             hint = f" Did you mean {better!r}?" if better else ""
             raise PluginError(
                 f"expected a plugin's name of lower-case words joined by hyphens, such as mean-probability; got {given!r}.{hint}"
@@ -128,7 +132,9 @@ def plugin_files(names: PluginNames, kinds: Sequence[str]) -> dict[Path, str]:
     words = _words(names, kinds)
     files = {}
     for part in ("base", *kinds):
-        for template in sorted(path for path in (_TEMPLATES / part).rglob("*.tmpl") if path.name != "README.section.tmpl"):
+        for template in sorted(
+            path for path in (_TEMPLATES / part).rglob("*.tmpl") if path.name != "README.section.tmpl"
+        ):
             text = str(template.relative_to(_TEMPLATES / part)).removesuffix(".tmpl").replace("dot_", ".")
             path = Path(*(names.module if folder == "module" else folder for folder in Path(text).parts))
             files[path] = Template(template.read_text(encoding="utf-8")).substitute(words)

@@ -102,9 +102,9 @@ def check_two_processes(case: Case, answers: list[Any]) -> None:
         case: the metric with its data.
         answers: what `on_two_processes` returns for it.
     """
-    whole = case.used()
     for rank, answer in enumerate(answers):
         assert not isinstance(answer, str), f"process {rank} of 2: {answer}"
-        value, state = answer
+    whole = case.used()
+    for rank, (value, state) in enumerate(answers):
         same(state, whole.state, f"the total on process {rank} of 2 and the sums on one")
         same(value, whole.compute(), f"the value on process {rank} of 2 and on one")
