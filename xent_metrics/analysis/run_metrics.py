@@ -42,6 +42,7 @@ class LoggedMean(RatioMetric):
 
     @property
     def higher_is_better(self) -> bool | None:  # type: ignore[override]  # torchmetrics lets no instance set it
+        """As lm-eval says."""
         return self._direction
 
     def sum_names(self) -> tuple[str, str]:

@@ -142,6 +142,7 @@ class Grouped(TokenMetric):
 
     @property
     def higher_is_better(self) -> bool | None:  # type: ignore[override]  # torchmetrics lets no instance set its own
+        """The metric's."""
         return self.metric.higher_is_better
 
     def _check_that_sums_are_over_rows(self) -> None:
