@@ -130,14 +130,14 @@ def test_risk_and_coverage():
 @pytest.mark.parametrize("metric", [RiskCoverageArea, ConfidenceAUROC])
 def test_its_standard_error_is_that_of_documents(metric):
     """By sums of products, by documents, and by leaving each document out."""
-    scores = made_up(60, length=30)
+    scores = made_up(24, length=60)
     error = updated(StandardError(metric()), scores)
     states = metric().exact_sums_by_sequence(scores)
     assert float(error.compute()) == pytest.approx(standard_error(metric(), states), rel=1e-6)
     total = states.sum(0)
     left_out = torch.stack([metric().value_of(total - state) for state in states])
-    jackknife = ((left_out - left_out.mean()).square().sum() * 59 / 60).sqrt()
-    assert float(error.compute()) == pytest.approx(float(jackknife), rel=0.05)
+    jackknife = ((left_out - left_out.mean()).square().sum() * 23 / 24).sqrt()
+    assert float(error.compute()) == pytest.approx(float(jackknife), rel=0.1)
 
 
 def test_it_shares_its_sums_with_calibration_of_equal_mass():
