@@ -83,9 +83,12 @@ def test_a_broken_promise_is_one_message(run, install):
     assert "Traceback" not in str(result.stdout)
 
 
-def test_the_distribution_names_it_too_and_k_selects(run, install):
+def test_the_distribution_names_it_too_and_k_and_conftest_see_its_items(run, install, pytester):
     install(plugin_of(Nats))
-    run("--xent-plugin", "a-third-party", "-k", "exact_merge or two_processes").assert_outcomes(passed=2, deselected=17)
+    pytester.makeconftest("def pytest_collection_modifyitems(items):\n    print('SEEN:', len(items))\n")
+    result = run("--xent-plugin", "a-third-party", "-k", "exact_merge or two_processes")
+    result.assert_outcomes(passed=2, deselected=17)
+    result.stdout.fnmatch_lines(["*SEEN: 19"])
 
 
 def test_paths_run_as_well_where_they_are_given(run, install, pytester):

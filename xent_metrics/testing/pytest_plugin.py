@@ -54,7 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.args = []
 
 
-@pytest.hookimpl(tryfirst=True)  # so that -k and -m select among these items, too
+@pytest.hookimpl(tryfirst=True)  # so that -k, -m and every conftest.py see these items, too
 def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
     """Add an item for each metric and promise."""
     for name in session.config.getoption("xent_plugin"):
