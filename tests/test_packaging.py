@@ -55,13 +55,16 @@ def test_the_wheel_has_the_task_configs_and_the_types(tmp_path):
         f"xent_metrics/{path.relative_to(ROOT / 'xent_metrics')}" for path in (ROOT / "xent_metrics").rglob("*.py")
     }
     configs = {f"xent_metrics/task_configs/{path.name}" for path in (ROOT / "task_configs").glob("*.yaml")}
-    templates = {str(path.relative_to(ROOT)) for path in (ROOT / "xent_metrics").rglob("*.j2")}
+    endings = "*.j2", "*.tmpl"
+    templates = {str(path.relative_to(ROOT)) for ending in endings for path in (ROOT / "xent_metrics").rglob(ending)}
+    assert len(templates) >= 18
     assert len(configs) >= 10
     assert sources | configs | templates | {"xent_metrics/py.typed"} <= packed
     assert not [name for name in packed if name.startswith(("tests/", "plugins/", "task_configs/"))]
     [entry_points] = [name for name in packed if name.endswith("/entry_points.txt")]
     declared = zipfile.ZipFile(wheel).read(entry_points).decode().splitlines()
     assert {"xent = xent_metrics.cli:main", "xent-metrics = xent_metrics.cli:main"} <= set(declared)
+    assert "xent_metrics.testing.pytest_plugin = xent_metrics.testing.pytest_plugin" in declared
     assert "xent-hf = xent_metrics.hosts.lm_eval.models.hf_lm:XentHFLM" in declared
 
 

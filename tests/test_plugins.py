@@ -14,6 +14,7 @@ import torch
 
 from xent_metrics import TOKENS, CrossEntropy, RatioMetric, TokenMetric, get_metric, hookimpl, list_metrics, plugins
 from xent_metrics.errors import MetricOptionError, PluginError, UnknownMetricError
+from xent_metrics.hookspecs import HOOK_VERSION
 from xent_metrics.plugins import Plugins, provenance, use_plugins
 from xent_metrics.version import __version__
 
@@ -170,6 +171,48 @@ def test_one_module_under_two_names_stays_under_the_first():
     assert re.search(r"plugin b \(third-party 1\.2\) is set aside: ValueError: Plugin already registered", warnings[0])
     assert loaded.metric_class("one").name == "one"
     assert loaded.manager.is_registered(module)
+
+
+def test_a_plugin_whose_hooks_are_not_marked_is_told_so():
+    module = ModuleType("their_plugin")
+    module.register_metrics = lambda register: register(metric_named("one"))  # no @hookimpl
+    loaded, warnings = load(Point("mine", module), Point("empty", ModuleType("empty_plugin")))
+    assert "empty (third-party 1.2) has no hooks: no function of empty_plugin is marked with @hookimpl" in warnings[0]
+    assert (
+        "mine (third-party 1.2) has no hooks: its function register_metrics isn't marked with @hookimpl." in warnings[1]
+    )
+    assert "Write `from xent_metrics import hookimpl` and @hookimpl above `def register_metrics`" in warnings[1]
+    with pytest.raises(UnknownMetricError, match=r"Set aside: .*mine .*has no hooks"):
+        loaded.metric_class("one")
+
+
+class TestTheVersionOfTheHooks:
+    def made_for(self, version):
+        module = registering(metric_named(f"for_{version}".replace(".", "_")))
+        module.XENT_METRICS_HOOKS = version
+        return Point(f"for-{version}", module)
+
+    @pytest.mark.parametrize("version", [HOOK_VERSION + 1, HOOK_VERSION - 1, "1", None])
+    def test_a_plugin_made_for_another_is_set_aside_by_name(self, version):
+        loaded, [warning] = load(self.made_for(version), Point("other", registering(metric_named("fine"))))
+        assert (
+            f"for-{version} (third-party 1.2) is made for version {version!r} of the hooks; xent-metrics {__version__} has "
+            f"version {HOOK_VERSION}. Install a version of third-party for these hooks, or another xent-metrics"
+        ) in warning
+        assert loaded.plugins[1].hooks == []
+        assert loaded.metric_class("fine").name == "fine"
+
+    def test_a_plugin_made_for_this_one_or_from_before_versions_loads(self):
+        loaded = Plugins([self.made_for(HOOK_VERSION), Point("silent", registering(metric_named("one")))])
+        assert [plugin.error for plugin in loaded.plugins] == [None] * 3
+        assert HOOK_VERSION == 1  # from 2 on, a plugin that says nothing is set aside: say so in the changes
+
+    def test_it_comes_before_what_another_version_would_break(self):
+        """A hook that isn't there any more would be another error, and say less."""
+        module = module_with(hook_of_the_future=lambda: None)
+        module.XENT_METRICS_HOOKS = 2
+        _, [warning] = load(Point("new", module))
+        assert "is made for version 2 of the hooks" in warning
 
 
 class Abstract(TokenMetric):

@@ -19,11 +19,18 @@ if TYPE_CHECKING:
     Scores = tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Mapping[str, Tensor]]
 
 __all__ = [
-    "PROJECT", "exact_sums_backend", "forward_context", "hookimpl", "hooks", "hookspec", "linear_cross_entropy_backend",
-    "register_commands", "register_metrics", "register_task_configs", "score_backend", "set_hooks",
+    "HOOK_VERSION", "PROJECT", "VERSION_ATTRIBUTE", "exact_sums_backend", "forward_context", "hookimpl", "hooks", "hookspec",
+    "linear_cross_entropy_backend", "register_commands", "register_metrics", "register_task_configs", "score_backend",
+    "set_hooks",
 ]  # fmt: skip
 
 PROJECT = "xent_metrics"
+#: The version of the hooks below. It is raised when an implementation that was right would no longer be: a hook is removed or
+#: renamed, or asks for something else. New hooks and new arguments don't raise it, because pluggy passes an implementation
+#: only the arguments that it names.
+HOOK_VERSION = 1
+#: A plugin's module says by this attribute for which version it was made; without it, for version 1.
+VERSION_ATTRIBUTE = "XENT_METRICS_HOOKS"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 _source: Callable[[], pluggy.HookRelay] | None = None

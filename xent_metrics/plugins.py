@@ -96,8 +96,10 @@ class Plugins:
         """Register a plugin's module, or set the plugin aside with its error."""
         name = f"{plugin.name} of {plugin.distribution}"
         try:
+            _check_hook_version(plugin, module)
             self.manager.register(module, name=name)
             self.manager.check_pending()
+            self._check_hooks(plugin, module)
             self._run_register_hooks(plugin, module)
         except (Exception, SystemExit) as error:
             if self.manager.get_plugin(name) is module:  # not the same module, registered before by another plugin
@@ -108,6 +110,18 @@ class Plugins:
         self.plugins.append(plugin)
         self.metrics |= plugin.metrics
         self._owner |= dict.fromkeys(plugin.metrics, plugin)
+
+    def _check_hooks(self, plugin: Plugin, module: Any) -> None:
+        """Raise if the module implements no hook at all."""
+        if self.manager.get_hookcallers(module):
+            return
+        unmarked = [name for name in vars(self.manager.hook) if callable(getattr(module, name, None))]
+        name = getattr(module, "__name__", repr(module))
+        found = f"its function {unmarked[0]} isn't marked" if unmarked else f"no function of {name} is marked"
+        raise PluginError(
+            f"{plugin} has no hooks: {found} with @hookimpl. Write `from xent_metrics import hookimpl` and @hookimpl above "
+            f"`def {unmarked[0] if unmarked else 'register_metrics'}`"
+        )
 
     def _run_register_hooks(self, plugin: Plugin, module: Any) -> None:
         others = set(self.manager.get_plugins()) - {module}
@@ -181,6 +195,15 @@ class Plugins:
         error = UnknownMetricError(text)
         error.__cause__ = broken[0].error if broken else None
         return error
+
+
+def _check_hook_version(plugin: Plugin, module: Any) -> None:
+    made_for = getattr(module, hookspecs.VERSION_ATTRIBUTE, 1)
+    if made_for != hookspecs.HOOK_VERSION:
+        raise PluginError(
+            f"{plugin} is made for version {made_for!r} of the hooks; xent-metrics {__version__} has version "
+            f"{hookspecs.HOOK_VERSION}. Install a version of {plugin.distribution} for these hooks, or another xent-metrics"
+        )
 
 
 _in_use: Plugins | None = None

@@ -10,7 +10,7 @@ from xent_metrics_emd import nearest_tokens, register_commands, unit_embeddings
 
 from xent_metrics import get_metric
 from xent_metrics.errors import InvalidInputError, MetricOptionError, MissingScoreError
-from xent_metrics.testing.contract import check_metric
+from xent_metrics.testing import check_metric
 
 V, D = 9, 4
 

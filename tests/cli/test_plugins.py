@@ -17,6 +17,7 @@ BUILT_IN = [
     "intervals",
     "lm-eval",
     "metrics",
+    "new-plugin",
     "plot",
     "plugins",
     "report",

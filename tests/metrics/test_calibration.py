@@ -27,7 +27,7 @@ from xent_metrics.metrics import (
     Overconfidence,
     RMSCalibrationError,
 )
-from xent_metrics.testing.contract import check_metric
+from xent_metrics.testing import check_metric
 from xent_metrics.wrappers.standard_error import standard_error
 
 KINDS = [

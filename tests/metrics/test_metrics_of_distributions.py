@@ -19,7 +19,7 @@ from xent_metrics.metrics import (
     TopKAccuracy,
 )
 from xent_metrics.metrics.pair_metric import PairMetric
-from xent_metrics.testing.contract import check_metric
+from xent_metrics.testing import check_metric
 from xent_metrics.wrappers.standard_error import standard_error
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from xent_metrics import hookimpl, score_hidden_states, score_tokens
 from xent_metrics.errors import PluginError
 from xent_metrics.scoring.scores import ExtraScore
-from xent_metrics.testing.contract import no_host_sync
+from xent_metrics.testing import no_host_sync
 
 
 def marked(nll: float) -> Backend:

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from xent_metrics import score_tokens
 from xent_metrics.scoring import dtensors
-from xent_metrics.testing.contract import no_host_sync
+from xent_metrics.testing import no_host_sync
 
 
 @pytest.mark.parametrize(("size", "sizes"), [(2, [1, 2, 7, 1030]), (3, [2, 4, 64, 3001])])

@@ -9,18 +9,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.metric_kinds import IDS, KINDS, used
-from support.registered import buildable
+from support.registered import buildable, plugin_of
 
 from xent_metrics import (
     CrossEntropy,
     Perplexity,
+    RatioMetric,
     TokenAccuracy,
     TokenMetric,
     TokenMetricCollection,
     get_metric,
     score_tokens,
 )
-from xent_metrics.errors import CapacityError, InvalidInputError, InvalidTargetError
+from xent_metrics.errors import CapacityError, InvalidInputError, InvalidTargetError, MetricOptionError
 
 
 @pytest.fixture(params=KINDS, ids=IDS)
@@ -219,3 +220,21 @@ def test_a_weight_below_0_is_an_error_and_left_out_by_nan_policy_omit(weight):
     with pytest.raises(InvalidTargetError, match=r"1 targets were neither .* or had a weight below 0"):
         metric.compute()
     assert metric.compute(nan_policy="omit") == rest.compute()
+
+
+@pytest.mark.parametrize("built", ["by hand", "by name"])
+def test_a_metric_that_does_not_call_super_init_is_told_so(built, install):
+    class Forgetful(RatioMetric):
+        name = "forgetful"
+
+        def __init__(self, gamma=2.0, **kwargs):
+            self.gamma = gamma
+
+        def per_token(self, scores):
+            return scores.nll
+
+    install(plugin_of(Forgetful))
+    with pytest.raises(
+        MetricOptionError, match=r"Forgetful.__init__ doesn't call super\(\).__init__\(\*\*kwargs\), which"
+    ):
+        Forgetful() if built == "by hand" else get_metric("forgetful")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
 
 import pytest
 import torch
-from support.broken_metrics import BROKEN, Broken
+from support.broken_metrics import Broken
 from support.registered import buildable
 
 from xent_metrics import (
-    Binned,
     BitsPerByte,
     CalibrationWeightedCrossEntropy,
     CrossEntropy,
@@ -21,8 +20,7 @@ from xent_metrics import (
     score_tokens,
 )
 from xent_metrics.metrics import MaximumCalibrationError
-from xent_metrics.metrics.confidence_bins import BinSum
-from xent_metrics.testing.contract import check_metric, no_host_sync
+from xent_metrics.testing import check_metric, no_host_sync
 
 
 @pytest.mark.parametrize("name", buildable())
@@ -65,54 +63,15 @@ def test_a_metric_of_documents_alone_keeps_it():
 
 
 def test_the_sound_one_passes():
-    assert check_metric(Broken()) == ()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert check_metric(Broken()) is None
 
 
 def test_what_is_not_checked_without_lm_eval_is_said(monkeypatch):
     monkeypatch.setattr("xent_metrics.testing.contract.find_spec", lambda name: None)
-    assert check_metric(Broken()) == ("lm-eval is not installed: the value by its gather and aggregation",)
-
-
-@pytest.mark.parametrize(
-    ("promise", "kind"),
-    [(p, k) for p, kinds in BROKEN.items() for k in (kinds if isinstance(kinds, tuple) else [kinds])],
-    ids=lambda value: getattr(value, "__name__", ""),
-)
-def test_a_broken_promise_is_named_with_the_metric(promise, kind):
-    with pytest.raises(AssertionError) as error:
-        check_metric(kind())
-    assert str(error.value).startswith("broken ")
-    assert promise in str(error.value)
-
-
-def test_every_promise_is_seen_broken():
-    from xent_metrics.testing import contract as testing
-
-    for promise in testing._PROMISES:
-        assert any(key.startswith(promise) for key in BROKEN), promise
-
-
-@dataclass(frozen=True)
-class ForgetfulSum(BinSum):
-    """A shared sum with a name that leaves out the number of bins."""
-
-    @property
-    def name(self):
-        return f"confidence_bins.{self.kind}"
-
-    def terms(self, scores):
-        term = super().terms(scores)
-        return Binned(term.values, term.bins, 64)
-
-
-class ForgetfulCalibrationError(ExpectedCalibrationError):
-    def _sum(self, kind):
-        return ForgetfulSum(kind, self.binning, self.num_bins)
-
-
-def test_a_built_in_that_loses_its_option_is_caught():
-    with pytest.raises(AssertionError, match="option num_bins changes what is added"):
-        check_metric(ForgetfulCalibrationError())
+    with pytest.warns(UserWarning, match="lm-eval isn't installed, so its gather and aggregation weren't checked"):
+        check_metric(Broken())
 
 
 def test_no_host_sync_lets_ordinary_work_through():

@@ -24,7 +24,7 @@ from xent_metrics.hosts.lightning.step_output import read
 from xent_metrics.hosts.transformers import TrainerMetrics
 from xent_metrics.samplers import sample_weights
 from xent_metrics.sums import exact_sum
-from xent_metrics.testing.contract import no_host_sync
+from xent_metrics.testing import no_host_sync
 
 NAMES = ["cross_entropy", "perplexity", "top_k_accuracy"]
 SIZES = [7, 3000]  # one argmax and the blockwise one

@@ -26,7 +26,8 @@ from xent_metrics import (
 )
 from xent_metrics.analysis import StandardError, delta_interval
 from xent_metrics.errors import InvalidInputError, MetricOptionError, MissingScoreError
-from xent_metrics.testing.contract import _scores, check_metric, made_up_batch
+from xent_metrics.testing import check_metric, made_up_batch
+from xent_metrics.testing.case import own_scores
 from xent_metrics.wrappers.standard_error import standard_error
 
 V = 13
@@ -76,7 +77,7 @@ def test_each_group_is_the_metric_on_its_rows_alone(batch, metric):
 @pytest.mark.parametrize("name", buildable())
 def test_every_registered_metric_can_be_grouped(name):
     metric = get_metric(name)
-    scores = _scores(metric, *made_up_batch(metric, generator=torch.Generator().manual_seed(2)))
+    scores = own_scores(metric, *made_up_batch(metric, generator=torch.Generator().manual_seed(2)))
     grouped = Grouped(metric, by=Position([0, 3]))
     grouped.update(scores)
     for label, rows in (("0–2", scores[:, :3]), ("3+", scores[:, 3:])):

@@ -13,7 +13,7 @@ from xent_metrics import (
     Position,
     TokenAccuracy,
 )
-from xent_metrics.testing.contract import no_host_sync
+from xent_metrics.testing import no_host_sync
 
 V = 13
 

@@ -8,7 +8,7 @@ import torch
 
 from xent_metrics import CrossEntropy, Perplexity, TokenMetricCollection, get_metric, score_tokens
 from xent_metrics.analysis import StandardError, standard_error_from_moments
-from xent_metrics.testing.contract import no_host_sync
+from xent_metrics.testing import no_host_sync
 from xent_metrics.wrappers.standard_error import standard_error
 
 VOCAB, SEQUENCES, LENGTH = 11, 24, 13

@@ -21,6 +21,7 @@ from xent_metrics.cli.intervals import intervals
 from xent_metrics.cli.lm_eval import PASS_ON, lm_eval
 from xent_metrics.cli.metrics import metrics
 from xent_metrics.cli.models import compare_models
+from xent_metrics.cli.new_plugin import new_plugin
 from xent_metrics.cli.output import print_error
 from xent_metrics.cli.plugin_commands import XentGroup
 from xent_metrics.cli.plugins import plugins
@@ -82,4 +83,5 @@ app.command()(compare_models)
 app.command()(intervals)
 app.command()(report)
 app.command()(rescore)
+app.command()(new_plugin)
 app.add_typer(plot.app, name="plot")

@@ -28,11 +28,13 @@ from xent_metrics.sums.shared_sums import SharedSum, remember
 from xent_metrics.sums.terms import Binned
 
 __all__ = [
-    "BinSum", "Binning", "ConfidenceBins", "check_num_bins", "confidence_bin", "confidence_cell", "equal_mass_bin", "gap",
+    "CELLS", "BinSum", "Binning", "ConfidenceBins", "check_num_bins", "confidence_bin", "confidence_cell",
+    "equal_mass_bin", "gap",
 ]  # fmt: skip
 
 Binning = Literal["width", "mass"]
-_CELLS = 256
+#: How many cells bins of equal mass are made of.
+CELLS = 256
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class ConfidenceBins(TokenMetric):
         return [self._sum(kind) for kind in self.summed]
 
     def _sum(self, kind: str) -> BinSum:
-        return BinSum(kind, self.binning, _CELLS if self.binning == "mass" else self.num_bins)
+        return BinSum(kind, self.binning, CELLS if self.binning == "mass" else self.num_bins)
 
     def bins(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The sums by kind, each ``(num_bins,)`` float64, in the order of the confidence."""
@@ -139,8 +141,8 @@ def confidence_bin(confidence: Tensor, num_bins: int) -> Tensor:
 
 def confidence_cell(confidence: Tensor) -> Tensor:
     """The index in ``[0, 256)`` of the cell, of equal widths in arcsin √confidence; nan goes to cell 0."""
-    place = _wide(confidence).sqrt().asin() * (2 * _CELLS / math.pi)
-    return place.nan_to_num(0.0).long().clamp(0, _CELLS - 1)
+    place = _wide(confidence).sqrt().asin() * (2 * CELLS / math.pi)
+    return place.nan_to_num(0.0).long().clamp(0, CELLS - 1)
 
 
 def equal_mass_bin(tokens: Tensor, num_bins: int) -> Tensor:
