@@ -169,8 +169,11 @@ class MeanConfidence(RatioMetric):
 
     name = "mean_confidence"
     formula = "Σ confidence / tokens"
+    latex = r"\frac{1}{N} \sum_t \max_v p_t(v)"
     value_unit = "probability"
     reference = "Guo et al. (2017), arXiv:1706.04599, section 2"
+    use_when = "To see how sure a model is of what it says, of generated text in particular, beside its accuracy."
+    hides = "Whether it is right to be sure: no target enters. A model that is sure of everything has the best value."
     requires = frozenset({"confidence"})
     higher_is_better = None
 

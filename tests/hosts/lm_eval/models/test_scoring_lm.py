@@ -163,7 +163,9 @@ def test_a_cache_of_another_module_or_other_options_is_refused(tmp_path):
         (TorchLM(ByteNet(), max_length=8), "of max_length=16, and this is max_length=8"),
         (TorchLM(Watched(), max_length=16), r"of module=\S+:ByteNet, and this is module=\S+:Watched"),
     ):
-        with pytest.raises(InvalidInputError, match=f"the cache .*cache.db holds results {message}.*; give --use_cache"):
+        with pytest.raises(
+            InvalidInputError, match=f"the cache .*cache.db holds results {message}.*; give --use_cache"
+        ):
             CachingLM(other, path)
     CachingLM(TorchLM(ByteNet(), batch_size=2), path)  # changes no result
 
