@@ -28,7 +28,7 @@ test-all-tasks: $(READY)  ## put metrics on all tasks that lm-eval ships, as far
 
 LM_EVAL ?= pre
 test-lm-eval:             ## run the tests of the lm-eval host with another lm-eval: LM_EVAL=version, pre or a checkout's path
-	.ci/test_lm_eval.sh $(LM_EVAL)
+	.ci/test_lm_eval.sh $(LM_EVAL) $(TEST_ARGS)
 
 lint: $(READY)            ## run ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -6,14 +6,15 @@
 #   .ci/test_lm_eval.sh ~/lm-evaluation-harness         a checkout, as it is now
 #   .ci/test_lm_eval.sh --show 0.4.13                   only say what would be installed, and where
 #
-# Everything but lm-eval has the version of constraints.txt. TEST_ARGS go to pytest, whose exit status is the script's.
+# Everything but lm-eval has the version of constraints.txt. Further arguments go to pytest, whose exit status is the script's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 TESTS="tests/hosts/lm_eval tests/hosts/lightning/test_lm_eval_callback.py tests/testing/test_contract.py tests/demo
        tests/test_focal_everywhere.py xent_metrics/hosts/lm_eval"
 
 show=; if [ "${1-}" = --show ]; then show=1; shift; fi
-given=${1:?"usage: .ci/test_lm_eval.sh [--show] VERSION|pre|CHECKOUT"}
+given=${1:?"usage: .ci/test_lm_eval.sh [--show] VERSION|pre|CHECKOUT [PYTEST_OPTIONS]"}
+shift
 case $given in
   pre) wanted="lm_eval[api,hf]>=0.dev0" ;;
   */* | . | ..)
@@ -39,7 +40,7 @@ $pip -U -c "$venv/constraints.txt" "$wanted"  # with what it needs besides
 status=0
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 XENT_METRICS_PLUGINS=emd,focal
 # shellcheck disable=SC2086  # words
-$python -m pytest -q --continue-on-collection-errors --dist loadfile -n "${WORKERS:-2}" $TESTS ${TEST_ARGS-} || status=$?
+$python -m pytest -q --continue-on-collection-errors --dist loadfile -n "${WORKERS:-2}" $TESTS "$@" || status=$?
 commit=$([ ! -e "$given/.git" ] || git -C "$given" describe --always --dirty)
 echo "tested with lm_eval $($python -c 'from importlib.metadata import version; print(version("lm_eval"))')" \
   "from ${given}${commit:+ at $commit}"
