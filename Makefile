@@ -7,7 +7,7 @@ PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: browser demo test test-all-tasks lint bench setup clean
+.PHONY: browser demo test test-all-tasks lint bench setup setup-unpinned release-check clean
 
 demo: $(READY)            ## train a small language model, evaluate it with Lightning and with lm-eval, compare
 	$(BIN)/python -m xent_metrics.demo $(DEMO_ARGS)
@@ -36,6 +36,16 @@ bench: $(READY)           ## measure every claim about speed and memory beside i
 	failed=0; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file || failed=1; done; exit $$failed
 
 setup: $(READY)           ## install everything that is tested into .venv
+
+setup-unpinned:           ## the same with other versions than the pinned: RESOLUTION=highest, or lowest-direct for the oldest
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv
+	$(BIN)/uv pip install -q --python $(BIN)/python --torch-backend cpu --resolution $(or $(RESOLUTION),highest) -e '.[dev]'
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps $(PLUGINS)
+	touch $(READY)
+
+release-check:            ## build all packages as they are published, and try each where nothing else is installed
+	$(PYTHON) .ci/release_check.py
 
 # A real browser for the tests of the report.
 browser:
