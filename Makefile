@@ -7,7 +7,7 @@ PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: browser demo docs reference test test-all-tasks test-lm-eval lint bench pages setup clean
+.PHONY: browser demo docs reference test test-all-tasks test-lm-eval lint bench pages setup setup-unpinned release-check clean
 
 demo: $(READY)            ## train a small language model, evaluate it with Lightning and with lm-eval, compare
 	$(BIN)/python -m xent_metrics.demo $(DEMO_ARGS)
@@ -49,6 +49,16 @@ pages: $(READY)           ## run the scripts of the tutorials and guides, and wr
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m support.pages docs/tutorials/*.md docs/guides/why_numbers_differ.md
 
 setup: $(READY)           ## install everything that is tested into .venv
+
+setup-unpinned:           ## the same with other versions than the pinned: RESOLUTION=highest, or lowest-direct for the oldest
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv
+	$(BIN)/uv pip install -q --python $(BIN)/python --torch-backend cpu --resolution $(or $(RESOLUTION),highest) -e '.[dev]'
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps $(PLUGINS)
+	touch $(READY)
+
+release-check:            ## build all packages as they are published, and try each where nothing else is installed
+	$(PYTHON) .ci/release_check.py
 
 # A real browser for the tests of the report.
 browser:
