@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,29 +19,89 @@ if TYPE_CHECKING:
 __all__ = ["doctor"]
 
 
-def doctor(as_json: AsJson = False) -> None:
-    """Check the installation.
+def doctor(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[YAML | TASK | RUN]…",
+            help="Task YAMLs, names of lm-eval tasks, or lm-eval output folders; the installation by default.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Check that this model of lm-eval, such as hf, can feed the metrics."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check the installation, task configurations before they run, or whether runs can be compared.
 
-    The exit status is 1 if there are errors among the findings.
+    The exit status is 1 if there are errors among the findings, and 2 if the command can't be understood.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # plugins that are set aside are among the findings
-        found = _installation()
+    with _quiet():
+        found = _check(targets or [], model)
     if as_json:
-        print_json([vars(each) for each in found])
+        print_json([each.to_json() for each in found])
     else:
         _print(found)
     if any(each.severity == "error" for each in found):
         raise typer.Exit(1)
 
 
-def _installation() -> list[Finding]:
-    from xent_metrics.doctor.installation import check_installation
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings and logs: what they say of plugins and tasks is among the findings."""
+    import logging
 
-    return check_installation()
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
-def _print(found: list[Finding]) -> None:
+def _check(targets: Sequence[str], model: str | None) -> list[Finding]:
+    if not targets:
+        from xent_metrics.doctor.installation import check_installation
+
+        return check_installation()
+    yamls = [Path(target) for target in targets if _is_yaml(target)]
+    runs = [Path(target) for target in targets if not _is_yaml(target) and _is_path(target)]
+    names = [target for target in targets if not _is_yaml(target) and not _is_path(target)]
+    return [*_check_tasks(yamls, names, model), *_check_runs(runs)]
+
+
+def _is_yaml(target: str) -> bool:
+    return target.endswith((".yaml", ".yml"))
+
+
+def _is_path(target: str) -> bool:
+    return os.path.exists(target) or os.sep in target
+
+
+def _check_tasks(yamls: Sequence[Path], names: Sequence[str], model: str | None) -> list[Finding]:
+    if not yamls and not names:
+        return []
+    from xent_metrics.doctor.tasks import check_names, check_yaml
+    from xent_metrics.errors import InvalidInputError
+
+    for path in yamls:
+        if not path.is_file():
+            raise InvalidInputError(f"no file {path}; expected the YAML of a task or group")
+    named = check_names(names, model) if names else []
+    return [*(finding for path in yamls for finding in check_yaml(path, model)), *named]
+
+
+def _check_runs(runs: Sequence[Path]) -> list[Finding]:
+    from xent_metrics.analysis.runs import read_run
+    from xent_metrics.doctor.runs import check_runs
+
+    return check_runs([read_run(path) for path in runs])
+
+
+def _print(found: Sequence[Finding]) -> None:
     """Print each finding: its severity, kind and place on one line, and what it says below."""
     from rich.padding import Padding
     from rich.text import Text
@@ -49,5 +113,6 @@ def _print(found: list[Finding]) -> None:
     console, styles = table_console(), {"error": "bold red", "warning": "bold yellow", "note": "dim"}
     for each in sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)):
         head = Text.assemble((each.severity, styles[each.severity]), f" {each.kind}: ", (printable(each.place), "bold"))
-        console.print(head, Padding(Text(printable(each.text), overflow="fold"), (0, 0, 0, 2), expand=False), sep="\n")
+        text = Padding(Text(printable(each.text), overflow="fold"), (0, 0, 0, 2), expand=False)
+        console.print(head, text, sep="\n")
     console.print(counted(found))

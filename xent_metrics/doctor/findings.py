@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 __all__ = ["SEVERITIES", "Finding", "Severity", "counted"]
 
@@ -23,12 +23,20 @@ class Finding:
         text: a sentence that says what is wrong and how to fix it.
         severity: "error" for what fails or gives no value, "warning" for values that may not be what they seem, "note" for
             what is good to know.
+        mend: changes the content of the YAML, given as a dict, so that the finding goes away; None if nobody but its author
+            knows how.
     """
 
     kind: str
     place: str
     text: str
     severity: Severity
+    mend: Callable[[Any], None] | None = field(default=None, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """A record for programs."""
+        named = {"kind": self.kind, "place": self.place, "text": self.text, "severity": self.severity}
+        return named | {"mendable": self.mend is not None}
 
 
 def counted(findings: Sequence[Finding]) -> str:

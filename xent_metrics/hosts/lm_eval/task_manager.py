@@ -24,7 +24,7 @@ from xent_metrics.hosts.lm_eval.upstream import METRICS, configure_tasks
 from xent_metrics.plugins import list_metrics
 from xent_metrics.task_folders import task_folders
 
-__all__ = ["XentTaskManager"]
+__all__ = ["XentTaskManager", "check_metrics_are_lm_evals"]
 
 
 class XentTaskManager(TaskManager):  # type: ignore[misc]  # lm-eval is untyped
@@ -85,7 +85,7 @@ class XentTaskManager(TaskManager):  # type: ignore[misc]  # lm-eval is untyped
     def _configure(self, task: str, config: dict[str, Any]) -> dict[str, Any]:
         if self._added or self._only:
             return _with_metrics(task, config, deepcopy(self._added)) | {ONLY: self._only}
-        _check_metrics_are_lm_evals(task, config)
+        check_metrics_are_lm_evals(task, config)
         return config
 
 
@@ -103,8 +103,8 @@ def _with_metrics(task: str, config: dict[str, Any], added: list[dict[str, Any]]
     return config | {"metric_list": [*own, *added]}
 
 
-def _check_metrics_are_lm_evals(task: str, config: dict[str, Any]) -> None:
-    """Raise if a task of lm-eval's own class lists a metric that only xent-metrics has."""
+def check_metrics_are_lm_evals(task: str, config: dict[str, Any]) -> None:
+    """Raise if a task of lm-eval's own class lists a metric that only xent-metrics has, which lm-eval would drop."""
     listed = config.get("metric_list") if "class" not in config else None
     for entry in listed if isinstance(listed, list) else []:
         if not isinstance(entry, dict) or "aggregation" in entry:

@@ -16,17 +16,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import wraps
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import lm_eval.api.metrics  # fills the registries of metrics and aggregations
 import lm_eval.evaluator
 import lm_eval.tasks
 from lm_eval.api.group import Group
-from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, aggregation_registry, metric_registry
+from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, aggregation_registry, metric_agg_registry, metric_registry
+from lm_eval.config.task import TaskConfig
 from lm_eval.tasks._factory import TaskFactory
-from lm_eval.tasks._index import Kind
+from lm_eval.tasks._index import Entry, Kind, TaskIndex
 
 from xent_metrics.errors import MissingExtraError
 
@@ -38,8 +41,12 @@ __all__ = [
     "aggregate_groups",
     "as_command",
     "configure_tasks",
+    "default_aggregation",
     "default_metrics",
     "filter_names",
+    "index_tasks",
+    "known_keys",
+    "load_configuration",
     "record_provenance",
 ]
 
@@ -63,6 +70,39 @@ Configure = Callable[[str, dict[str, Any]], dict[str, Any]]
 def default_metrics(output_type: str) -> list[str]:
     """The metrics that lm-eval computes for a task without a `metric_list`."""
     return list(DEFAULT_METRIC_REGISTRY.get(output_type, []))
+
+
+def default_aggregation(metric: str) -> str | None:
+    """The name of the aggregation of a metric whose entry names none; without one, lm-eval can't build the task."""
+    if metric not in metric_agg_registry:
+        return None
+    function = metric_agg_registry.get(metric)
+    return next((name for name in AGGREGATIONS if aggregation_registry.get(name) == function), None)
+
+
+def known_keys() -> set[str]:
+    """The keys that a task's configuration may have, with those that lm-eval's loader takes out of it.
+
+    `TaskFactory._build_task` passes the rest to `TaskConfig`, which raises on any other, as read in lm-eval 0.4.13.
+    """
+    return {field.name for field in fields(TaskConfig)} | {"tag", "group", "task_list", "class", "include"}
+
+
+def index_tasks(folders: Sequence[Path]) -> dict[str, Entry]:
+    """The tasks, groups and tags of folders by name: `TaskIndex.build`, read in lm-eval 0.4.13 (lm_eval/tasks/_index.py)."""
+    found: dict[str, Entry] = TaskIndex.build(folders)
+    return found
+
+
+def load_configuration(source: Path | Entry) -> dict[str, Any]:
+    """The configuration of a YAML, or of an entry of the index, with what it includes and its functions, but no data.
+
+    `TaskFactory._load_full_config`, read in lm-eval 0.4.13 (lm_eval/tasks/_factory.py). It imports the Python files that
+    the YAML names, so it may raise anything.
+    """
+    entry = source if isinstance(source, Entry) else Entry(source.stem, Kind.TASK, source.expanduser().resolve())
+    found: dict[str, Any] = TaskFactory()._load_full_config(entry)
+    return found
 
 
 def filter_names(task: Any) -> list[str]:
