@@ -68,3 +68,16 @@ def test_runs_are_checked_against_the_first(healthy, runs, tmp_path):
     assert run(*runs)[0] == 0
     status, text = run(*runs, runs[0])
     assert (status, text) == (0, "0 errors, 0 warnings, 0 notes\n")
+
+
+def test_write_shows_a_diff_and_lists_what_is_left(healthy, tmp_path):
+    path = tmp_path / "t.yaml"
+    path.write_text("task: t\noutput_type: multiple_choice\nmetric_list:\n  - metric: acc_nrom\n  - metric: bleu\n")
+    assert run(path)[1].splitlines()[-1].startswith("2 errors")
+    status, text = run(path, "--write")
+    assert status == 1
+    assert "-  - metric: acc_nrom\n+  - metric: acc_norm\n" in text
+    assert text.splitlines()[-1] == "1 error, 0 warnings, 0 notes"
+    status, text = run(path, "--write", "--json")
+    assert [each["kind"] for each in json.loads(text)] == ["dropped-metric"]
+    assert isinstance(CliRunner().invoke(app, ["doctor", "--write"]).exception, XentMetricsError)

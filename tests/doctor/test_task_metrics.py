@@ -4,6 +4,7 @@ import copy
 
 import pytest
 from lm_eval.api.metrics import mean
+from lm_eval.api.task import ConfigurableTask
 
 from xent_metrics.doctor.task_metrics import check_task
 from xent_metrics.hosts.lm_eval import XentTask
@@ -137,3 +138,17 @@ def test_a_model_that_does_not_generate_is_named():
     assert kinds(generation, "hf") == []
     gold = ours("generate_until", {"metric": "bits_per_byte"}, doc_to_target="{{a}}")
     assert kinds(gold, "xent-torch") == []
+
+
+def test_lm_eval_itself_fails_where_no_aggregation_is_known():
+    config = stock("generate_until", {"metric": "made_up"}, process_results=results, dataset_path="json")
+    assert ("missing-aggregation", "error") in kinds(config)
+    with pytest.raises(KeyError):
+        ConfigurableTask(config=config)
+
+
+def test_lm_eval_itself_refuses_a_key_that_no_task_has():
+    config = stock("multiple_choice", ACC, num_fewshots=3, dataset_path="json")
+    assert kinds(config) == [("unknown-key", "error")]
+    with pytest.raises(TypeError, match="num_fewshots"):
+        ConfigurableTask(config=config)

@@ -109,3 +109,16 @@ def test_every_shipped_configuration_is_read():
     print(counts)
     assert counts
     assert "broken-entry" not in counts
+
+
+@pytest.mark.parametrize("more", ["process_results: !function no_such_file.f", "class: !function no_such_file.C"])
+def test_a_group_whose_tasks_may_emit_other_metrics_is_not_judged(more, write):
+    path = write_group(write, metric="acc")
+    write("two.yaml", PAGES.format(name="two", metric="bits_per_byte") + more + "\n")
+    assert check_yaml(path) == []
+
+
+def test_a_group_whose_task_lists_a_function_is_not_judged(write):
+    path = write_group(write, metric="acc")
+    write("two.yaml", PAGES.format(name="two", metric="!function no_such_file.f"))
+    assert check_yaml(path) == []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xent_metrics.cli.output import AsJson, print_json
+from xent_metrics.cli.output import AsJson, print_json, print_note
 
 if TYPE_CHECKING:
     from xent_metrics.doctor.findings import Finding
@@ -31,6 +31,9 @@ def doctor(
         str | None,
         typer.Option(metavar="NAME", help="Check that this model of lm-eval, such as hf, can feed the metrics."),
     ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Mend what can be mended in YAMLs, show a diff, and list what is left.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check the installation, task configurations before they run, or whether runs can be compared.
@@ -38,7 +41,10 @@ def doctor(
     The exit status is 1 if there are errors among the findings, and 2 if the command can't be understood.
     """
     with _quiet():
+        diffs = _mend([Path(target) for target in targets or () if _is_yaml(target)], model) if write else []
         found = _check(targets or [], model)
+    for diff in diffs:
+        (print_note if as_json else _print_diff)(diff)
     if as_json:
         print_json([each.to_json() for each in found])
     else:
@@ -92,6 +98,27 @@ def _check_tasks(yamls: Sequence[Path], names: Sequence[str], model: str | None)
             raise InvalidInputError(f"no file {path}; expected the YAML of a task or group")
     named = check_names(names, model) if names else []
     return [*(finding for path in yamls for finding in check_yaml(path, model)), *named]
+
+
+def _mend(yamls: Sequence[Path], model: str | None) -> list[str]:
+    """Mend YAMLs and return the diffs."""
+    from xent_metrics.doctor.mending import mend_yaml
+    from xent_metrics.errors import InvalidInputError
+
+    if not yamls:
+        raise InvalidInputError("--write mends YAMLs; got none. Name the files")
+    return [diff for path in yamls if (diff := mend_yaml(path, _check_tasks([path], [], model)))]
+
+
+def _print_diff(diff: str) -> None:
+    from rich.text import Text
+
+    from xent_metrics.cli.output import printable
+    from xent_metrics.cli.tables import table_console
+
+    for line in diff.splitlines():
+        style = {"-": "red", "+": "green"}.get(line[:1], "")
+        table_console().print(Text(printable(line), style=style), soft_wrap=True)
 
 
 def _check_runs(runs: Sequence[Path]) -> list[Finding]:

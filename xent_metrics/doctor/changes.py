@@ -48,9 +48,12 @@ def rename_key(path: tuple[Any, ...], old: str, new: str, content: Any) -> None:
     mapping = _at(content, path)
     if old not in mapping:
         raise KeyError(old)
+    comments = mapping.ca.items.get(old) if hasattr(mapping, "ca") else None
     place, value = list(mapping).index(old), mapping.pop(old)
     if hasattr(mapping, "insert"):
         mapping.insert(place, new, value)
+        if comments is not None:
+            mapping.ca.items[new] = comments
     else:
         mapping[new] = value
 

@@ -153,23 +153,24 @@ def _aggregated(
 
 
 def _aggregations(config: Mapping[str, Any]) -> dict[str, str | None] | None:
-    """How a task aggregates each of its metrics, None where it is another function; None for a task in Python.
+    """How a task aggregates each of its metrics, by name, None where by another function; None if it may emit others.
 
-    A `process_results` of its own may emit other metrics than those listed; lm-eval takes their mean.
+    Those that a task lists may not be those that it emits: if it is written in Python, has a `process_results`, or lists
+    a function, which may return several values.
     """
-    if config.get("class") is not None or config.get("process_results") is not None:
-        return None
     listed = config.get("metric_list")
     if listed is None:
-        return {name: default_aggregation(name) for name in default_metrics(str(config.get("output_type", GENERATIVE)))}
+        listed = [{"metric": name} for name in default_metrics(str(config.get("output_type", GENERATIVE)))]
+    entries = [entry for entry in listed if isinstance(entry, Mapping)]
+    names = [entry.get("metric") for entry in entries]
+    if "class" in config or config.get("process_results") is not None or any(map(_is_function, names)):
+        return None
     return {
-        _called(entry): entry["aggregation"] if "aggregation" in entry else default_aggregation(_called(entry))
-        for entry in listed
-        if isinstance(entry, Mapping) and "metric" in entry
+        str(name): entry["aggregation"] if "aggregation" in entry else default_aggregation(str(name))
+        for name, entry in zip(names, entries, strict=True)
     }
 
 
-def _called(entry: Mapping[str, Any]) -> str:
-    """The name of a metric; one that is a function is a path and a name while functions aren't loaded."""
-    name = entry["metric"]
-    return name.rpartition(".")[2] if isinstance(name, str) and "/" in name else str(name)
+def _is_function(metric: Any) -> bool:
+    """True for a function, or for the path that stands for one while functions aren't loaded."""
+    return not isinstance(metric, str) or "/" in metric
