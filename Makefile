@@ -24,7 +24,7 @@ test: $(READY) browser    ## run every test, doctests included
 	[ "$$(uname)" != Linux ] || TRITON_INTERPRET=1 XENT_METRICS_PLUGINS=triton $(PYTEST) plugins/xent-metrics-triton/tests $(TEST_ARGS)
 
 test-all-tasks: $(READY)  ## put metrics on all tasks that lm-eval ships, as far as that goes without their data (minutes)
-	ALL_TASKS=1 $(BIN)/python -m pytest -q -s tests/hosts/lm_eval/test_shipped_tasks.py
+	ALL_TASKS=1 $(BIN)/python -m pytest -q -s tests/hosts/lm_eval/test_shipped_tasks.py tests/doctor/test_tasks.py
 
 LM_EVAL ?= pre
 test-lm-eval:             ## run the tests of the lm-eval host with another lm-eval: LM_EVAL=version, pre or a checkout's path

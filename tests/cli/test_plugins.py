@@ -14,6 +14,7 @@ from xent_metrics.task_folders import task_configs_folder
 BUILT_IN = [
     "compare",
     "compare-models",
+    "doctor",
     "intervals",
     "lm-eval",
     "metrics",

@@ -16,6 +16,7 @@ import typer
 
 from xent_metrics.cli import plot
 from xent_metrics.cli.compare import compare
+from xent_metrics.cli.doctor import doctor
 from xent_metrics.cli.explain import explain
 from xent_metrics.cli.intervals import intervals
 from xent_metrics.cli.lm_eval import PASS_ON, lm_eval
@@ -76,6 +77,7 @@ def _xent(
 app.command()(metrics)
 app.command()(explain)
 app.command()(plugins)
+app.command()(doctor)
 app.command()(tasks)
 app.command("lm-eval", context_settings=PASS_ON)(lm_eval)
 app.command()(compare)

@@ -20,7 +20,7 @@ from xent_metrics.errors import PluginError
 from xent_metrics.hookspecs import hooks
 from xent_metrics.scoring.scores import ExtraScore
 
-__all__ = ["described", "first_result", "is_plain", "is_traced", "score_by_backend"]
+__all__ = ["described", "first_result", "first_to_accept", "is_plain", "is_traced", "score_by_backend"]
 
 _NAMES = ("nll", "confidence", "correct")
 
@@ -89,6 +89,14 @@ def first_result(hook: str, problem: Callable[[Any], str] | None = None, /, **gi
     if result is not None and problem is not None and (text := problem(result)):
         raise PluginError(f"{_plugin_that_returned(hook, given, problem)}: {hook} returned {text}")
     return result
+
+
+def first_to_accept(hook: str, /, **given: Any) -> str | None:
+    """The plugin whose result `first_result` would return; None if no plugin gives one. What a plugin raises is raised."""
+    for each in reversed(getattr(hooks(), hook).get_hookimpls()):  # the order in which pluggy calls them
+        if not (each.wrapper or each.hookwrapper) and each.function(*map(given.get, each.argnames)) is not None:
+            return str(each.plugin_name)
+    return None
 
 
 def _plugin_that_raised(caller: HookCaller, error: Exception) -> str:

@@ -9,16 +9,14 @@ sums, which rank 0 adds. The task side starts no collective of its own.
     metric_list.py   a task's metrics, checked        document_scores.py  from a model's results to scores
     metric_entry.py  one of them, checked             requested_text.py   the text that a result belongs to
     task_manager.py  metrics on existing tasks        requirements.py     scores that each kind of model gives
-    names_in_results.py  names in lm-eval's files
-    empty_ranks.py   ranks without documents          extra_scores.py     scores that metrics ask a model for
-    gold_answers.py  what generations should be       groups.py           exact values of groups
-    metric_groups.py a metric by groups               upstream.py         lm-eval's private names
-    command.py       `xent lm-eval`                   model_names.py      the models' names, for lm-eval
-    python_docs.py   an offline corpus                models/             xent-hf and xent-torch
+    empty_ranks.py   ranks without documents          loaded_models.py    what the loaded models can score
+    gold_answers.py  what generations should be       generated_answers.py  what they were
+    metric_groups.py a metric by groups               extra_scores.py     scores that metrics ask a model for
+    command.py       `xent lm-eval`                   groups.py           exact values of groups
+    resume.py        its `--resume`                   journal.py          results on disk
     rescore.py       `xent rescore`                   rescored_run.py     a rescored run's files
-    resume.py        `xent lm-eval --resume`          journal.py          results on disk
-    generated_answers.py  what was generated          loaded_models.py    what loaded models can score
-    engines/         xent-vllm, xent-sglang, xent-completions
+    model_names.py   the models' names, for lm-eval   upstream.py         lm-eval's private names
+    python_docs.py   an offline corpus                models/, engines/   the models
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from xent_metrics.hosts.lm_eval.metric_entry import (
 from xent_metrics.hosts.lm_eval.upstream import AGGREGATIONS, EMITTED, METRICS, default_metrics
 from xent_metrics.plugins import list_metrics
 
-__all__ = ["ADDED", "ONLY", "MetricList", "read_metric_list"]
+__all__ = ["ADDED", "ONLY", "MetricList", "check_aggregation", "check_options", "read_metric_list"]
 
 #: The configuration key of the metrics that `xent lm-eval --xent_metrics` adds to a task of lm-eval's own.
 ADDED = "xent_metrics"
@@ -160,6 +160,27 @@ def _check_extra_scores(entries: Sequence[Entry], where: str) -> None:
             raise MetricOptionError(f"{where}: {error}") from error
 
 
+def check_options(entry: Mapping[str, Any], where: str) -> None:
+    """Raise if an entry of lm-eval's own has keys that lm-eval reads only where it calls the metric on a generation.
+
+    Args:
+        entry: the entry.
+        where: the task and the metric, for error messages.
+    """
+    ignored = [key for key in entry if key not in LM_EVAL_KEYS]
+    refuse_keys(entry, ignored, f"{where} is lm-eval's own metric, which ignores this")
+
+
+def check_aggregation(entry: Mapping[str, Any], where: str) -> None:
+    """Raise unless lm-eval knows the aggregation of an entry of its own."""
+    aggregation = entry.get("aggregation")
+    if isinstance(aggregation, str) and aggregation not in AGGREGATIONS:
+        raise MetricOptionError(
+            f"{where}: unknown aggregation {aggregation!r}.{did_you_mean(aggregation, AGGREGATIONS)} "
+            f"lm-eval has: {', '.join(sorted(AGGREGATIONS))}"
+        )
+
+
 def _check_lm_evals(entry: Any, output_type: str, has_function: bool, where: str) -> None:
     """Raise unless lm-eval would emit the metric, knows its aggregation and reads all of its keys.
 
@@ -172,16 +193,10 @@ def _check_lm_evals(entry: Any, output_type: str, has_function: bool, where: str
     if output_type in EMITTED and not has_function:
         if name not in EMITTED[output_type]:
             raise_unknown(name, output_type, where)
-        ignored = [key for key in entry if key not in LM_EVAL_KEYS]
-        refuse_keys(entry, ignored, f"{where} is lm-eval's own metric, which ignores this")
+        check_options(entry, where)
     elif isinstance(name, str) and name not in METRICS and not entry.get("hf_evaluate") and not has_function:
         raise_unknown(name, output_type, where)
-    aggregation = entry.get("aggregation")
-    if isinstance(aggregation, str) and aggregation not in AGGREGATIONS:
-        raise MetricOptionError(
-            f"{where}: unknown aggregation {aggregation!r}.{did_you_mean(aggregation, AGGREGATIONS)} "
-            f"lm-eval has: {', '.join(sorted(AGGREGATIONS))}"
-        )
+    check_aggregation(entry, where)
 
 
 def _lm_evals_name(entry: Any) -> str:

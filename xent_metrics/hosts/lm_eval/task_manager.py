@@ -27,7 +27,7 @@ from xent_metrics.hosts.lm_eval.upstream import METRICS, configure_tasks
 from xent_metrics.plugins import list_metrics
 from xent_metrics.task_folders import task_folders
 
-__all__ = ["XentTaskManager"]
+__all__ = ["XentTaskManager", "check_metrics_are_lm_evals"]
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class XentTaskManager(TaskManager):  # type: ignore[misc]  # lm-eval is untyped
     def _configure(self, task: str, config: dict[str, Any]) -> dict[str, Any]:
         if self._added or self._only:
             return _with_metrics(task, config, deepcopy(self._added)) | {ONLY: self._only}
-        _check_metrics_are_lm_evals(task, config, is_lm_evals=self._is_lm_evals(task))
+        check_metrics_are_lm_evals(task, config, is_lm_evals=self._is_lm_evals(task))
         return config
 
     def _is_lm_evals(self, task: str) -> bool:
@@ -132,7 +132,7 @@ def _with_metrics(task: str, config: dict[str, Any], added: list[dict[str, Any]]
     return config | {"metric_list": [*own, *added]}
 
 
-def _check_metrics_are_lm_evals(task: str, config: dict[str, Any], *, is_lm_evals: bool) -> None:
+def check_metrics_are_lm_evals(task: str, config: dict[str, Any], *, is_lm_evals: bool) -> None:
     """Raise if a task of lm-eval's own class lists a metric that only xent-metrics has; warn of one that both have.
 
     A task that comes with lm-eval means lm-eval's metric.

@@ -16,17 +16,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import partial, wraps
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, aggregation_registry, metric_registry
+from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, aggregation_registry, metric_agg_registry, metric_registry
 
 from xent_metrics.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
     from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._index import Entry
 
 __all__ = [
     "AGGREGATIONS",
@@ -42,10 +45,14 @@ __all__ = [
     "batch_size",
     "configurable_task",
     "configure_tasks",
+    "default_aggregation",
     "default_metrics",
     "encode_pair",
     "engine_outputs",
     "filter_names",
+    "index_tasks",
+    "known_keys",
+    "load_configuration",
     "num_concurrent",
     "record_provenance",
     "requires_delimiter",
@@ -152,6 +159,48 @@ def configurable_task() -> type[Any]:
 def default_metrics(output_type: str) -> list[str]:
     """The metrics that lm-eval computes for a task without a `metric_list`."""
     return list(DEFAULT_METRIC_REGISTRY.get(output_type, []))
+
+
+def default_aggregation(metric: str) -> str | None:
+    """The name of the aggregation of a metric whose entry names none; without one, lm-eval can't build the task."""
+    import lm_eval.api.metrics  # noqa: F401  # fills the registries
+
+    if metric not in metric_agg_registry:
+        return None
+    function = metric_agg_registry.get(metric)
+    return next((name for name in AGGREGATIONS if aggregation_registry.get(name) == function), None)
+
+
+def known_keys() -> set[str]:
+    """The keys that a task's configuration may have, with those that lm-eval's loader takes out of it.
+
+    `TaskFactory._build_task` passes the rest to `TaskConfig`, which raises on any other, as read in lm-eval 0.4.13.
+    """
+    from lm_eval.config.task import TaskConfig
+
+    return {field.name for field in fields(TaskConfig)} | {"tag", "group", "task_list", "class", "include"}
+
+
+def index_tasks(folders: Sequence[Path]) -> dict[str, Entry]:
+    """The tasks, groups and tags of folders by name: `TaskIndex.build`, read in lm-eval 0.4.13 (lm_eval/tasks/_index.py)."""
+    from lm_eval.tasks._index import TaskIndex
+
+    found: dict[str, Entry] = TaskIndex.build(folders)
+    return found
+
+
+def load_configuration(source: Path | Entry) -> dict[str, Any]:
+    """The configuration of a YAML, or of an entry of the index, with what it includes and its functions, but no data.
+
+    `TaskFactory._load_full_config`, read in lm-eval 0.4.13 (lm_eval/tasks/_factory.py). It imports the Python files that
+    the YAML names, so it may raise anything.
+    """
+    from lm_eval.tasks._factory import TaskFactory
+    from lm_eval.tasks._index import Entry, Kind
+
+    entry = source if isinstance(source, Entry) else Entry(source.stem, Kind.TASK, source.expanduser().resolve())
+    found: dict[str, Any] = TaskFactory()._load_full_config(entry)
+    return found
 
 
 def filter_names(task: Any) -> list[str]:
