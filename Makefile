@@ -39,7 +39,7 @@ docs: $(READY)            ## build the documentation's site into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 reference: $(READY)       ## write the README's table of metrics and docs/errors.md from their classes
-	$(BIN)/python tools/docs_reference.py
+	$(BIN)/python docs/tools/docs_reference.py
 
 BENCHMARKS := $(filter-out benchmarks/claims.py,$(wildcard benchmarks/*.py))
 bench: $(READY)           ## measure every claim about speed and memory beside its peer

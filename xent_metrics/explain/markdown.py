@@ -1,6 +1,6 @@
 """The facts as Markdown: a metric's page, the page of errors, the README's table of metrics.
 
-Formulas are in blocks of ```math, which code hosts show and tools/site.py turns into MathML.
+Formulas are in blocks of ```math, which code hosts show and docs/tools/docs_site.py turns into MathML.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from xent_metrics.explain.markdown import metric_page, metrics_page
 from xent_metrics.explain.metrics import by_family, metric_facts
 from xent_metrics.plugins import use_plugins
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 _CODE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 _LANGUAGES = {".py": "python", ".c": "c", ".h": "c", ".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}

@@ -16,14 +16,14 @@ from xent_metrics.explain.markdown import errors_page, metrics_table
 from xent_metrics.hookspecs import PROJECT
 from xent_metrics.plugins import Plugins, use_plugins
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 _TABLE = re.compile(r"(<!-- written by `make reference` -->\n\n).*?(?=<!-- until here -->)", re.DOTALL)
 
 
 @functools.cache
 def repository_plugins() -> Plugins:
     """The built-ins and the plugins of this repository."""
-    ours = {path.parent.name for path in Path(__file__).parents[1].glob("plugins/*/pyproject.toml")}
+    ours = {path.parent.name for path in Path(__file__).parents[2].glob("plugins/*/pyproject.toml")}
     return Plugins(point for point in entry_points(group=PROJECT) if point.dist and point.dist.name in ours)
 
 
