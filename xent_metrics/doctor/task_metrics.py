@@ -11,7 +11,7 @@ from typing import Any
 
 from xent_metrics.doctor.changes import add_class, one_near, remove_keys, rename_key, set_value
 from xent_metrics.doctor.findings import Finding, Severity
-from xent_metrics.errors import MetricOptionError, MissingScoreError, XentMetricsError
+from xent_metrics.errors import MetricOptionError, MissingScoreError, PluginError, XentMetricsError
 from xent_metrics.hosts.lm_eval.metric_entry import GENERATIVE, LM_EVAL_KEYS, OWN_KEYS, Entry
 from xent_metrics.hosts.lm_eval.metric_list import MetricList, check_aggregation, check_options, read_metric_list
 from xent_metrics.hosts.lm_eval.requirements import (
@@ -192,7 +192,7 @@ def _entry_of_ours(config: Mapping[str, Any], index: int, entry: Any, place: str
 
 def _raised(error: XentMetricsError, place: str, mend: Mend | None = None) -> Finding:
     """A finding for an error: UnknownMetricError is of the kind unknown-metric."""
-    words = type(error).__name__.removesuffix("Error")
+    words = "BrokenPlugin" if isinstance(error, PluginError) else type(error).__name__.removesuffix("Error")
     kind = "".join(f"-{c.lower()}" if c.isupper() else c for c in words).lstrip("-")
     return Finding(kind, place, str(error), "error", mend)
 
