@@ -15,6 +15,7 @@ BUILT_IN = [
     "compare",
     "compare-models",
     "doctor",
+    "explain",
     "intervals",
     "lm-eval",
     "metrics",

@@ -13,6 +13,7 @@ Three habits of lm-eval's evaluator are relied on as well. Tests notice when the
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,6 @@ from xent_metrics.errors import MissingExtraError
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
     from lm_eval.tasks import TaskManager
-    from lm_eval.tasks._index import Entry
 
 __all__ = [
     "AGGREGATIONS",
@@ -119,6 +119,13 @@ def _private(owner: Any, name: str) -> Any:
     return getattr(owner, name)
 
 
+def _private_module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise _other_lm_eval(f"xent-metrics uses {name}") from error
+
+
 def _set_private(owner: Any, **values: Any) -> None:
     for name, value in values.items():
         _private(owner, name)
@@ -181,25 +188,23 @@ def known_keys() -> set[str]:
     return {field.name for field in fields(TaskConfig)} | {"tag", "group", "task_list", "class", "include"}
 
 
-def index_tasks(folders: Sequence[Path]) -> dict[str, Entry]:
+def index_tasks(folders: Sequence[Path]) -> dict[str, Any]:
     """The tasks, groups and tags of folders by name: `TaskIndex.build`, read in lm-eval 0.4.13 (lm_eval/tasks/_index.py)."""
-    from lm_eval.tasks._index import TaskIndex
-
-    found: dict[str, Entry] = TaskIndex.build(folders)
+    found: dict[str, Any] = _private_module("lm_eval.tasks._index").TaskIndex.build(folders)
     return found
 
 
-def load_configuration(source: Path | Entry) -> dict[str, Any]:
-    """The configuration of a YAML, or of an entry of the index, with what it includes and its functions, but no data.
+def load_configuration(source: Any) -> dict[str, Any]:
+    """The configuration of the YAML at a path, or of an entry of the index, with what it includes and its functions, but no data.
 
     `TaskFactory._load_full_config`, read in lm-eval 0.4.13 (lm_eval/tasks/_factory.py). It imports the Python files that
     the YAML names, so it may raise anything.
     """
-    from lm_eval.tasks._factory import TaskFactory
-    from lm_eval.tasks._index import Entry, Kind
-
-    entry = source if isinstance(source, Entry) else Entry(source.stem, Kind.TASK, source.expanduser().resolve())
-    found: dict[str, Any] = TaskFactory()._load_full_config(entry)
+    if isinstance(source, Path):
+        index = _private_module("lm_eval.tasks._index")
+        source = index.Entry(source.stem, index.Kind.TASK, source.expanduser().resolve())
+    factory = _private_module("lm_eval.tasks._factory").TaskFactory()
+    found: dict[str, Any] = _private(factory, "_load_full_config")(source)
     return found
 
 

@@ -63,7 +63,7 @@ class Trees:
 
         Which blocks these are follows from the first and the last end in each block of keys, without a dense mask.
         """
-        from torch.nn.attention.flex_attention import BlockMask  # not in torch 2.4
+        from torch.nn.attention.flex_attention import BlockMask  # only this attention needs it
 
         seen, full = self._blocks()
         if window is not None:
