@@ -23,7 +23,7 @@ metric_list:
     -   metric: acc
         aggregation: mean
         weight_by_size: true
-    - {metric: f1,   agregation: f1}
+    - {metric: f1,   agregation: 'f1'}
 """
 RIGHT = WRONG.replace("num_fewshots: 3", "num_fewshot: 3 ")  # the comment stays in its column
 RIGHT = RIGHT.replace("acc_nrom", "acc_norm")
