@@ -69,6 +69,13 @@ class RiskCoverageArea(_OfCells):
 
     name = "risk_coverage_area"
     formula = "1/N Σ_i (errors among the i most confident tokens)/i"
+    latex = (
+        r"\frac{1}{N} \sum_{i=1}^{N} \frac{1}{i} \sum_{j=1}^{i} \left[\operatorname{argmax} p_{(j)} \ne y_{(j)}\right]"
+    )
+    use_when = (
+        "Where a model may abstain: its mean error rate over all shares of tokens that it answers, the surest first."
+    )
+    hides = "At which share the errors come (plot the curve). A more accurate model is better here even if its confidence is not."
     value_unit = "error rate"
     reference = "Geifman et al. (2019), arXiv:1805.08206"
     higher_is_better = False
@@ -116,6 +123,9 @@ class ConfidenceAUROC(_OfCells):
 
     name = "confidence_auroc"
     formula = "P(confidence of a right token > of a wrong one) + ½ P(equal)"
+    latex = r"P(c_{\mathrm{right}} > c_{\mathrm{wrong}}) + \tfrac{1}{2} P(c_{\mathrm{right}} = c_{\mathrm{wrong}})"
+    use_when = "To see how well confidence tells right from wrong, whatever the accuracy; 0.5 is chance."
+    hides = "Calibration: any increasing change of the confidence leaves it as it is."
     value_unit = "probability"
     reference = "Hendrycks and Gimpel (2017), arXiv:1610.02136"
     higher_is_better = True

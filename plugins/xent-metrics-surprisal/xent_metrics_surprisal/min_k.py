@@ -93,6 +93,9 @@ class MinKProbability(TokenMetric):
 
     name = "min_k_probability"
     formula = "1/(k N) Σ ln p(target) over the k N least likely tokens"
+    latex = r"\frac{1}{k N} \sum_{t \in \mathrm{min}_k} \ln p_t(y_t)"
+    use_when = "To guess whether a document was in the training data: of such documents even the least likely tokens are likely."
+    hides = "How hard the text is: compare it with texts of the same kind that the model can't have seen."
     value_unit = "nats per token"
     reference = "Shi et al. (2023), arXiv:2310.16789"
     higher_is_better = None

@@ -36,6 +36,9 @@ class WordSurprisal(RatioMetric):
 
     name = "word_surprisal"
     formula = "−Σ log2 p(target) / words"
+    latex = r"-\frac{1}{W} \sum_t \log_2 p_t(y_t)"
+    use_when = "To compare with reading times and other measures of people, and models whose tokenizers differ."
+    hides = "What a word is: here, what white space parts. Languages without spaces have few."
     value_unit = "bits per word"
     reference = "Hale (2001), A Probabilistic Earley Parser as a Psycholinguistic Model"
     higher_is_better = False
