@@ -190,6 +190,11 @@ def _lm_eval(words: list[str]) -> None:
     assert {task for task in given.tasks if task.startswith("xent_")} <= ours
 
 
+def _pytest(words: list[str]) -> None:
+    """Without paths of this repository; the option is the plugin kit's."""
+    assert "--xent-plugin" in words
+
+
 def _python(words: list[str]) -> None:
     assert words[0].endswith(".py") or (words[0] == "-m" and importlib.util.find_spec(words[1]))
 
@@ -199,6 +204,7 @@ CHECKS = {
     "pip": _pip,
     "xent": _xent,
     "lm_eval": _lm_eval,
+    "pytest": _pytest,
     "python": _python,
     # Of other programs, of which nothing here can be checked.
     **dict.fromkeys(["accelerate", "cd", "export", "git", "torchrun"], lambda words: None),

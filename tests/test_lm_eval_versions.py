@@ -48,5 +48,7 @@ def test_anything_else_is_refused():
 
 
 def test_make_passes_the_version_on():
-    code, commands = run("make", "-n", "test-lm-eval", "LM_EVAL=0.4.13", "TEST_ARGS=-m 'not slow'")
+    code, commands = run(
+        "make", "--no-print-directory", "-n", "test-lm-eval", "LM_EVAL=0.4.13", "TEST_ARGS=-m 'not slow'"
+    )
     assert (code, commands) == (0, ".ci/test_lm_eval.sh 0.4.13 -m 'not slow'")

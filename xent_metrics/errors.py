@@ -190,7 +190,7 @@ class UnknownMetricError(XentMetricsError, LookupError):
     >>> get_metric("perplexty")
     Traceback (most recent call last):
     xent_metrics.errors.UnknownMetricError: unknown metric 'perplexty'. Did you mean 'perplexity' or
-        'word_perplexity'? Registered: ... [E007]
+        'word_perplexity'? ... [E007]
     """
 
     code = "E007"

@@ -301,7 +301,7 @@ def test_torch_reads_no_logits_if_a_backend_gives_all_extra_scores(install, batc
 @pytest.mark.parametrize(
     ("extras", "message"),
     [
-        (lambda rows: {"other": torch.ones(rows)}, r"extra scores \['other'\], which aren't wanted; expected pair$"),
+        (lambda rows: {"other": torch.ones(rows)}, r"extra scores \['other'\], which aren't wanted; expected pair"),
         (lambda rows: {"pair": torch.ones(rows)}, r"the extra score 'pair' as \(24,\) .*, of shape \(24, 2\) on cpu"),
         (lambda rows: {"pair": torch.ones(rows, 2).bfloat16()}, r"'pair' as .* of bfloat16 on cpu; expected whole"),
         (lambda rows: {"pair": [1.0] * rows}, r"the extra score 'pair' as \[1.0"),

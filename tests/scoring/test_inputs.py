@@ -137,7 +137,7 @@ L, T = torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.long)
     ("arguments", "options", "message"),
     [
         ((L, T[:, :2]), {}, r"one target per row of logits, shape \(2, 3\); got \(2, 2\)\. Nothing is shifted here"),
-        ((L, T[0]), {}, r"expected one target per row of logits, shape \(2, 3\); got \(3,\)$"),
+        ((L, T[0]), {}, r"expected one target per row of logits, shape \(2, 3\); got \(3,\)"),
         (
             (L, T.float()),
             {},

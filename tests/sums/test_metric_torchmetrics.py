@@ -194,7 +194,13 @@ def test_a_direction_is_said_or_there_is_none():
 
     assert Hits().higher_is_better is None
     found = {name: metric.higher_is_better for name, metric in Plugins().metrics.items()}
-    undirected = {"optimal_temperature", "overconfidence", "prediction_entropy", "probability_change"}
+    undirected = {
+        "mean_confidence",
+        "optimal_temperature",
+        "overconfidence",
+        "prediction_entropy",
+        "probability_change",
+    }
     assert {name for name, direction in found.items() if direction is None} == undirected
     higher = {"mean_reciprocal_rank", "same_top_token", "token_accuracy", "top_k_accuracy"}
     assert {name for name, direction in found.items() if direction} == higher

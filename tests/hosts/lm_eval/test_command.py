@@ -69,7 +69,6 @@ def numbers(results):
 def test_two_processes_give_what_one_gives(folder):
     """`--multi_gpu` makes it two: `accelerate launch --cpu` starts one process, whatever number it is given."""
     one, samples, done = run(folder, "one", [sys.executable], "--use_cache", str(folder / "cache_one"))
-    assert "tok/s" not in done.stderr  # no terminal, no bar
     assert "cross_entropy" in done.stdout  # the table
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -59,7 +59,7 @@ def outcomes(manager, path):
     except (Exception, SystemExit) as error:  # without a line of ours
         return dict.fromkeys(METRICS, f"lm-eval can't load it: {error!r:.120}")
     try:
-        config = manager._factory._configure(entry.name, config)
+        config = manager._factory._load_full_config._configure(entry.name, config)
     except XentMetricsError as error:
         return dict.fromkeys(METRICS, reason(error))
     return {name: outcome(config, name) for name in METRICS}
