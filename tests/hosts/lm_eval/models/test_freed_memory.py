@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-# In a process of its own: what other tests leave at the top of the heap decides whether memory below it can be given back.
+# In a process of its own: which blocks fit, and what can be given back, depends on all that was allocated before.
 PROGRAM = """
 import resource
 from pathlib import Path
@@ -27,7 +27,8 @@ def resident():
 
 
 with freed_memory.keep_freed_memory():
-    fill()
+    for _ in range(12):  # aligned blocks move on through the heap until they find freed ones that fit
+        fill()
     print(fill())
     held = resident()
 print(held - resident())
