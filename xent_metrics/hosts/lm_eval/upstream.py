@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, aggregation_registry, metric_agg_registry, metric_registry
+from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, aggregation_registry, metric_registry
 
 from xent_metrics.errors import MissingExtraError
 
@@ -170,11 +170,13 @@ def default_metrics(output_type: str) -> list[str]:
 
 def default_aggregation(metric: str) -> str | None:
     """The name of the aggregation of a metric whose entry names none; without one, lm-eval can't build the task."""
-    import lm_eval.api.metrics  # noqa: F401  # fills the registries
+    import lm_eval.api.metrics  # fills the registries
+    import lm_eval.api.registry
 
-    if metric not in metric_agg_registry:
+    aggregations = _private(lm_eval.api.registry, "metric_agg_registry")
+    if metric not in aggregations:
         return None
-    function = metric_agg_registry.get(metric)
+    function = aggregations.get(metric)
     return next((name for name in AGGREGATIONS if aggregation_registry.get(name) == function), None)
 
 
