@@ -217,6 +217,7 @@ def test_a_group_without_rows_leaves_the_others_their_errors(batch):
 
 def test_a_plot_shows_the_groups(batch):
     from matplotlib import pyplot
+
     metric = Grouped(TokenAccuracy(), by=Position([0, 4, 8]))
     metric.update(*batch)
     figure, axes = metric.plot()
@@ -235,6 +236,7 @@ def test_a_plot_shows_the_groups(batch):
 
 def test_groups_are_this_process_own_and_all_processes_inside_sync_context(batch):
     from matplotlib import pyplot
+
     logits, target = batch
     whole, there = (Grouped(TokenAccuracy(), by=Position([0, 4])) for _ in range(2))
     whole.update(logits, target)

@@ -151,6 +151,7 @@ def test_it_shares_its_sums_with_calibration_of_equal_mass():
 
 def test_the_plot_is_the_curve():
     from matplotlib import pyplot
+
     metric = updated(RiskCoverageArea(), made_up(500))
     _, axes = metric.plot()
     curve, random = axes.get_lines()
