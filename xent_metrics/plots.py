@@ -29,6 +29,7 @@ __all__ = [
     "draw_reliability",
     "figure",
     "plot_reliability",
+    "pyplot_axes",
     "reliability_axes",
 ]
 
@@ -82,6 +83,18 @@ def _matplotlib() -> Any:
     except ImportError as error:
         raise MissingExtraError("plots need matplotlib: pip install 'xent-metrics[plots]'") from error
     return matplotlib
+
+
+def pyplot_axes(ax: Any = None) -> tuple[Any, Any]:
+    """The figure and axes that a metric's `plot` draws on and returns: those of `ax`, or new ones of pyplot.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    _matplotlib()
+    from matplotlib import pyplot
+
+    return pyplot.subplots() if ax is None else (ax.figure, ax)
 
 
 def plot_reliability(bins: Mapping[str, Tensor], title: str, ax: Any = None) -> tuple[Any, Any]:

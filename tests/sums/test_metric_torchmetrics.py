@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 
 import matplotlib
 import pytest
@@ -178,7 +179,7 @@ def test_plot_shows_the_unit(values, metric, batch):
 
 
 def test_a_plot_without_matplotlib_names_the_extra(monkeypatch, batch):
-    monkeypatch.setattr("torchmetrics.utilities.plot._MATPLOTLIB_AVAILABLE", False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     metric = CrossEntropy()
     metric.update(*batch)
     with pytest.raises(MissingExtraError, match=r"pip install 'xent-metrics\[plots\]'"):

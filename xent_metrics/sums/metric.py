@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -25,9 +24,9 @@ from xent_metrics.errors import (
     InvalidInputError,
     InvalidTargetError,
     MetricOptionError,
-    MissingExtraError,
     SyncError,
 )
+from xent_metrics.plots import pyplot_axes
 from xent_metrics.scoring.score import score_tokens
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
 from xent_metrics.sums import exact_sum
@@ -237,11 +236,8 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        try:
-            figure, axes = self._plot(val, ax)
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("plot needs matplotlib: pip install 'xent-metrics[plots]'") from error
-        assert not isinstance(axes, np.ndarray)  # one value, one axes
+        figure, axes = pyplot_axes(ax)
+        self._plot(val, axes)
         axes.set_title(self.name.replace("_", " "))
         axes.set_ylabel(self.value_unit)
         return figure, axes

@@ -17,8 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from xent_metrics.errors import MetricOptionError, MissingExtraError
-from xent_metrics.plots import draw_by_group
+from xent_metrics.errors import MetricOptionError
+from xent_metrics.plots import draw_by_group, pyplot_axes
 from xent_metrics.plugins import as_metric
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
 from xent_metrics.sums.layout import COUNTS, StateLayout, count_terms
@@ -255,11 +255,7 @@ class Grouped(TokenMetric):
         """
         if val is not None:
             return super().plot(val, ax)
-        try:
-            from matplotlib import pyplot
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("plot needs matplotlib: pip install 'xent-metrics[plots]'") from error
-        figure, axes = pyplot.subplots() if ax is None else (ax.get_figure(), ax)
+        figure, axes = pyplot_axes(ax)
         with self.over_all_processes():
             values = {label: float(value) for label, value in self.by_group().items()}
         title = self.metric.name.replace("_", " ")

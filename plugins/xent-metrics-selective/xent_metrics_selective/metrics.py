@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from xent_metrics import SharedSum, TokenMetric, hookimpl
-from xent_metrics.errors import MissingExtraError
 from xent_metrics.metrics.confidence_bins import CELLS, BinSum
+from xent_metrics.plots import pyplot_axes
 from xent_metrics_selective.curves import area, auroc, risk_coverage, sorted_cells
 
 __all__ = ["ConfidenceAUROC", "RiskCoverageArea", "register_metrics"]
@@ -89,11 +89,7 @@ class RiskCoverageArea(_OfCells):
         """
         if val is not None:
             return super().plot(val, ax)
-        try:
-            from matplotlib import pyplot
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("plot needs matplotlib: pip install 'xent-metrics[plots]'") from error
-        figure, axes = pyplot.subplots() if ax is None else (ax.get_figure(), ax)
+        figure, axes = pyplot_axes(ax)
         tokens, correct = self._cells()
         coverage, risk = (each[tokens.flip(0) > 0].numpy() for each in risk_coverage(tokens, correct))
         axes.plot(coverage, risk, marker=".", label="answered in the order of confidence")

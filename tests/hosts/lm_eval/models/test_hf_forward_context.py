@@ -58,6 +58,7 @@ def load(install, tokenizer, caplog):
         install(*plugins)
         with caplog.at_level(logging.WARNING, logger="xent_metrics"):
             lm = XentHFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, **options)
+            assert lm.forward  # checked on first use
         messages = [record.getMessage() for record in caplog.records]
         lm.said = [message for message in messages if "forward_context" in message]
         return lm

@@ -42,5 +42,7 @@ def test_models_show_in_a_log_what_they_are_at(capsys):
     assert capsys.readouterr().err == ""
     lm.loglikelihood_rolling(requests)
     assert "Running loglikelihood_rolling requests: 100%" in capsys.readouterr().err
-    XentHFLM(pretrained=tiny_model("llama_tied"), tokenizer=tiny_tokenizer(), device="cpu")
+    lm = XentHFLM(pretrained=tiny_model("llama_tied"), tokenizer=tiny_tokenizer(), device="cpu")
+    assert "checking" not in capsys.readouterr().err
+    lm.loglikelihood_rolling(requests)
     assert "xent-hf: checking LlamaForCausalLM: 100%" in capsys.readouterr().err

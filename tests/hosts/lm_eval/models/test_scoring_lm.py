@@ -154,6 +154,21 @@ def test_a_cache_of_another_model_or_other_options_is_refused(build, tmp_path, o
     CachingLM(build(batch_size=1), path)  # changes no result
 
 
+def test_shortcuts_are_checked_after_the_cache_and_only_if_something_is_scored(build, tmp_path, monkeypatch):
+    path, checked = str(tmp_path / "cache.db"), []
+    monkeypatch.setattr("xent_metrics.hosts.lm_eval.models.hf_lm.verify", lambda *args, **options: checked.append(1))
+    first = CachingLM(build(), path)
+    first.generate_until(requests("generate_until", [("A text", {"max_gen_toks": 2, "until": ["."]})]))
+    first.dbdict.close()
+    with pytest.raises(InvalidInputError, match="give --use_cache another name"):
+        CachingLM(build(stride=24), path)
+    assert checked == []
+    again = CachingLM(build(), path)
+    for _ in range(2):
+        again.loglikelihood(requests("loglikelihood", PAIRS))
+    assert checked == [1]
+
+
 def test_a_cache_of_another_module_or_other_options_is_refused(tmp_path):
     path = str(tmp_path / "cache.db")
     first = CachingLM(TorchLM(ByteNet()), path)

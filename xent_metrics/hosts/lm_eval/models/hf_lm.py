@@ -16,8 +16,8 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterable
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, cast
 
 import torch
 from lm_eval.api.instance import Instance
@@ -31,9 +31,10 @@ from xent_metrics.hosts.lm_eval.models.hf_forward import HFForward
 from xent_metrics.hosts.lm_eval.models.invariant import FixedShapes
 from xent_metrics.hosts.lm_eval.models.logged_tokens import Results
 from xent_metrics.hosts.lm_eval.models.model_args import at_least_one, yes_or_no
+from xent_metrics.hosts.lm_eval.models.runner import Runner
 from xent_metrics.hosts.lm_eval.models.scoring_lm import ScoringLM
 from xent_metrics.hosts.lm_eval.models.tokenizers import bytes_table, text_ids, tokenizer_label
-from xent_metrics.hosts.lm_eval.models.verify import verify
+from xent_metrics.hosts.lm_eval.models.verify import check_causal, verify
 from xent_metrics.hosts.lm_eval.models.weights import weights_digest
 from xent_metrics.hosts.lm_eval.upstream import set_max_length, set_rank
 
@@ -64,8 +65,7 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
 
     Raises:
         InvalidInputError: a model that can't be loaded or isn't causal, a `stride` that doesn't fit, bits that `invariant` can't
-            keep, or a request that has no
-            tokens to score or more than a window holds; always before any request runs.
+            keep, or a request that has no tokens to score or more than a window holds; always before any request runs.
 
     >>> from lm_eval.api.instance import Instance
     >>> from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -83,7 +83,6 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
     """
 
     model_name = "xent-hf"
-    forward: HFForward
 
     def __init__(
         self,
@@ -105,13 +104,25 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
             raise InvalidInputError(f"{shown} can't be loaded: {error}") from error
         self._join_processes()
         self._check_model()
-        results = Results.of(self.tokenizer, log_tokens=log_tokens, log_alternatives=log_alternatives)
+        self.results = Results.of(self.tokenizer, log_tokens=log_tokens, log_alternatives=log_alternatives)
         check_stride(stride, self.max_length)
         self.stride, self.invariant = stride, yes_or_no("invariant", invariant)
-        forward, ids = self._forward(), text_ids(self.tokenizer, self._num_ids)
+        self._unchecked = self._forward()
+        check_causal(self._unchecked, text_ids(self.tokenizer, self._num_ids), self.max_length)
+        if self.invariant:
+            self._runner  # noqa: B018  # bits that it can't keep are refused now
+
+    @cached_property
+    def _runner(self) -> Runner:
+        """Made for the first request that is scored: the checks take a while, and a run may be refused before, say for its cache."""
+        forward, ids = self._unchecked, text_ids(self.tokenizer, self._num_ids)
         verify(forward, ids, self.max_length, quiet=self.rank != 0)
-        fixed = FixedShapes(forward, ids, self.max_length) if self.invariant else None
-        self._run_with(forward, results, fixed=fixed)
+        return Runner(forward, fixed=FixedShapes(forward, ids, self.max_length) if self.invariant else None)
+
+    @property
+    def forward(self) -> HFForward:
+        """The model with the shortcuts that agree with it."""
+        return cast(HFForward, self._runner.forward)
 
     def _get_backend(self, *args: Any, **kwargs: Any) -> None:
         """`HFLM._get_backend`, read in lm-eval 0.4.13, refuses models that aren't causal before they are loaded.
@@ -171,7 +182,7 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
         names = {"model": self.pretrained, "revision": self.revision, "peft": self.peft, "delta": self.delta}
         key = {name: value for name, value in names.items() if isinstance(value, str)}
         return key | {
-            "class": self.forward.name, "dtype": str(self.forward.dtype), "tokenizer": tokenizer_label(self.tokenizer),
+            "class": self._unchecked.name, "dtype": str(self._unchecked.dtype), "tokenizer": tokenizer_label(self.tokenizer),
             "prefix_token_id": str(self.prefix_token_id), "add_bos_token": str(self.add_bos_token),
             "max_length": str(self.max_length), "stride": str(self.stride), "invariant": str(self.invariant),
             "weights": weights_digest(self.model),

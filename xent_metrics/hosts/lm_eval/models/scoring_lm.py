@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, nullcontext
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -22,7 +22,6 @@ from xent_metrics.errors import InvalidInputError
 from xent_metrics.hosts.lm_eval.extra_scores import asked_for, asks_for_scores
 from xent_metrics.hosts.lm_eval.models.checks import check_ids
 from xent_metrics.hosts.lm_eval.models.forward import Forward
-from xent_metrics.hosts.lm_eval.models.invariant import FixedShapes
 from xent_metrics.hosts.lm_eval.models.logged_tokens import Results
 from xent_metrics.hosts.lm_eval.models.progress import progress_bar
 from xent_metrics.hosts.lm_eval.models.results import ScoredLoglikelihood, ScoredText
@@ -43,8 +42,8 @@ Encoded = tuple[Any, list[int], list[int]]
 class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
     """An lm-eval model that scores token by token.
 
-    A subclass sets `tokenizer`, `max_length` and `batch_size`, calls `_run_with` at the end of its constructor, and says
-    what its results depend on (`made_by`).
+    A subclass sets `tokenizer`, `max_length`, `batch_size` and `results`, and says what runs its windows (`_runner`) and what
+    its results depend on (`made_by`).
 
     Attributes:
         model_name: the name of ``--model``, for messages.
@@ -57,15 +56,16 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
     model_name = "a model with token scores"
     stride: int | None = None
     logits_cache = False
-    forward: Forward
     results: Results
 
-    def _run_with(
-        self, forward: Forward, results: Results, *, keep_order: bool = False, fixed: FixedShapes | None = None
-    ) -> None:
-        """Run requests with `forward`, and make `results` of their scores."""
-        self.forward, self.results = forward, results
-        self._runner = Runner(forward, keep_order=keep_order, fixed=fixed)
+    @cached_property
+    def _runner(self) -> Runner:
+        raise NotImplementedError
+
+    @property
+    def forward(self) -> Forward:
+        """What runs rows of ids."""
+        return self._runner.forward
 
     def made_by(self) -> dict[str, str]:
         """What a result depends on, by name: the model, its weights and its options."""
@@ -146,14 +146,16 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         A text is then scored as a continuation of its context is, in a pass after the generation.
         """
         asked = [place for place, request in enumerate(requests) if asks_for_scores(request)]
-        with self._extra_scores_for([requests[place] for place in asked]):  # an engine refuses them before it generates
+        scoring = self._extra_scores_for([requests[place] for place in asked]) if asked else nullcontext()
+        with scoring:  # an engine refuses them before it generates
             texts = self._known("generate_until", [request.args for request in requests])
             rest = [place for place in range(len(requests)) if place not in texts]
             if rest:
                 made = super().generate_until([requests[place] for place in rest], disable_tqdm=disable_tqdm)
                 texts |= zip(rest, made, strict=True)
             pairs = [(requests[place].args[0], texts[place]) for place in asked]
-            for place, found in zip(asked, self._loglikelihoods_of_generated(pairs, disable_tqdm), strict=True):
+            scored = self._loglikelihoods_of_generated(pairs, disable_tqdm) if pairs else []
+            for place, found in zip(asked, scored, strict=True):
                 texts[place] = ScoredText(texts[place], found)
                 self.cache_hook.add_partial("generate_until", requests[place].args, texts[place])
         return [texts[place] for place in range(len(requests))]

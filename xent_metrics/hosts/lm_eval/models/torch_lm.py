@@ -35,6 +35,7 @@ from xent_metrics.hosts.lm_eval.models.model_args import (
     own_max_length,
 )
 from xent_metrics.hosts.lm_eval.models.ranks import Ranks
+from xent_metrics.hosts.lm_eval.models.runner import Runner
 from xent_metrics.hosts.lm_eval.models.scoring_lm import ScoringLM
 from xent_metrics.hosts.lm_eval.models.tokenizers import (
     bytes_table,
@@ -108,8 +109,8 @@ class TorchLM(Ranks, ScoringLM):
         self.max_length = at_least_one("max_length", max_length or own_max_length(self.model))
         self.keep_order, self.add_bos_token = keep_order, add_bos_token
         self._begins = prefix_token_of(self.tokenizer) if prefix_token_id is None else int(prefix_token_id)
-        results = Results.of(self.tokenizer, log_tokens=log_tokens, log_alternatives=log_alternatives)
-        self._run_with(self._forward(on), results, keep_order=keep_order)
+        self.results = Results.of(self.tokenizer, log_tokens=log_tokens, log_alternatives=log_alternatives)
+        self._runner = Runner(self._forward(on), keep_order=keep_order)
         self.vocab_size = self._check()
 
     def _forward(self, device: torch.device) -> Forward:

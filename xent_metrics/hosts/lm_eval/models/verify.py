@@ -1,8 +1,9 @@
 """Switch on the shortcuts of `HFForward` that agree with the model's own forward: `verify`.
 
-When a model is loaded, a few made-up windows run plainly and then with each shortcut in turn. A shortcut that disagrees or
-raises is switched off with one line in the log. Two runs never agree to the last bit, because other shapes are rounded
-differently. The effect of rounding is measured on the same windows, in one batch under another implementation of attention.
+Before the first request is scored, a few made-up windows run plainly and then with each shortcut in turn. A shortcut that
+disagrees or raises is switched off with one line in the log. Two runs never agree to the last bit, because other shapes are
+rounded differently. The effect of rounding is measured on the same windows, in one batch under another implementation of
+attention.
 
 One check needs no allowance for rounding: within a row, the ids of one branch must not change what another predicts, in any
 dtype. This finds recurrent models, whose branches no mask can separate, even if their error in bfloat16 could pass for rounding.
@@ -31,7 +32,7 @@ from xent_metrics.hosts.lm_eval.models.progress import progress_bar
 from xent_metrics.hosts.lm_eval.models.windows import Window, continuation_window
 from xent_metrics.scoring.score import score_tokens
 
-__all__ = ["distance", "tolerance", "verify"]
+__all__ = ["check_causal", "distance", "tolerance", "verify"]
 
 log = logging.getLogger(__name__)
 
@@ -69,16 +70,11 @@ def distance(found: Tensor, expected: Tensor) -> float:
 
 
 def verify(forward: HFForward, ids: Sequence[int], max_length: int, *, quiet: bool = False) -> None:
-    """Switch on the shortcuts that agree on windows made up of `ids`; a bar shows the progress unless `quiet`.
-
-    Raises:
-        InvalidInputError: the model isn't causal.
-    """
+    """Switch on the shortcuts that agree on windows made up of `ids`; a bar shows the progress unless `quiet`."""
     sliding = forward.window + 16 if forward.window and forward.window <= _WINDOW else 0
     length = _before_switch(forward, min(max_length, max(_LENGTH, sliding)))
     windows = _windows(ids, length)
     steps: list[Callable[[], None]] = [
-        lambda: _check_causal(forward, windows[0]),
         lambda: _verify_hidden(forward, windows),
         lambda: _verify_sharing(forward, windows, length),
         lambda: _verify_context(forward, ids, max_length),
@@ -96,7 +92,7 @@ def verify(forward: HFForward, ids: Sequence[int], max_length: int, *, quiet: bo
 def _verify_hidden(forward: HFForward, windows: Sequence[Window]) -> None:
     bound = _NLL_TOLERANCE.get(forward.dtype, 2e-3)
     off = "its losses are {} off the model's own"
-    _try(forward, "hidden", _Check(off, lambda: _hidden_error(forward, windows), bound))
+    _try(forward, "hidden", _Check(off, lambda: _hidden_error(forward, (windows[0], windows[-1])), bound))
 
 
 def _verify_sharing(forward: HFForward, windows: Sequence[Window], length: int) -> None:
@@ -172,8 +168,9 @@ def _windows(ids: Sequence[int], length: int) -> list[Window]:
     return windows
 
 
-def _check_causal(forward: HFForward, window: Window) -> None:
-    """Raise if what a position predicts changes with the ids after it."""
+def check_causal(forward: HFForward, ids: Sequence[int], max_length: int) -> None:
+    """Raise `InvalidInputError` if what a position predicts changes with the ids after it."""
+    window = _windows(ids, _before_switch(forward, min(max_length, _LENGTH)))[0]
     others = (*window.inputs[:-1], window.inputs[0] if window.inputs[-1] != window.inputs[0] else window.targets[0])
     seen = [
         forward.states([alone(0, Window(inputs, inputs))])[:-1] for inputs in (window.inputs, others) if len(inputs) > 1
