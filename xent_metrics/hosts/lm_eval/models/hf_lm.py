@@ -114,7 +114,7 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
 
     @cached_property
     def _runner(self) -> Runner:
-        """Made for the first request that is scored: the checks take a while, and a run may be refused before, say for its cache."""
+        """Made for the first request that is scored: checks take a while, and a run may be refused before, say for its cache."""
         forward, ids = self._unchecked, text_ids(self.tokenizer, self._num_ids)
         verify(forward, ids, self.max_length, quiet=self.rank != 0)
         return Runner(forward, fixed=FixedShapes(forward, ids, self.max_length) if self.invariant else None)
