@@ -73,6 +73,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "bloom": ("BloomConfig", {"hidden_size": 48, "n_layer": 3, "n_head": 4, "initializer_range": 0.3}),
     "mamba": ("MambaConfig", {"hidden_size": 48, "num_hidden_layers": 3, "state_size": 8, "initializer_range": 0.3}),
+    "stablelm": ("StableLmConfig", {**_LLAMA, "num_key_value_heads": 4, "partial_rotary_factor": 0.5}),
     "mixtral": ("MixtralConfig", {**_LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "cohere": ("CohereConfig", {**_LLAMA, "logit_scale": 0.25}),
     "granite": ("GraniteConfig", {**_LLAMA, "logits_scaling": 4.0}),

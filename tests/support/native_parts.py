@@ -94,6 +94,7 @@ FOUND = {
     "opt": {"attention"},
     "bloom": set(),
     "mamba": {"norm"},
+    "stablelm": ALL - {"norm"},  # rotates half of each head, cut off before; layer norms
     "mixtral": ALL - {"gated"},  # experts
     "cohere": {"attention", "gated"},  # rotates neighbours; layer norms
     "granite": ALL,
