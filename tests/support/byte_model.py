@@ -11,6 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from support.lm_eval_requests import request
+
 TEXTS = [
     "The assert statement is a convenient way to insert debugging assertions into a program.",
     "Short.",
@@ -20,11 +22,11 @@ TEXTS = [
 
 
 def rolling(*texts: str) -> list[Instance]:
-    return [Instance("loglikelihood_rolling", {}, (text,), 0) for text in texts]
+    return [request("loglikelihood_rolling", text, number=i) for i, text in enumerate(texts)]
 
 
 def pairs(*requests: Sequence[str]) -> list[Instance]:
-    return [Instance("loglikelihood", {"id": i}, request, 0) for i, request in enumerate(requests)]
+    return [request("loglikelihood", *given, number=i, doc={"id": i}) for i, given in enumerate(requests)]
 
 
 def byte_bpe(adds_bos: bool) -> PreTrainedTokenizerFast:

@@ -11,6 +11,8 @@ from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from support.lm_eval_requests import request
+
 TEXT = (
     "The loss of a language model is the mean of what each token costs it, and a token costs the more the less it was "
     "expected. Whoever compares two models by it has to count the same tokens of the same text; otherwise the smaller "
@@ -138,10 +140,7 @@ def multiple_choice() -> list[tuple[str, str]]:
 
 
 def requests(kind: str, arguments: list[tuple[str, ...]]) -> list[Instance]:
-    return [
-        Instance(request_type=kind, doc={}, arguments=args, idx=0, metadata=("tiny", i, 1))
-        for i, args in enumerate(arguments)
-    ]
+    return [request(kind, *args, number=i) for i, args in enumerate(arguments)]
 
 
 def choices(lm: Any, pairs: list[tuple[str, str]] | None = None) -> list[tuple[float, bool]]:

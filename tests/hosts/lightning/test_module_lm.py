@@ -6,8 +6,8 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import pytest
 import torch
-from lm_eval.api.instance import Instance
 from support.distributed import fake_ranks
+from support.lm_eval_requests import request
 from torch import nn
 
 from xent_metrics.hosts.lightning.module_lm import ModuleLM, as_it_was
@@ -53,7 +53,7 @@ def test_every_forward_is_within_the_context():
     module = bigrams()
     module.register_forward_hook(lambda *_: seen.append(bool(inside)))
     lm = model(module, context=context)
-    lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("some text of several windows",), 0)])
+    lm.loglikelihood_rolling([request("loglikelihood_rolling", "some text of several windows")])
     assert seen
     assert all(seen)
     assert not inside

@@ -8,6 +8,7 @@ from lm_eval.evaluator import evaluate
 from support.generative_tasks import PROBLEMS, TRIVIA, bits_per_byte, math_prompt, nats, write_tasks
 from support.hf_model import tiny_model, tiny_tokenizer
 from support.lm_eval import BigramLM, config
+from support.lm_eval_requests import request
 
 from xent_metrics.errors import InvalidInputError, MetricOptionError, MissingScoreError
 from xent_metrics.hosts.lm_eval import XentHFLM, XentTask
@@ -163,15 +164,13 @@ def test_scores_survive_a_cache(answers, tmp_path):
 
 
 def test_a_scored_text_is_pickled_with_its_scores(answers):
-    from lm_eval.api.instance import Instance
-
     from xent_metrics.hosts.lm_eval.extra_scores import ask_for
 
-    request = Instance("generate_until", {}, (DOCUMENTS[0]["question"], {}), 0)
+    asked = request("generate_until", DOCUMENTS[0]["question"], {})
     lm = answers("two")
-    [plain] = lm.generate_until([request])
-    ask_for([request], {})
-    [text] = lm.generate_until([request])
+    [plain] = lm.generate_until([asked])
+    ask_for([asked], {})
+    [text] = lm.generate_until([asked])
     copy = pickle.loads(pickle.dumps(text))
     assert (type(plain), copy, copy.loglikelihood) == (str, "two", text.loglikelihood)
     assert copy.loglikelihood.scores.nll.tolist() == text.loglikelihood.scores.nll.tolist()

@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
-from lm_eval.api.instance import Instance
 from support.lm_eval import CHOICES, PAIRS, ScoredBigramLM, config, evaluate, saved
+from support.lm_eval_requests import request
 from support.rescored import ASKED, OVER_CHOICES, LoggingLM, write_run
 
 from xent_metrics.analysis.logged_results import results_in
@@ -87,7 +87,7 @@ def test_gold_answers_of_another_field_are_refused(tmp_path):
 def test_generated_texts_are_refused(tmp_path):
     class Generating(LoggingLM):
         def generate_until(self, requests):
-            pairs = self.loglikelihood([Instance("loglikelihood", {}, (each.args[0], "so"), 0) for each in requests])
+            pairs = self.loglikelihood([request("loglikelihood", each.args[0], "so") for each in requests])
             return [ScoredText("so", each) for each in pairs]
 
     listed = [{"metric": "exact_match"}, {"metric": "perplexity", "over": "generated"}]

@@ -4,8 +4,8 @@ import io
 import sys
 
 import torch
-from lm_eval.api.instance import Instance
 from support.hf_model import tiny_model, tiny_tokenizer
+from support.lm_eval_requests import request
 from torch import nn
 
 from xent_metrics.hosts.lm_eval import TorchLM, XentHFLM
@@ -37,7 +37,7 @@ def test_it_can_be_hidden(capsys):
 
 def test_models_show_in_a_log_what_they_are_at(capsys):
     lm = TorchLM(nn.Embedding.from_pretrained(torch.zeros(257, 257)), max_length=8)
-    requests = [Instance("loglikelihood_rolling", {}, ("some text",), 0)]
+    requests = [request("loglikelihood_rolling", "some text")]
     lm.loglikelihood_rolling(requests, disable_tqdm=True)
     assert capsys.readouterr().err == ""
     lm.loglikelihood_rolling(requests)

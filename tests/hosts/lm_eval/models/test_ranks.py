@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from xent_metrics.hosts.lm_eval import TorchLM
 
 _RANKS = """
 import sys, torch
-from lm_eval.api.instance import Instance
+from support.lm_eval_requests import request
 from xent_metrics.hosts.lm_eval import TorchLM
 
 rank, path = int(sys.argv[1]), sys.argv[2]
@@ -23,7 +24,7 @@ torch.manual_seed(0)
 lm = TorchLM(torch.nn.Embedding(257, 257), max_length=8)
 assert (lm.rank, lm.world_size) == (rank, 2)
 assert lm.all_gather(torch.tensor(rank + 5)).tolist() == [5, 6]
-[value] = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("ab" * (rank + 1),), 0)])
+[value] = lm.loglikelihood_rolling([request("loglikelihood_rolling", "ab" * (rank + 1))])
 gathered = lm.gather_object([value])
 lm.barrier()
 if rank == 0:
@@ -38,7 +39,12 @@ torch.distributed.destroy_process_group()
 def test_ranks_gather_scores(tmp_path):
     command = [sys.executable, "-c", _RANKS]
     processes = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / "rendezvous")], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "rendezvous")],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
         for rank in range(2)
     ]
     outputs = [process.communicate(timeout=120)[0] for process in processes]
