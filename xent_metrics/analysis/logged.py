@@ -1,17 +1,30 @@
 """The tokens, the context and the choices of a document that lm-eval logged.
 
-Tokens are logged by models run with `log_tokens=true`, as JSON in the strings of lm-eval's `resps`.
+Tokens are logged by models run with `log_tokens=true`, as JSON in the strings of lm-eval's `resps`. With `log_tokens=parquet`
+they are in columns beside it (parquet_samples.py), and `restored` puts them back.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["HOW_TO_LOG_TOKENS", "Choice", "Tokens", "choices_in", "context_in", "parse_json", "text_in", "tokens_in"]
+__all__ = [
+    "HOW_TO_LOG_TOKENS",
+    "Choice",
+    "Tokens",
+    "choices_in",
+    "context_in",
+    "gold_in",
+    "parse_json",
+    "restored",
+    "text_in",
+    "tokens_in",
+]
 
 #: What to do about a run without tokens.
 HOW_TO_LOG_TOKENS = (
@@ -71,12 +84,36 @@ def _bounded_int(digits: str) -> int | float:
     return int(digits) if abs(number) < 2**53 else number
 
 
+def restored(raw: Mapping[str, Any], results: Mapping[int, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """A logged document, with results that list their tokens in place of plain loglikelihoods.
+
+    Args:
+        raw: the document.
+        results: the lists by place, which is counted through the strings in `resps`.
+
+    >>> restored({"resps": [[["-1.5", "False"]]]}, {0: {"tokens": []}})
+    {'resps': [[[{'loglikelihood': -1.5, 'tokens': []}, 'False']]]}
+    """
+    places = itertools.count()
+
+    def put(part: Any) -> Any:
+        if isinstance(part, list):
+            return [put(each) for each in part]
+        found = results.get(next(places))
+        try:
+            return part if found is None else {"loglikelihood": float(part), **found}
+        except (TypeError, ValueError):  # another document's
+            return part
+
+    return {**raw, "resps": put(raw.get("resps"))} if results else raw
+
+
 def tokens_in(raw: Mapping[str, Any]) -> Tokens | None:
     """The document's tokens (the gold continuation's for a question); None if they were not logged."""
     responses = list(_logged(raw.get("resps")))
     if not responses:
         return None
-    tokens = responses[min(_gold_in(raw), len(responses) - 1)]
+    tokens = responses[min(gold_in(raw), len(responses) - 1)]
     try:
         return Tokens(
             [str(token["text"]) for token in tokens],
@@ -136,7 +173,7 @@ def _requests(raw: Mapping[str, Any]) -> list[list[str]]:
     return [[str(value) for value in given] for given in found]
 
 
-def _gold_in(raw: Mapping[str, Any]) -> int:
+def gold_in(raw: Mapping[str, Any]) -> int:
     """The index of the gold choice, which lm-eval logs as a string; 0 without choices."""
     requests, target = _requests(raw), str(raw.get("target", ""))
     if target.isdecimal() and int(target) < len(requests):
@@ -155,7 +192,7 @@ def text_in(raw: Mapping[str, Any]) -> str:
     requests = _requests(raw)
     if not requests or not requests[0]:
         return str(raw.get("doc", ""))
-    return requests[_gold_in(raw)][-1]
+    return requests[gold_in(raw)][-1]
 
 
 def choices_in(raw: Mapping[str, Any]) -> list[Choice]:
@@ -163,7 +200,7 @@ def choices_in(raw: Mapping[str, Any]) -> list[Choice]:
     requests, responses = _requests(raw), raw.get("resps")
     if len(requests) < 2 or not isinstance(responses, list) or len(responses) != len(requests):
         return []
-    gold = _gold_in(raw)
+    gold = gold_in(raw)
     return [
         Choice(request[-1], _loglikelihood(response), index == gold)
         for index, (request, response) in enumerate(zip(requests, responses, strict=True))

@@ -104,6 +104,8 @@ def results_in(raw: Mapping[str, Any]) -> list[LoggedResult]:
 
 
 def _result(arguments: tuple[str, ...], response: Any) -> LoggedResult:
-    text = response[0] if isinstance(response, list) else response
-    logged = parse_json(text) if str(text).startswith("{") else None
-    return LoggedResult(arguments, float(text if logged is None else logged["loglikelihood"]), logged)
+    found = response[0] if isinstance(response, list) else response
+    if isinstance(found, str) and found.startswith("{"):
+        found = parse_json(found)
+    logged = found if isinstance(found, dict) else None
+    return LoggedResult(arguments, float(found if logged is None else logged["loglikelihood"]), logged)
