@@ -11,11 +11,12 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 __all__ = [
     "HOW_TO_LOG_TOKENS",
     "Choice",
+    "TokenList",
     "Tokens",
     "choices_in",
     "context_in",
@@ -56,6 +57,32 @@ class Tokens:
     def mean_nll(self) -> float:
         """The mean in nats per token; nan without tokens."""
         return math.fsum(self.nll) / len(self) if len(self) else math.nan
+
+
+class TokenList(Sequence[Mapping[str, Any]]):
+    """Logged tokens by column, which read like JSON's list of objects.
+
+    >>> list(TokenList({"text": ["a", "b"], "id": [1, 2]}))
+    [{'text': 'a', 'id': 1}, {'text': 'b', 'id': 2}]
+    """
+
+    def __init__(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return min(map(len, self.columns.values()), default=0)
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        for row in zip(*self.columns.values(), strict=True):
+            yield dict(zip(self.columns, row, strict=True))
+
+    @overload
+    def __getitem__(self, place: int) -> Mapping[str, Any]: ...
+    @overload
+    def __getitem__(self, place: slice) -> TokenList: ...
+    def __getitem__(self, place: int | slice) -> Mapping[str, Any] | TokenList:
+        found = {name: column[place] for name, column in self.columns.items()}
+        return TokenList(found) if isinstance(place, slice) else found
 
 
 @dataclass(frozen=True)
@@ -114,15 +141,25 @@ def tokens_in(raw: Mapping[str, Any]) -> Tokens | None:
     if not responses:
         return None
     tokens = responses[min(gold_in(raw), len(responses) - 1)]
+    if isinstance(tokens, TokenList):
+        columns = tokens.columns
+        return Tokens(columns["text"], columns["nll"], columns["id"], columns.get("alternatives", []))
     try:
         return Tokens(
             [str(token["text"]) for token in tokens],
             [_number(token["nll"]) for token in tokens],
-            [int(_number(token.get("id") or 0)) for token in tokens],
+            [_id(token.get("id")) for token in tokens],
             [_alternatives(token) for token in tokens if "alternatives" in token],
         )
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):  # another schema
         return None
+
+
+def _id(value: Any) -> int:
+    found = int(_number(value or 0))
+    if not 0 <= found < 2**31:
+        raise ValueError(f"expected a token's id; got {value!r:.80}")
+    return found
 
 
 def _number(value: Any) -> float:
@@ -148,7 +185,7 @@ def _logged(responses: Any) -> Iterator[Sequence[Mapping[str, Any]]]:
     if isinstance(responses, list):
         for part in responses:
             yield from _logged(part)
-    elif isinstance(found := _parsed(responses), dict) and isinstance(found.get("tokens"), list):
+    elif isinstance(found := _parsed(responses), dict) and isinstance(found.get("tokens"), list | TokenList):
         yield found["tokens"]
 
 

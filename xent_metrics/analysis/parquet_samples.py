@@ -16,10 +16,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
+from xent_metrics.analysis.logged import TokenList
 from xent_metrics.errors import InvalidInputError, MissingExtraError
 from xent_metrics.files import replacing
 
@@ -83,7 +84,13 @@ def write_parquet_samples(path: Path, documents: Iterable[tuple[str, Results]]) 
     first = next(groups, [])
     shared = _shared(next((each for _, results in first for each in results.values() if each["tokens"]), {}))
     schema = _schema(shared["dtype"]).with_metadata({"xent_metrics": json.dumps(shared)})
-    options = {"compression": "zstd", "compression_level": 3, "use_dictionary": _WORDS, "use_byte_stream_split": _SPLIT}
+    options = {
+        "compression": "zstd",
+        "compression_level": 3,
+        "use_dictionary": _WORDS,
+        "use_byte_stream_split": _SPLIT,
+        "write_page_checksum": True,
+    }
     with replacing(path) as new, pa.parquet.ParquetWriter(new, schema, **options) as writer:
         for group in (first, *groups):
             columns = _columns(group, shared)
@@ -171,7 +178,7 @@ class ParquetSamples:
         pa = pyarrow()
         self.path, self._report = path, report
         try:
-            self._file = pa.parquet.ParquetFile(path, read_dictionary=_WORDS)
+            self._file = pa.parquet.ParquetFile(path, read_dictionary=_WORDS, page_checksum_verification=True)
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"it is cut off, still being written, or not Parquet ({_first_line(error)})") from error
         self._shared = self._check_schema()
@@ -220,7 +227,7 @@ class ParquetSamples:
             return {}
         row = address - self._first_row(group)
         places, sizes = (columns[name].row(row) or () for name in ("place", "num_tokens"))
-        tokens = _tokens({name: columns[name].row(row) for name in (*_FIELDS, *_ALTERNATIVES)})
+        tokens = TokenList(dict(_token_columns(columns, row)))
         ends = np.cumsum(sizes, dtype=np.int64).tolist()
         return {
             place: {**self._shared, "tokens": tokens[end - size : end]}
@@ -282,27 +289,52 @@ class _Lists:
         else:
             self.values = values.to_numpy(zero_copy_only=False)
 
-    def row(self, place: int) -> list[Any] | None:
-        """The list at a place; None for null."""
+    def span(self, place: int) -> range | None:
+        """Where the list at a place has its values; None for null."""
         if self.nulls is not None and self.nulls[place]:
             return None
-        start, end = int(self.offsets[place]), int(self.offsets[place + 1])
-        if isinstance(self.values, _Lists):
-            return [self.values.row(inner) for inner in range(start, end)]
-        found: list[Any] = self.values[start:end].tolist()
+        return range(int(self.offsets[place]), int(self.offsets[place + 1]))
+
+    def row(self, place: int) -> list[Any] | None:
+        """The list at a place; None for null."""
+        span = self.span(place)
+        if span is None:
+            return None
+        found: list[Any] = self.values[span.start : span.stop].tolist()
         return found if self.words is None else [self.words[i] for i in found]
 
 
-def _tokens(columns: Mapping[str, list[Any] | None]) -> list[dict[str, Any]]:
-    """Tokens as JSON has them."""
-    given = {name: values for name, values in columns.items() if values is not None}
-    texts, shares = (given.pop(name, None) for name in _ALTERNATIVES)
-    if texts is not None and shares is not None:
-        given["alternatives"] = [
-            [(text, share / _MILLION) for text, share in zip(*each, strict=True)]
-            for each in zip(texts, shares, strict=True)
-        ]
-    return [dict(zip(given, token, strict=True)) for token in zip(*given.values(), strict=True)]
+class _Alternatives(Sequence[list[tuple[str, float]]]):
+    """The likeliest texts of each token with their probabilities, made when they are asked for."""
+
+    def __init__(self, texts: _Lists, shares: _Lists, tokens: range) -> None:
+        self._texts, self._shares, self._tokens = texts, shares, tokens
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    @overload
+    def __getitem__(self, place: int) -> list[tuple[str, float]]: ...
+    @overload
+    def __getitem__(self, place: slice) -> _Alternatives: ...
+    def __getitem__(self, place: int | slice) -> list[tuple[str, float]] | _Alternatives:
+        if isinstance(place, slice):
+            return _Alternatives(self._texts, self._shares, self._tokens[place])
+        token = self._tokens[place]
+        texts, shares = self._texts.row(token) or (), self._shares.row(token) or ()
+        return [(text, share / _MILLION) for text, share in zip(texts, shares, strict=True)]
+
+
+def _token_columns(columns: Mapping[str, _Lists], row: int) -> Iterator[tuple[str, Sequence[Any]]]:
+    """The columns of a document's tokens that were logged."""
+    for name in _FIELDS:
+        values = columns[name].row(row)
+        if values is not None or name in ("text", "id", "nll"):
+            yield name, values or []
+    texts, shares = (columns[name] for name in _ALTERNATIVES)
+    tokens, others = texts.span(row), shares.span(row)
+    if tokens is not None and tokens == others:
+        yield "alternatives", _Alternatives(texts.values, shares.values, tokens)
 
 
 def _has(schema: Any, field: Any) -> bool:

@@ -104,7 +104,7 @@ def pack_documents(runs: Sequence[Run], letters: Sequence[str]) -> Packed:
     documents = [packer.document(entry) for entry in entries]
     content = {"words": list(packer.words), "documents": documents}
     plain = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", errors="replace")
-    data = base64.b64encode(gzip.compress(plain, mtime=0)).decode("ascii")
+    data = base64.b64encode(gzip.compress(plain, compresslevel=6, mtime=0)).decode("ascii")
     left_out = number - len(documents)
     notes = [f"Of {number:,} documents, the {len(documents):,} with the highest loss are listed."] if left_out else []
     return Packed(data, len(documents), packer.has_alternatives, notes + packer.notes())
@@ -260,4 +260,4 @@ def _number(value: float) -> float | None:
 
 def _utf16_length(text: str) -> int:
     """The length of a string in JavaScript."""
-    return len(text.encode("utf-16-le", errors="surrogatepass")) // 2
+    return len(text) if text.isascii() else len(text.encode("utf-16-le", errors="surrogatepass")) // 2
