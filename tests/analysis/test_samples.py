@@ -6,11 +6,10 @@ import json
 
 from support.logged_runs import TEXTS
 
-from xent_metrics import CrossEntropy
+from xent_metrics.analysis.json_lines import JsonLines
 from xent_metrics.analysis.run_comparison import compare_runs
-from xent_metrics.analysis.run_metrics import LoggedMean
 from xent_metrics.analysis.runs import read_run
-from xent_metrics.analysis.samples import Sample, document_sums, read_samples
+from xent_metrics.analysis.samples import read_samples
 
 
 def test_a_truncated_line_is_reported_and_the_rest_read(damaged, runs):
@@ -41,7 +40,7 @@ def test_without_samples_there_are_still_values(damaged, runs):
 def written(folder, *lines: str):
     path = folder / "samples_t.jsonl"
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return path
+    return JsonLines(path)
 
 
 def logged(**fields) -> str:
@@ -53,44 +52,25 @@ def test_equal_documents_are_numbered_in_each_filter_and_placeholders_left_out(t
         logged(filter="a"), logged(doc_id=-1), logged(filter="b"), logged(filter="a", doc_id=1), logged(doc_hash="e"),
     ]  # fmt: skip
     problems = []
-    assert [s.key for s in read_samples(written(tmp_path, *lines), "t", problems)] == [
-        "d t 1",
-        "d t 1",
-        "d t 2",
-        "e t 1",
-    ]
+    found = read_samples(written(tmp_path, *lines), "t", problems)
+    keys = {filter_name: [sample.key for sample in samples] for filter_name, samples in found.items()}
+    assert keys == {"a": ["d t 1", "d t 2"], "b": ["d t 1"], "none": ["e t 1"]}
     assert problems == []
 
 
 def test_a_document_that_is_logged_twice_counts_once(tmp_path):
     problems = []
-    found = list(read_samples(written(tmp_path, logged(), logged(doc_id=1), logged()), "t", problems))
-    assert [sample.key for sample in found] == ["d t 1", "d t 2"]
+    found = read_samples(written(tmp_path, logged(), logged(doc_id=1), logged()), "t", problems)
+    assert [sample.key for sample in found["none"]] == ["d t 1", "d t 2"]
     assert problems == ["task t: line 3 of samples_t.jsonl is skipped: it repeats the document of line 1"]
 
 
 def test_lines_that_are_no_documents_are_named_and_the_rest_is_read(tmp_path):
     lines = ["[1]", '{"doc_hash": "x"}', logged(), '{"doc_hash']
     problems = []
-    assert len(list(read_samples(written(tmp_path, *lines), "t", problems))) == 1
+    assert len(read_samples(written(tmp_path, *lines), "t", problems)["none"]) == 1
     assert problems == [
         "task t: line 1 of samples_t.jsonl is skipped: it is not a document",
         "task t: line 2 of samples_t.jsonl is skipped: it has no 'target_hash'",
         "task t: line 4 of samples_t.jsonl is skipped: it is cut off or not JSON",
     ]
-
-
-def test_a_documents_sums_are_ours_or_follow_from_lm_evals():
-    ours = {"nats": 6.0, "tokens": 3}
-    raw = {
-        "xent_stderr": ours, "xent": 2.0, "acc": 1, "word_perplexity": [-6.0, 3],
-        "odd_stderr": {"nats": "6", "tokens": 3}, "long_stderr": {"nats": [6.0], "tokens": 3}, "short_stderr": {"nats": 6.0},
-    }  # fmt: skip
-    sample = Sample("d t 1", raw)
-    metric = CrossEntropy()
-    assert document_sums(sample, "xent", metric) == sample.sums("xent") == ours
-    assert document_sums(sample, "acc", LoggedMean("acc")) == {"values": 1.0, "documents": 1.0}
-    assert list(document_sums(sample, "word_perplexity", metric).values()) == [6.0, 3]
-    for name in ("odd", "long", "short", "acc", "missing"):
-        assert document_sums(sample, name, metric) is None
-    assert document_sums(sample, "xent_stderr", LoggedMean("xent")) is None

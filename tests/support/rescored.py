@@ -34,10 +34,10 @@ OVER_CHOICES = [
 class LoggingLM(ScoredBigramLM):
     """The bigram model, whose results list their tokens, in float32 or float64."""
 
-    def __init__(self, dtype=torch.float32, num_bytes=True):
+    def __init__(self, dtype=torch.float32, num_bytes=True, in_parquet=False):
         super().__init__()
         self.dtype, self.num_bytes = dtype, num_bytes
-        self.results = Results(ByteTokenizer())
+        self.results = Results(ByteTokenizer(), in_parquet=in_parquet)
 
     def _scored(self, context, text, kind):
         data = list(b"\n" + context.encode() + text.encode())

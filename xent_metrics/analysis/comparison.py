@@ -14,10 +14,9 @@ from torch import Tensor
 from xent_metrics.analysis.intervals import half_width, scipy_stats
 from xent_metrics.analysis.jackknife import influence, jackknife_error, leave_one_out, on_scale
 from xent_metrics.analysis.permutation import permutation_p_value
+from xent_metrics.analysis.sums_by_document import SumsByDocument
 from xent_metrics.errors import ComparisonError
-from xent_metrics.sums import exact_sum
 from xent_metrics.sums.metric import TokenMetric
-from xent_metrics.wrappers.standard_error import is_sample
 
 __all__ = ["Comparison", "compare", "same_documents"]
 
@@ -63,8 +62,8 @@ class Comparison:
 
 def compare(
     metric: TokenMetric,
-    states_a: Tensor,
-    states_b: Tensor,
+    states_a: Tensor | SumsByDocument,
+    states_b: Tensor | SumsByDocument,
     *,
     confidence_level: float = 0.95,
     num_resamples: int = 9999,
@@ -80,7 +79,7 @@ def compare(
 
     Args:
         metric: the metric to compare; its own state is not used.
-        states_a: each document's packed sums in run A, int64 ``(D, rows, 8)``.
+        states_a: each document's packed sums in run A, int64 ``(D, rows, 8)``, or `SumsByDocument`.
         states_b: the same documents' packed sums in run B.
         confidence_level: of the interval.
         num_resamples: the number of random swaps of the permutation test.
@@ -101,9 +100,9 @@ def compare(
     (-0.14, 0.0625)
     """
     _require_standard_error(metric)
-    states_a, states_b = _samples(states_a, states_b)
-    value_a, value_b = (float(metric.value_of(exact_sum.merge(states))) for states in (states_a, states_b))
-    a, b = exact_sum.to_float(states_a), exact_sum.to_float(states_b)
+    documents_a, documents_b = _samples(SumsByDocument.of(states_a), SumsByDocument.of(states_b))
+    value_a, value_b = (float(metric.value_of(documents.total)) for documents in (documents_a, documents_b))
+    a, b = documents_a.sums, documents_b.sums
     shift = _shift(metric, a, b, (value_a, value_b), confidence_level)
     p_value = permutation_p_value(metric, a, b, num_resamples=num_resamples, seed=seed)
     return Comparison(
@@ -127,18 +126,17 @@ def _require_standard_error(metric: TokenMetric) -> None:
         )
 
 
-def _samples(states_a: Tensor, states_b: Tensor) -> tuple[Tensor, Tensor]:
+def _samples(a: SumsByDocument, b: SumsByDocument) -> tuple[SumsByDocument, SumsByDocument]:
     """The documents that are samples in at least one run; raises unless both runs have the same two or more."""
-    states_a, states_b = states_a.cpu(), states_b.cpu()
-    if len(states_a) == len(states_b):
-        samples = is_sample(states_a) | is_sample(states_b)
-        states_a, states_b = states_a[samples], states_b[samples]
-    if len(states_a) != len(states_b) or len(states_a) < 2:
+    if len(a) == len(b):
+        samples = a.samples | b.samples
+        a, b = a.without_empty(samples), b.without_empty(samples)
+    if len(a) != len(b) or len(a) < 2:
         raise ComparisonError(
             "a paired comparison needs the same documents in both runs, at least two of them; got "
-            f"{len(states_a)} and {len(states_b)}"
+            f"{len(a)} and {len(b)}"
         )
-    return states_a, states_b
+    return a, b
 
 
 class _Shift(NamedTuple):

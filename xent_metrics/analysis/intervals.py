@@ -24,10 +24,10 @@ from xent_metrics.analysis.jackknife import (
     resample_totals,
     values_of,
 )
+from xent_metrics.analysis.sums_by_document import SumsByDocument
 from xent_metrics.errors import MissingExtraError
-from xent_metrics.sums import exact_sum
 from xent_metrics.sums.metric import TokenMetric
-from xent_metrics.wrappers.standard_error import is_sample, standard_error
+from xent_metrics.wrappers.standard_error import standard_error_of_sums
 
 __all__ = ["Interval", "bootstrap", "delta_interval", "half_width", "scipy_stats"]
 
@@ -48,7 +48,7 @@ class Interval:
     effective_documents: float = math.nan
 
 
-def delta_interval(metric: TokenMetric, states: Tensor, *, confidence_level: float = 0.95) -> Interval:
+def delta_interval(metric: TokenMetric, states: Tensor | SumsByDocument, *, confidence_level: float = 0.95) -> Interval:
     """The metric over all documents ± Student's quantile times its standard error; nan for fewer than two documents.
 
     The interval is the jackknife's: it leaves each document out in turn and uses Student's quantile for the effective number
@@ -62,8 +62,8 @@ def delta_interval(metric: TokenMetric, states: Tensor, *, confidence_level: flo
 
     Args:
         metric: the metric to evaluate; its own state is not used.
-        states: each document's packed sums, int64 ``(D, rows, 8)``, from ``metric.exact_sums(scores)``. Documents without a
-            counted row are skipped.
+        states: each document's packed sums, int64 ``(D, rows, 8)``, from ``metric.exact_sums(scores)``, or `SumsByDocument`.
+            Documents without a counted row are skipped.
         confidence_level: of the interval.
 
     References: Cochran (1977), Sampling Techniques, section 6.3; Efron and Tibshirani (1993), chapter 11; Kish (1965).
@@ -75,12 +75,11 @@ def delta_interval(metric: TokenMetric, states: Tensor, *, confidence_level: flo
     >>> round(interval.low, 2), round(interval.high, 2)       # 2 ± 3.18 · 0.0408
     (1.87, 2.13)
     """
-    states = states.cpu()
-    states = states[is_sample(states)]
-    value, error = _value(metric, states), standard_error(metric, states)
-    if len(states) < 2 or not metric.has_standard_error:
+    documents = SumsByDocument.of(states).without_empty()
+    value, sums = documents.value(metric), documents.sums
+    error = standard_error_of_sums(metric, sums, documents.total)
+    if len(sums) < 2 or not metric.has_standard_error:
         return Interval(value, error, math.nan, math.nan, confidence_level)
-    sums = exact_sum.to_float(states)
     centre = float(on_scale(metric, torch.tensor(value, dtype=torch.float64)))
     influences = influence(metric, sums)
     half = half_width(leave_one_out(metric, sums), influences, confidence_level)
@@ -96,7 +95,7 @@ def half_width(estimates: Tensor, influences: Tensor, confidence_level: float) -
 
 def bootstrap(
     metric: TokenMetric,
-    states: Tensor,
+    states: Tensor | SumsByDocument,
     *,
     confidence_level: float = 0.95,
     num_resamples: int = 2000,
@@ -112,7 +111,7 @@ def bootstrap(
 
     Args:
         metric: the metric to evaluate; its own state is not used.
-        states: each document's packed sums, int64 ``(D, rows, 8)``, from ``metric.exact_sums(scores)``.
+        states: each document's packed sums, int64 ``(D, rows, 8)``, from ``metric.exact_sums(scores)``, or `SumsByDocument`.
         confidence_level: of the interval.
         num_resamples: the number of resamples.
         method: "percentile", "basic" or "BCa", as in `scipy.stats.bootstrap`, which does the resampling.
@@ -128,11 +127,9 @@ def bootstrap(
     >>> interval.low < interval.value < interval.high
     True
     """
-    states = states.cpu()
-    states = states[is_sample(states)]
-    value = _value(metric, states)
-    sums = exact_sum.to_float(states)  # (D, rows)
-    if len(states) < 2 or not bool(sums.isfinite().all()) or not math.isfinite(value):
+    found = SumsByDocument.of(states).without_empty()
+    value, sums = found.value(metric), found.sums  # (D, rows)
+    if len(sums) < 2 or not bool(sums.isfinite().all()) or not math.isfinite(value):
         return Interval(value, math.nan, math.nan, math.nan, confidence_level)
     degrees = degrees_of_freedom(influence(metric, sums))
     result = scipy_stats().bootstrap(
@@ -172,10 +169,6 @@ def _counts(drawn: np.ndarray[Any, Any], documents: int) -> np.ndarray[Any, Any]
     rows = drawn.reshape(-1, drawn.shape[-1])
     cells = rows + np.arange(len(rows))[:, None] * documents
     return np.bincount(cells.reshape(-1), minlength=len(rows) * documents).reshape(len(rows), documents)
-
-
-def _value(metric: TokenMetric, states: Tensor) -> float:
-    return float(metric.value_of(exact_sum.merge(states))) if len(states) else float("nan")
 
 
 def scipy_stats() -> Any:

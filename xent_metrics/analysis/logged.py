@@ -1,17 +1,31 @@
 """The tokens, the context and the choices of a document that lm-eval logged.
 
-Tokens are logged by models run with `log_tokens=true`, as JSON in the strings of lm-eval's `resps`.
+Tokens are logged by models run with `log_tokens=true`, as JSON in the strings of lm-eval's `resps`. With `log_tokens=parquet`
+they are in columns beside it (parquet_samples.py), and `restored` puts them back.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
-__all__ = ["HOW_TO_LOG_TOKENS", "Choice", "Tokens", "choices_in", "context_in", "parse_json", "text_in", "tokens_in"]
+__all__ = [
+    "HOW_TO_LOG_TOKENS",
+    "Choice",
+    "TokenList",
+    "Tokens",
+    "choices_in",
+    "context_in",
+    "gold_in",
+    "parse_json",
+    "restored",
+    "text_in",
+    "tokens_in",
+]
 
 #: What to do about a run without tokens.
 HOW_TO_LOG_TOKENS = (
@@ -45,6 +59,32 @@ class Tokens:
         return math.fsum(self.nll) / len(self) if len(self) else math.nan
 
 
+class TokenList(Sequence[Mapping[str, Any]]):
+    """Logged tokens by column, which read like JSON's list of objects.
+
+    >>> list(TokenList({"text": ["a", "b"], "id": [1, 2]}))
+    [{'text': 'a', 'id': 1}, {'text': 'b', 'id': 2}]
+    """
+
+    def __init__(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return min(map(len, self.columns.values()), default=0)
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        for row in zip(*self.columns.values(), strict=True):
+            yield dict(zip(self.columns, row, strict=True))
+
+    @overload
+    def __getitem__(self, place: int) -> Mapping[str, Any]: ...
+    @overload
+    def __getitem__(self, place: slice) -> TokenList: ...
+    def __getitem__(self, place: int | slice) -> Mapping[str, Any] | TokenList:
+        found = {name: column[place] for name, column in self.columns.items()}
+        return TokenList(found) if isinstance(place, slice) else found
+
+
 @dataclass(frozen=True)
 class Choice:
     """One answer to a multiple-choice question, with its loglikelihood in nats."""
@@ -71,21 +111,55 @@ def _bounded_int(digits: str) -> int | float:
     return int(digits) if abs(number) < 2**53 else number
 
 
+def restored(raw: Mapping[str, Any], results: Mapping[int, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """A logged document, with results that list their tokens in place of plain loglikelihoods.
+
+    Args:
+        raw: the document.
+        results: the lists by place, which is counted through the strings in `resps`.
+
+    >>> restored({"resps": [[["-1.5", "False"]]]}, {0: {"tokens": []}})
+    {'resps': [[[{'loglikelihood': -1.5, 'tokens': []}, 'False']]]}
+    """
+    places = itertools.count()
+
+    def put(part: Any) -> Any:
+        if isinstance(part, list):
+            return [put(each) for each in part]
+        found = results.get(next(places))
+        try:
+            return part if found is None else {"loglikelihood": float(part), **found}
+        except (TypeError, ValueError):  # another document's
+            return part
+
+    return {**raw, "resps": put(raw.get("resps"))} if results else raw
+
+
 def tokens_in(raw: Mapping[str, Any]) -> Tokens | None:
     """The document's tokens (the gold continuation's for a question); None if they were not logged."""
     responses = list(_logged(raw.get("resps")))
     if not responses:
         return None
-    tokens = responses[min(_gold_in(raw), len(responses) - 1)]
+    tokens = responses[min(gold_in(raw), len(responses) - 1)]
+    if isinstance(tokens, TokenList):
+        columns = tokens.columns
+        return Tokens(columns["text"], columns["nll"], columns["id"], columns.get("alternatives", []))
     try:
         return Tokens(
             [str(token["text"]) for token in tokens],
             [_number(token["nll"]) for token in tokens],
-            [int(_number(token.get("id") or 0)) for token in tokens],
+            [_id(token.get("id")) for token in tokens],
             [_alternatives(token) for token in tokens if "alternatives" in token],
         )
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):  # another schema
         return None
+
+
+def _id(value: Any) -> int:
+    found = int(_number(value or 0))
+    if not 0 <= found < 2**31:
+        raise ValueError(f"expected a token's id; got {value!r:.80}")
+    return found
 
 
 def _number(value: Any) -> float:
@@ -111,7 +185,7 @@ def _logged(responses: Any) -> Iterator[Sequence[Mapping[str, Any]]]:
     if isinstance(responses, list):
         for part in responses:
             yield from _logged(part)
-    elif isinstance(found := _parsed(responses), dict) and isinstance(found.get("tokens"), list):
+    elif isinstance(found := _parsed(responses), dict) and isinstance(found.get("tokens"), list | TokenList):
         yield found["tokens"]
 
 
@@ -136,7 +210,7 @@ def _requests(raw: Mapping[str, Any]) -> list[list[str]]:
     return [[str(value) for value in given] for given in found]
 
 
-def _gold_in(raw: Mapping[str, Any]) -> int:
+def gold_in(raw: Mapping[str, Any]) -> int:
     """The index of the gold choice, which lm-eval logs as a string; 0 without choices."""
     requests, target = _requests(raw), str(raw.get("target", ""))
     if target.isdecimal() and int(target) < len(requests):
@@ -155,7 +229,7 @@ def text_in(raw: Mapping[str, Any]) -> str:
     requests = _requests(raw)
     if not requests or not requests[0]:
         return str(raw.get("doc", ""))
-    return requests[_gold_in(raw)][-1]
+    return requests[gold_in(raw)][-1]
 
 
 def choices_in(raw: Mapping[str, Any]) -> list[Choice]:
@@ -163,7 +237,7 @@ def choices_in(raw: Mapping[str, Any]) -> list[Choice]:
     requests, responses = _requests(raw), raw.get("resps")
     if len(requests) < 2 or not isinstance(responses, list) or len(responses) != len(requests):
         return []
-    gold = _gold_in(raw)
+    gold = gold_in(raw)
     return [
         Choice(request[-1], _loglikelihood(response), index == gold)
         for index, (request, response) in enumerate(zip(requests, responses, strict=True))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xent_metrics.analysis.logged import parse_json
+from xent_metrics.analysis.logged import TokenList, parse_json
 from xent_metrics.errors import MissingScoreError
 from xent_metrics.scoring.scores import TokenScores
 
@@ -68,13 +68,22 @@ class LoggedResult:
 
 def _columns(tokens: Any, floats: torch.dtype) -> dict[str, Tensor]:
     try:
-        named = [name for name in _DTYPES if name == "nll" or not tokens or any(name in token for token in tokens)]
-        found = {name: torch.tensor([t[name] for t in tokens], dtype=_DTYPES[name] or floats) for name in named}
-        found["target"] = torch.tensor([token["id"] for token in tokens], dtype=torch.int64)
+        columns = tokens.columns if isinstance(tokens, TokenList) else _by_column(tokens)
+        found = {
+            name: torch.tensor(values, dtype=_DTYPES[name] or floats)
+            for name, values in columns.items()
+            if name in _DTYPES
+        }
+        found["target"] = torch.tensor(columns["id"], dtype=torch.int64)
     except (KeyError, IndexError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise ValueError(f"its tokens can't be read: {type(error).__name__}: {error}") from error
     found.setdefault("invalid", torch.zeros(len(tokens), dtype=torch.bool))
     return found
+
+
+def _by_column(tokens: Any) -> dict[str, list[Any]]:
+    named = [name for name in _DTYPES if name == "nll" or not tokens or any(name in token for token in tokens)]
+    return {name: [token[name] for token in tokens] for name in (*named, "id")}
 
 
 def _same(a: float, b: float) -> bool:
@@ -104,6 +113,8 @@ def results_in(raw: Mapping[str, Any]) -> list[LoggedResult]:
 
 
 def _result(arguments: tuple[str, ...], response: Any) -> LoggedResult:
-    text = response[0] if isinstance(response, list) else response
-    logged = parse_json(text) if str(text).startswith("{") else None
-    return LoggedResult(arguments, float(text if logged is None else logged["loglikelihood"]), logged)
+    found = response[0] if isinstance(response, list) else response
+    if isinstance(found, str) and found.startswith("{"):
+        found = parse_json(found)
+    logged = found if isinstance(found, dict) else None
+    return LoggedResult(arguments, float(found if logged is None else logged["loglikelihood"]), logged)

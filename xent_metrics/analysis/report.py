@@ -105,10 +105,10 @@ def _task(name: str, runs: dict[str, TaskRun], notes: list[str], domain: str | N
 def _cell(task: TaskRun, name: str) -> dict[str, str]:
     """A value with lm-eval's standard error, and its interval if the documents' sums were logged."""
     metric, error = task.metrics.get(name), task.standard_errors.get(name, math.nan)
-    states = task.states(name) if metric is not None else None
+    sums = task.sums(name) if metric is not None else None
     cell = {"value": _number(task.values[name]), "error": "" if math.isnan(error) else f"± {error:.2g}", "interval": ""}
-    if metric is not None and states is not None:
-        interval = delta_interval(metric, states)
+    if metric is not None and sums is not None:
+        interval = delta_interval(metric, sums)
         if not math.isnan(interval.low):
             cell["interval"] = f"{_number(interval.low)} … {_number(interval.high)}"
     return cell

@@ -1,6 +1,7 @@
 """The documents of a report, packed for the page: each run's losses, tokens and choices, within a size budget.
 
-There is one entry per document, shared by all runs that have it. To keep the page small, numbers are rounded to small
+There is one entry per document, shared by all runs that have it. The documents with the highest loss are chosen first, from
+columns of numbers alone; only their texts and tokens are then read. To keep the page small, numbers are rounded to small
 integers, and the texts of alternatives are indices into one list of words.
 """
 
@@ -10,13 +11,15 @@ import base64
 import gzip
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from xent_metrics.analysis.logged import Tokens, choices_in, context_in, text_in
 from xent_metrics.analysis.runs import Run, TaskRun
-from xent_metrics.analysis.samples import Sample
+from xent_metrics.analysis.samples import Keys, Sample, keys_of, samples_at
 from xent_metrics.errors import MissingExtraError
 
 try:
@@ -24,13 +27,15 @@ try:
 except ImportError as error:
     raise MissingExtraError("the report needs tqdm: pip install 'xent-metrics[analysis,plots]'") from error
 
-__all__ = ["Packed", "pack_documents"]
+__all__ = ["Packed", "document_loss", "pack_documents"]
 
+_DOCUMENTS = 20_000  # listed, from the highest loss down
 _LONGEST_TEXT = 20_000  # characters shown of one document
 _TEXT = 12_000_000  # characters in total, about 8 MB of the page
 _TOKENS = 2_500_000  # tokens in total, about 7 MB
 _WITH_ALTERNATIVES = 300_000  # tokens shown with alternatives, from the highest loss down, about 4 MB
 _MOST_NLL = 1e4
+_Array = np.ndarray[Any, Any]
 
 
 @dataclass
@@ -45,46 +50,103 @@ class Packed:
 
 @dataclass
 class _Entry:
-    """A document and its sample in each run, by the run's letter."""
+    """A document that is shown, and its place among each run's samples, by the run's letter."""
 
     task: str
     number: int
-    samples: dict[str, Sample] = field(default_factory=dict)
+    places: dict[str, int]
+    shown: dict[str, Any] = field(default_factory=dict)
+    with_alternatives: frozenset[str] = frozenset()
 
-    @property
-    def loss(self) -> float:
-        """The sort key: the loss in the first run that has one."""
-        losses = [_loss(sample) for sample in self.samples.values()]
-        return next((loss for loss in losses if not math.isnan(loss)), -math.inf)
+
+@dataclass
+class _Column:
+    """What the order needs to know of one task in one run: each document's key, loss and number of tokens."""
+
+    task: TaskRun
+    letter: str
+    keys: Keys
+    losses: _Array
+    sizes: _Array
+
+    @classmethod
+    def of(cls, task: TaskRun, letter: str) -> _Column:
+        losses, sizes = np.full(len(task.samples), math.nan), np.zeros(len(task.samples), dtype=np.int64)
+        for chunk in task.token_columns:
+            sizes[chunk.places] = chunk.sizes
+            ends = np.cumsum(chunk.sizes)
+            for place, size, end in zip(chunk.places, chunk.sizes.tolist(), ends.tolist(), strict=True):
+                losses[place] = math.fsum(chunk.nll[end - size : end].tolist()) / size
+        if not sizes.all():
+            for place, sample in enumerate(task.samples):
+                if not sizes[place]:
+                    losses[place] = document_loss(sample)
+        return cls(task, letter, keys_of(task.samples), losses, sizes)
 
 
 def pack_documents(runs: Sequence[Run], letters: Sequence[str]) -> Packed:
-    """Pack the documents of all runs and tasks, highest loss first."""
-    entries = sorted(_entries(runs, letters), key=lambda entry: -entry.loss)
-    views = max(1, sum(len(entry.samples) for entry in entries))
+    """Pack the documents with the highest loss of all runs and tasks, highest first."""
+    columns = [
+        _Column.of(task, letter) for run, letter in zip(runs, letters, strict=True) for task in run.tasks.values()
+    ]
+    entries, number = _highest(columns)
+    views = max(1, sum(len(entry.places) for entry in entries))
     packer = _Packer(min(_LONGEST_TEXT, _TEXT // views), _TOKENS // views)
-    documents = [packer.document(entry) for entry in tqdm(entries, desc="Packing documents", disable=None)]
+    packer.allow_alternatives(entries, columns)
+    with tqdm(total=views, desc="Packing documents", disable=None) as bar:
+        for column in columns:
+            own = [entry for entry in entries if entry.task == column.task.name and column.letter in entry.places]
+            own.sort(key=lambda entry: entry.places[column.letter])  # rising, so that a file is read in its order
+            places = [entry.places[column.letter] for entry in own]
+            for entry, place, sample in zip(own, places, samples_at(column.task.samples, places), strict=True):
+                packer.add(entry, column.letter, sample, float(column.losses[place]))
+                bar.update()
+    documents = [packer.document(entry) for entry in entries]
     content = {"words": list(packer.words), "documents": documents}
     plain = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", errors="replace")
-    data = base64.b64encode(gzip.compress(plain, mtime=0)).decode("ascii")
-    return Packed(data, len(documents), packer.with_alternatives > 0, packer.notes())
+    data = base64.b64encode(gzip.compress(plain, compresslevel=6, mtime=0)).decode("ascii")
+    left_out = number - len(documents)
+    notes = [f"Of {number:,} documents, the {len(documents):,} with the highest loss are listed."] if left_out else []
+    return Packed(data, len(documents), packer.has_alternatives, notes + packer.notes())
 
 
-def _entries(runs: Sequence[Run], letters: Sequence[str]) -> Iterator[_Entry]:
-    found: dict[tuple[str, str], _Entry] = {}
-    for run, letter in zip(runs, letters, strict=True):
-        for task in run.tasks.values():
-            _add_task(found, task, letter)
-    yield from found.values()
+def _highest(columns: Sequence[_Column]) -> tuple[list[_Entry], int]:
+    """The documents to show, highest loss first, and how many there are in all.
+
+    The loss is that in the first run that has one; documents without come last.
+    """
+    tasks = list(dict.fromkeys(column.task.name for column in columns))
+    joined = [_joined([column for column in columns if column.task.name == task]) for task in tasks]
+    losses = np.concatenate([losses for losses, _ in joined]) if joined else np.zeros(0)
+    of_task = np.repeat(np.arange(len(joined)), [len(own) for own, _ in joined])
+    begins = np.cumsum([0, *(len(own) for own, _ in joined)])
+    entries = []
+    for place in np.argsort(-losses, kind="stable")[:_DOCUMENTS].tolist():
+        task = int(of_task[place])
+        places = {letter: int(found[place - begins[task]]) for letter, found in joined[task][1].items()}
+        places = {letter: found for letter, found in places.items() if found >= 0}
+        entries.append(_Entry(tasks[task], next(iter(places.values())), places))
+    return entries, len(losses)
 
 
-def _add_task(found: dict[tuple[str, str], _Entry], task: TaskRun, letter: str) -> None:
-    for number, sample in enumerate(task.samples):
-        entry = found.setdefault((task.name, sample.key), _Entry(task.name, number))
-        entry.samples[letter] = sample
+def _joined(columns: Sequence[_Column]) -> tuple[_Array, dict[str, _Array]]:
+    """The loss of each document of a task, and its place in each run, −1 for none, in the order in which they come up."""
+    every = np.concatenate([column.keys for column in columns])
+    keys, first = np.unique(every, return_index=True)
+    order = np.argsort(first, kind="stable")
+    rank = np.empty(len(keys), dtype=np.int64)
+    rank[order] = np.arange(len(keys))
+    losses, places = np.full(len(keys), math.nan), {}
+    for column in columns:
+        at = rank[np.searchsorted(keys, column.keys)]
+        places[column.letter] = np.full(len(keys), -1)
+        places[column.letter][at] = np.arange(len(at))
+        known = np.isnan(losses[at])
+        losses[at[known]] = column.losses[known]
+    return np.where(np.isnan(losses), -math.inf, losses), places
 
 
-def _loss(sample: Sample) -> float:
+def document_loss(sample: Sample) -> float:
     """The mean nll in nats per token; without tokens the logged sum of nats; otherwise nan."""
     if sample.tokens:
         return sample.tokens.mean_nll
@@ -98,33 +160,54 @@ class _Packer:
     def __init__(self, longest_text: int, most_tokens: int) -> None:
         self.longest_text, self.most_tokens = longest_text, most_tokens
         self.words: dict[str, int] = {}
-        self.with_alternatives = 0
+        self.has_alternatives = False
         self.cut = self.without_alternatives = 0
+
+    def allow_alternatives(self, entries: Sequence[_Entry], columns: Sequence[_Column]) -> None:
+        """Choose the documents whose alternatives are shown, from the first on, as far as the budget goes."""
+        sizes = {(column.task.name, column.letter): column.sizes for column in columns}
+        left = _WITH_ALTERNATIVES
+        for entry in entries:
+            chosen = set()
+            for letter, place in entry.places.items():
+                count = min(int(sizes[entry.task, letter][place]), self.most_tokens)
+                if count <= left:
+                    left -= count
+                    chosen.add(letter)
+            entry.with_alternatives = frozenset(chosen)
+
+    def add(self, entry: _Entry, letter: str, sample: Sample, loss: float) -> None:
+        """Add what one run says of a document, and of its text what the first run says."""
+        if letter == next(iter(entry.places)):
+            entry.shown = self._about(entry, sample.raw)
+        entry.shown["runs"][letter] = self._view(sample, loss, letter in entry.with_alternatives)
 
     def document(self, entry: _Entry) -> dict[str, Any]:
         """The page's entry for one document."""
-        first = next(iter(entry.samples.values()))
-        shown: dict[str, Any] = {"task": entry.task, "number": entry.number}
-        if context := context_in(first.raw)[-self.longest_text :]:
-            shown["context"] = context
-        if choices := choices_in(first.raw):
-            shown["choices"] = [choice.text for choice in choices]
-            shown["gold"] = next((index for index, choice in enumerate(choices) if choice.is_gold), None)
-        if not any(sample.tokens for sample in entry.samples.values()):
-            shown["text"] = self._cut_text(text_in(first.raw))
-        shown["runs"] = {letter: self._view(sample) for letter, sample in entry.samples.items()}
+        shown = entry.shown
+        text = shown.pop("text")
+        if not any("lengths" in view for view in shown["runs"].values()):
+            shown["text"] = self._cut_text(text)
         return shown
 
-    def _view(self, sample: Sample) -> dict[str, Any]:
-        loss = _loss(sample)
+    def _about(self, entry: _Entry, raw: Mapping[str, Any]) -> dict[str, Any]:
+        shown: dict[str, Any] = {"task": entry.task, "number": entry.number}
+        if context := context_in(raw)[-self.longest_text :]:
+            shown["context"] = context
+        if choices := choices_in(raw):
+            shown["choices"] = [choice.text for choice in choices]
+            shown["gold"] = next((index for index, choice in enumerate(choices) if choice.is_gold), None)
+        return shown | {"text": text_in(raw)[: self.longest_text + 1], "runs": {}}
+
+    def _view(self, sample: Sample, loss: float, with_alternatives: bool) -> dict[str, Any]:
         view: dict[str, Any] = {} if math.isnan(loss) else {"loss": round(min(loss, _MOST_NLL), 3)}
         if choices := choices_in(sample.raw):
             view["choices"] = [_number(choice.loglikelihood) for choice in choices]
         if sample.tokens:
-            view |= self._tokens(sample.tokens)
+            view |= self._tokens(sample.tokens, with_alternatives)
         return view
 
-    def _tokens(self, tokens: Tokens) -> dict[str, Any]:
+    def _tokens(self, tokens: Tokens, with_alternatives: bool) -> dict[str, Any]:
         texts, lengths, total = [], [], 0
         for text in tokens.texts[: self.most_tokens]:
             total += len(text)
@@ -136,22 +219,18 @@ class _Packer:
         self.cut += count < len(tokens)
         view = {"text": "".join(texts), "lengths": lengths}
         view["nll"] = [round(100 * min(nll, _MOST_NLL)) if not math.isnan(nll) else -1 for nll in tokens.nll[:count]]
-        if tokens.alternatives:
-            view |= self._alternatives(tokens, count)
+        if tokens.alternatives and with_alternatives:
+            self.has_alternatives = True
+            view["likely"] = self._alternatives(tokens, count)
+        self.without_alternatives += bool(tokens.alternatives) and not with_alternatives
         return view
 
-    def _alternatives(self, tokens: Tokens, count: int) -> dict[str, Any]:
+    def _alternatives(self, tokens: Tokens, count: int) -> list[list[int]]:
         """For each token a flat list of pairs: the index of a word, and its probability in per mille."""
-        if self.with_alternatives + count > _WITH_ALTERNATIVES:
-            self.without_alternatives += 1
-            return {}
-        self.with_alternatives += count
-        return {
-            "likely": [
-                [number for text, share in likely for number in (self._word(text), round(1000 * share))]
-                for likely in tokens.alternatives[:count]
-            ]
-        }
+        return [
+            [number for text, share in likely for number in (self._word(text), round(1000 * share))]
+            for likely in tokens.alternatives[:count]
+        ]
 
     def _word(self, text: str) -> int:
         return self.words.setdefault(text, len(self.words))
@@ -181,4 +260,4 @@ def _number(value: float) -> float | None:
 
 def _utf16_length(text: str) -> int:
     """The length of a string in JavaScript."""
-    return len(text.encode("utf-16-le", errors="surrogatepass")) // 2
+    return len(text) if text.isascii() else len(text.encode("utf-16-le", errors="surrogatepass")) // 2

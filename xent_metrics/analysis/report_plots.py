@@ -39,7 +39,7 @@ def run_color(letter: str) -> str:
 def task_plots(runs: _Tasks, notes: list[str], domain: str | None) -> Iterator[Plot]:
     """Every plot that the logged samples of a task allow; if `domain` can't be plotted, `notes` gets the reason."""
     yield from _reliability(runs)
-    if all(any(sample.tokens for sample in task.samples) for task in runs.values()):
+    if all(task.token_columns for task in runs.values()):
         by_place = {letter: by_position(task) for letter, task in runs.items()}
         yield _by_group("Loss by position", "position of the token in the document or answer", by_place)
         by_count = {letter: by_frequency(task) for letter, task in runs.items()}
@@ -55,10 +55,10 @@ def _reliability(runs: _Tasks) -> Iterator[Plot]:
     """One diagram per run: two on the same axes would hide each other."""
     for letter, task in runs.items():
         for name, metric in task.metrics.items():
-            states = task.states(name) if isinstance(metric, ExpectedCalibrationError) else None
-            if states is None or not isinstance(metric, ExpectedCalibrationError) or metric.binning != "width":
+            sums = task.sums(name) if isinstance(metric, ExpectedCalibrationError) else None
+            if sums is None or not isinstance(metric, ExpectedCalibrationError) or metric.binning != "width":
                 continue
-            bins = metric.bins(metric.unpack(exact_sum.to_float(exact_sum.merge(states))))
+            bins = metric.bins(metric.unpack(exact_sum.to_float(sums.total)))
             title = "Reliability" if len(runs) == 1 else f"Reliability of {letter}"
             yield _drawn(title, partial(_draw_reliability, bins=bins, rows=task.rows_of(name), title=title))
             break
@@ -72,7 +72,7 @@ def _draw_reliability(drawn: Any, bins: Any, rows: str, title: str) -> None:
 
 def _by_domain(runs: _Tasks, domain: str) -> Plot:
     first = next(iter(runs.values()))
-    name = next((name for name in first.metrics if first.states(name) is not None), None)
+    name = next((name for name in first.metrics if first.sums(name) is not None), None)
     if name is None:
         raise ComparisonError(f"task {first.name}: the documents' sums were not logged; evaluate with --log_samples")
     found = {letter: by_domain(task, name, domain) for letter, task in runs.items() if name in task.metrics}

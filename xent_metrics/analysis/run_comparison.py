@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from xent_metrics.analysis.comparison import Comparison, compare, same_documents
 from xent_metrics.analysis.runs import Run, TaskRun
+from xent_metrics.analysis.samples import Keys, keys_of
+from xent_metrics.analysis.sums_by_document import SumsByDocument
 from xent_metrics.errors import ComparisonError
-from xent_metrics.sums import exact_sum
 from xent_metrics.sums.metric import TokenMetric
 
 __all__ = ["RunComparison", "compare_runs"]
@@ -92,38 +95,50 @@ def _why_no_metric(task: TaskRun, name: str) -> str:
     return "the metric is lm-eval's own and is not the mean of the logged samples"
 
 
-def _paired(a: TaskRun, b: TaskRun, name: str, shared_documents: bool, called: str) -> tuple[Tensor, Tensor]:
-    """Both runs' states of the same documents in the same order; raises if they can't be compared."""
+def _paired(
+    a: TaskRun, b: TaskRun, name: str, shared_documents: bool, called: str
+) -> tuple[SumsByDocument, SumsByDocument]:
+    """Both runs' sums of the same documents in the same order; raises if they can't be compared."""
     if name not in b.values:
         raise ComparisonError(f"{called} doesn't have this metric")
     if a.version != b.version:
         raise ComparisonError(f"the task versions differ: {a.version} in A, {b.version} in {called}")
-    keys = [[sample.key for sample in task.samples_of(name)] for task in (a, b)]
-    if all(keys) and not shared_documents:
-        same_documents(keys[0], keys[1], called)
-    states = [_states(task, name, run, shared_documents) for task, run in ((a, "A"), (b, called))]
+    keys = [keys_of(task.samples_of(name)) for task in (a, b)]
+    if len(keys[0]) and len(keys[1]) and not shared_documents:
+        _same_keys(keys[0], keys[1], called)
+    sums = [_sums(task, name, run, shared_documents) for task, run in ((a, "A"), (b, called))]
     if repr(a.metrics[name]) != repr(b.metrics[name]):
         raise ComparisonError(f"the metric's options differ: {a.metrics[name]!r} in A, {b.metrics[name]!r} in {called}")
-    places = [{key: place for place, key in enumerate(own)} for own in keys]
-    common = [key for key in keys[0] if key in places[1]]
-    first, second = (
-        own[torch.tensor([at[key] for key in common], dtype=torch.long)] for own, at in zip(states, places, strict=True)
-    )
-    _same_token_counts(a.metrics[name], first, second, called)
+    first, second = (own.at(torch.from_numpy(at)) for own, at in zip(sums, _shared_places(*keys), strict=True))
+    _same_token_counts(a.metrics[name], first.sums, second.sums, called)
     return first, second
 
 
-def _states(task: TaskRun, name: str, run: str, even_some: bool) -> Tensor:
-    states = task.states(name, even_some=even_some) if name in task.metrics else None
-    if states is None:
+def _same_keys(a: Keys, b: Keys, called: str) -> None:
+    if not np.array_equal(np.sort(a), np.sort(b)):
+        same_documents(a.tolist(), b.tolist(), called)
+
+
+def _shared_places(a: Keys, b: Keys) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The places in two runs of the documents that both have, in the order of the first."""
+    if np.array_equal(a, b):
+        return np.arange(len(a)), np.arange(len(b))
+    _, first, second = np.intersect1d(a, b, return_indices=True)
+    order = np.argsort(first)
+    return first[order], second[order]
+
+
+def _sums(task: TaskRun, name: str, run: str, even_some: bool) -> SumsByDocument:
+    sums = task.sums(name, even_some=even_some) if name in task.metrics else None
+    if sums is None:
         why = task.why_unusable(name, even_some=even_some) or "some of its samples lack them"
         raise ComparisonError(f"run {run} has no logged sums for every document: {why}")
-    return states
+    return sums
 
 
 def _same_token_counts(metric: TokenMetric, a: Tensor, b: Tensor, called: str) -> None:
     """Refuse documents with different token counts: per-token values of different tokenizers aren't comparable."""
-    counts = [_token_counts(metric, states) for states in (a, b)]
+    counts = [_token_counts(metric, sums) for sums in (a, b)]
     differ = int((counts[0] != counts[1]).sum())
     if differ:
         raise ComparisonError(
@@ -133,8 +148,8 @@ def _same_token_counts(metric: TokenMetric, a: Tensor, b: Tensor, called: str) -
         )
 
 
-def _token_counts(metric: TokenMetric, states: Tensor) -> Tensor:
+def _token_counts(metric: TokenMetric, sums: Tensor) -> Tensor:
     """The number of tokens of each document, ``(D,)``: the metric's sums named `tokens` or `denominator`."""
-    sums = [metric.unpack(row) for row in exact_sum.to_float(states)]
-    names = [name for name in (sums[0] if sums else ()) if name.rpartition(".")[2] in ("tokens", "denominator")]
-    return torch.stack([sum((row[name].sum() for name in names), torch.tensor(0.0)) for row in sums])
+    by_name = metric.layout.by_name(sums.mT)
+    found = [rows.sum(dim=0) for name, rows in by_name.items() if name.rpartition(".")[2] in ("tokens", "denominator")]
+    return torch.stack(found).sum(dim=0) if found else torch.zeros(len(sums), dtype=torch.float64)

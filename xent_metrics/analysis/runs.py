@@ -3,32 +3,35 @@
     lm_eval run … --output_path runs/a --log_samples
     run = read_run("runs/a")
 
-Damaged or missing parts are reported in `run.problems`; everything else can still be used.
+Damaged or missing parts are reported in `run.problems`; everything else can still be used. Of the documents only their sums are
+held in memory.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from xent_metrics.analysis.json_lines import JsonLines
 from xent_metrics.analysis.logged import parse_json
+from xent_metrics.analysis.logged_sums import sums_of
+from xent_metrics.analysis.parquet_samples import ParquetSamples
 from xent_metrics.analysis.run_metrics import configured_metrics, lm_eval_metric, over_choices, unregistered_metrics
-from xent_metrics.analysis.samples import Sample, document_sums, read_samples
-from xent_metrics.errors import ComparisonError
+from xent_metrics.analysis.samples import NO_FILTER, Sample, Samples, Source, read_samples
+from xent_metrics.analysis.sums_by_document import SumsByDocument
+from xent_metrics.analysis.token_columns import TokenColumns
+from xent_metrics.errors import ComparisonError, MissingExtraError
 from xent_metrics.plugins import provenance
-from xent_metrics.sums import exact_sum
 from xent_metrics.sums.metric import TokenMetric
 
 __all__ = ["Run", "TaskRun", "read_run"]
-
-_NO_FILTER = "none"
 
 
 @dataclass
@@ -37,9 +40,9 @@ class TaskRun:
 
     `values`, `standard_errors` and `metrics` are keyed by the name in the results, followed by a comma and the filter if
     there is one: ``exact_match,strict-match``. `samples` are the documents of the first filter, `filtered` those of
-    each filter by its name. `evaluated` is how many documents the results speak of; `damaged` says which lines of samples
-    can't be read, and `unusable`, by the metrics' keys, why the documents of a metric can't be used. `over_choices` are the
-    metrics of which each row is a question.
+    each filter by its name; those of a file are read when they are asked for. `evaluated` is how many documents the results
+    speak of; `damaged` says which lines of samples can't be read, and `unusable`, by the metrics' keys, why the documents of
+    a metric can't be used. `over_choices` are the metrics of which each row is a question.
     """
 
     name: str
@@ -47,8 +50,8 @@ class TaskRun:
     metrics: dict[str, TokenMetric]
     values: dict[str, float]
     standard_errors: dict[str, float]
-    samples: list[Sample] = field(default_factory=list)
-    filtered: dict[str, list[Sample]] = field(default_factory=dict)
+    samples: Sequence[Sample] = ()
+    filtered: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
     evaluated: int = 0
     damaged: list[str] = field(default_factory=list)
     unusable: dict[str, str] = field(default_factory=dict)
@@ -58,10 +61,15 @@ class TaskRun:
         """The plural noun for what a metric counts: questions if it is over their choices, otherwise tokens."""
         return "questions" if key in self.over_choices else "tokens"
 
-    def samples_of(self, key: str) -> list[Sample]:
+    def samples_of(self, key: str) -> Sequence[Sample]:
         """The documents of the metric's own filter."""
         _, _, filter_name = key.partition(",")
-        return self.filtered.get(filter_name, []) if filter_name else self.samples
+        return self.filtered.get(filter_name, ()) if filter_name else self.samples
+
+    @cached_property
+    def token_columns(self) -> TokenColumns:
+        """The ids and losses of the documents' tokens, in chunks."""
+        return TokenColumns(self.samples)
 
     def why_unusable(self, key: str, *, even_some: bool = False) -> str:
         """Why the documents of a metric can't be used, or not all of them; empty if they can."""
@@ -72,8 +80,8 @@ class TaskRun:
             return f"its samples hold {documents} of {self.evaluated} documents"
         return self.unusable.get(key, "")
 
-    def states(self, key: str, *, even_some: bool = False) -> Tensor | None:
-        """The packed sums of each document, ``(D, rows, 8)``, in the order of `samples_of`; None if there are none to use.
+    def sums(self, key: str, *, even_some: bool = False) -> SumsByDocument | None:
+        """The sums of each document, in the order of `samples_of`; None if there are none to use.
 
         Args:
             key: the metric's.
@@ -81,13 +89,15 @@ class TaskRun:
         """
         if self.why_unusable(key, even_some=even_some):
             return None
-        metric, name = self.metrics[key], key.partition(",")[0]
-        logged = [document_sums(sample, name, metric) for sample in self.samples_of(key)]
-        sums = [found for found in logged if found is not None]
-        if not sums or len(sums) < len(logged):
-            return None
-        names = metric.unpack(exact_sum.to_float(metric.state))
-        return metric.pack({n: torch.tensor([found[n] for found in sums], dtype=torch.float64) for n in names})
+        samples = self.samples_of(key)
+        if isinstance(samples, Samples):
+            return samples.sums.get(key)
+        return sums_of((sample.raw for sample in samples), key.partition(",")[0], self.metrics[key])
+
+    def states(self, key: str, *, even_some: bool = False) -> Tensor | None:
+        """The packed sums of each document, ``(D, rows, 8)``: `sums` in eight times the memory."""
+        found = self.sums(key, even_some=even_some)
+        return None if found is None else found.states()
 
 
 @dataclass
@@ -155,23 +165,46 @@ def _samples_path(results: Path, task: str) -> Path:
 
 def _task(name: str, config: Any, results: Mapping[str, Any], samples: Path, problems: list[str]) -> TaskRun:
     values, errors = _values(results["results"][name])
-    by_filter: dict[str, list[Sample]] = {}
     damaged: list[str] = []
-    for sample in read_samples(samples, name, damaged):
-        by_filter.setdefault(str(sample.raw.get("filter", _NO_FILTER)), []).append(sample)
-    first = _NO_FILTER if _NO_FILTER in by_filter else next(iter(by_filter), _NO_FILTER)
+    others: list[str] = []
+    configured = configured_metrics(config, name, others)
+    directions = _part(_part(results, "higher_is_better"), name)
+    lm_evals = {
+        key: lm_eval_metric(key, directions.get(key.partition(",")[0])) for key in sorted(values.keys() - configured)
+    }
+    source = _source(samples, name, problems)
+    by_filter = {} if source is None else read_samples(source, name, damaged, {**lm_evals, **configured})
+    first = NO_FILTER if NO_FILTER in by_filter else next(iter(by_filter), NO_FILTER)
     evaluated = _part(_part(results, "n-samples"), name).get("effective")
-    task = TaskRun(name, _part(results, "versions").get(name), {}, values, errors, by_filter.get(first, []), by_filter)
+    task = TaskRun(
+        name, _part(results, "versions").get(name), configured, values, errors, by_filter.get(first, ()), by_filter
+    )
     task.evaluated, task.damaged = evaluated if isinstance(evaluated, int) else 0, damaged
-    problems += damaged
+    problems += damaged + others
     task.over_choices = over_choices(config)
-    task.metrics |= configured_metrics(config, name, problems)
     problems += _check_documents(task)
     problems += _set_unregistered_aside(task, config, _part(results, "xent_metrics").get("plugins"))
-    directions = _part(_part(results, "higher_is_better"), name)
-    for key in sorted(values.keys() - task.metrics.keys() - task.unusable.keys()):
-        _add_if_reproduced(task, key, lm_eval_metric(key, directions.get(key.partition(",")[0])))
+    for key, metric in lm_evals.items():
+        if key not in task.unusable:
+            _add_if_reproduced(task, key, metric)
     return task
+
+
+def _source(samples: Path, task: str, problems: list[str]) -> Source | None:
+    """The file of a task's samples, in Parquet or in lines; `problems` says why there is none, or why not in Parquet."""
+    in_parquet = samples.with_suffix(".parquet")
+    if in_parquet.is_file():
+        try:
+            return ParquetSamples(in_parquet, lambda damage: problems.append(f"task {task}: {damage}"))
+        except (MissingExtraError, ValueError) as error:
+            problems.append(f"task {task}: {in_parquet.name} isn't read: {error}")
+    if samples.is_file():
+        return JsonLines(samples)
+    if not in_parquet.is_file():
+        problems.append(
+            f"task {task}: no samples beside the results ({samples.name}, or .parquet); evaluate with --log_samples"
+        )
+    return None
 
 
 def _part(results: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -183,9 +216,9 @@ def _check_documents(task: TaskRun) -> list[str]:
     """Set aside the documents of our metrics that don't give the values in the results; returns what is wrong with them."""
     keys = sorted(task.metrics.keys() & task.values.keys())
     for key in keys:
-        states = task.states(key)
-        value = math.nan if states is None else float(task.metrics[key].value_of(exact_sum.merge(states)))
-        if states is not None and not _agree(value, task.values[key]):
+        sums = task.sums(key)
+        value = math.nan if sums is None else sums.value(task.metrics[key])
+        if sums is not None and not _agree(value, task.values[key]):
             task.unusable[key] = f"its samples give {value:.6g}, the results say {task.values[key]:.6g}"
     reasons = {key: task.why_unusable(key) for key in keys if task.samples_of(key)}
     return [
@@ -197,7 +230,8 @@ def _check_documents(task: TaskRun) -> list[str]:
 def _set_unregistered_aside(task: TaskRun, config: Any, recorded: Any) -> list[str]:
     """Set aside the metrics of plugins that aren't loaded: those that logged sums, under names that aren't registered."""
     found = unregistered_metrics(config).items()
-    missing = {name: metric for name, metric in found if any(sample.sums(name) for sample in task.samples)}
+    summed = task.samples.summed if isinstance(task.samples, Samples) else frozenset()
+    missing = {name: metric for name, metric in found if name in summed}
     for name, metric in missing.items():
         task.unusable[name] = f"no loaded plugin registers {metric}; {_what_to_load(recorded)}"
     return [f"task {task.name}: {name} is left out: {task.unusable[name]}" for name in missing]
@@ -225,7 +259,7 @@ def _values(found: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float
     for key, value in found.items():
         metric, comma, filter_name = key.partition(",")
         if comma and isinstance(value, int | float):
-            suffix = "" if filter_name == _NO_FILTER else f",{filter_name}"
+            suffix = "" if filter_name == NO_FILTER else f",{filter_name}"
             target = errors if metric.endswith("_stderr") else values
             target[metric.removesuffix("_stderr") + suffix] = float(value)
     return values, errors
@@ -234,7 +268,7 @@ def _values(found: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float
 def _add_if_reproduced(task: TaskRun, key: str, metric: TokenMetric) -> None:
     """Add a metric of lm-eval's own if `metric` reproduces its value from the samples."""
     task.metrics[key] = metric
-    states = task.states(key)
-    reproduced = math.nan if states is None else float(metric.value_of(exact_sum.merge(states)))
+    sums = task.sums(key)
+    reproduced = math.nan if sums is None else sums.value(metric)
     if math.isnan(reproduced) or not _agree(reproduced, task.values[key]):
         del task.metrics[key]

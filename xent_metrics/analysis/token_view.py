@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
+from torch import Tensor
 
 from xent_metrics.analysis.intervals import Interval, delta_interval
-from xent_metrics.analysis.logged import HOW_TO_LOG_TOKENS, Tokens
+from xent_metrics.analysis.logged import HOW_TO_LOG_TOKENS
 from xent_metrics.analysis.runs import TaskRun
+from xent_metrics.analysis.samples import Sample
+from xent_metrics.analysis.sums_by_document import SumsByDocument
+from xent_metrics.analysis.token_columns import TokenChunk, TokenColumns
 from xent_metrics.errors import ComparisonError
 from xent_metrics.metrics import CrossEntropy
 from xent_metrics.scoring.scores import TokenScores
-from xent_metrics.wrappers.grouping import Frequency, Grouping, Position
+from xent_metrics.wrappers.grouping import Frequency, Position
 
 __all__ = ["by_domain", "by_frequency", "by_position"]
 
@@ -25,9 +32,16 @@ def by_position(task: TaskRun) -> tuple[list[str], list[Interval]]:
     Raises:
         ComparisonError: the tokens were not logged.
     """
-    documents = _documents(task)
-    longest = max(map(len, documents))
-    return _by_group(Position([edge for edge in _EDGES if edge < longest]), documents)
+    longest = max((int(chunk.sizes.max()) for chunk in _tokens(task)), default=0)
+    grouping = Position([edge for edge in _EDGES if edge < longest])
+    groups: np.ndarray[Any, Any] = grouping(_scores(target=torch.zeros(longest, dtype=torch.long))).numpy()
+
+    def group(chunk: TokenChunk) -> np.ndarray[Any, Any]:
+        starts = np.repeat(np.cumsum(chunk.sizes) - chunk.sizes, chunk.sizes)
+        found: np.ndarray[Any, Any] = groups[np.arange(len(chunk.ids)) - starts]
+        return found
+
+    return _by_group(task, grouping.labels, group)
 
 
 def by_frequency(task: TaskRun) -> tuple[list[str], list[Interval]]:
@@ -36,10 +50,14 @@ def by_frequency(task: TaskRun) -> tuple[list[str], list[Interval]]:
     Raises:
         ComparisonError: the tokens were not logged.
     """
-    documents = _documents(task)
-    counts = torch.bincount(torch.tensor([i for tokens in documents for i in tokens.ids]))
+    counts = np.zeros(0, dtype=np.int64)
+    for chunk in _tokens(task):
+        found = np.bincount(chunk.ids, minlength=len(counts))
+        found[: len(counts)] += counts
+        counts = found
     most = int(counts.max())
-    return _by_group(Frequency([edge for edge in _EDGES if 0 < edge <= most], counts=counts), documents)
+    grouping = Frequency([edge for edge in _EDGES if 0 < edge <= most], counts=torch.from_numpy(counts))
+    return _by_group(task, grouping.labels, lambda chunk: grouping(_scores(target=torch.from_numpy(chunk.ids))).numpy())
 
 
 def by_domain(task: TaskRun, name: str, field: str) -> tuple[list[str], list[Interval]]:
@@ -48,11 +66,10 @@ def by_domain(task: TaskRun, name: str, field: str) -> tuple[list[str], list[Int
     Raises:
         ComparisonError: the documents have no such field, or their sums were not logged.
     """
-    states = task.states(name)
-    documents = [doc if isinstance(doc := sample.raw.get("doc"), dict) else {} for sample in task.samples]
-    values = [document.get(field) for document in documents]
-    if states is None or any(value is None for value in values):
-        fields = sorted(documents[0]) if documents else []
+    sums = task.sums(name)
+    values = [_document(sample).get(field) for sample in task.samples]
+    if sums is None or any(value is None for value in values):
+        fields = sorted(_document(task.samples[0])) if values else []
         raise ComparisonError(
             f"task {task.name}: not every document has the field {field!r} and logged sums; its fields: {fields}"
         )
@@ -63,29 +80,47 @@ def by_domain(task: TaskRun, name: str, field: str) -> tuple[list[str], list[Int
             f"{_MOST_DOMAINS}. Pass a field that many documents share"
         )
     rows = {label: [i for i, value in enumerate(values) if str(value) == label] for label in labels}
-    return labels, [delta_interval(task.metrics[name], states[rows[label]]) for label in labels]
+    return labels, [delta_interval(task.metrics[name], sums.at(rows[label])) for label in labels]
 
 
-def _documents(task: TaskRun) -> list[Tokens]:
-    documents = [sample.tokens for sample in task.samples if sample.tokens]
-    if not documents:
+def _document(sample: Sample) -> Mapping[str, Any]:
+    document = sample.raw.get("doc")
+    return document if isinstance(document, dict) else {}
+
+
+def _tokens(task: TaskRun) -> TokenColumns:
+    if not task.token_columns:
         raise ComparisonError(f"task {task.name}: no tokens in the samples; {HOW_TO_LOG_TOKENS}")
-    return documents
+    return task.token_columns
 
 
-def _by_group(grouping: Grouping, documents: list[Tokens]) -> tuple[list[str], list[Interval]]:
+def _scores(target: Tensor) -> TokenScores:
+    """Scores of tokens of which only the ids matter."""
+    return TokenScores(nll=torch.zeros(target.shape), counted=torch.ones(target.shape, dtype=torch.bool), target=target)
+
+
+def _by_group(
+    task: TaskRun, labels: Sequence[str], group: Callable[[TokenChunk], np.ndarray[Any, Any]]
+) -> tuple[list[str], list[Interval]]:
     """Cross entropy of each group over the documents that have tokens in it."""
-    metric, groups = CrossEntropy(), len(grouping.labels)
-    nll = torch.tensor([nll for tokens in documents for nll in tokens.nll], dtype=torch.float64)
-    sizes = torch.tensor([len(tokens) for tokens in documents])
-    rows = pad_sequence([torch.tensor(tokens.ids) for tokens in documents], batch_first=True)
-    inside = torch.arange(rows.shape[1]) < sizes[:, None]  # (D, T)
-    scores = TokenScores(nll=torch.zeros(rows.shape), counted=inside, target=rows)
-    cells = (torch.arange(len(documents))[:, None] * groups + grouping(scores))[inside]
-    sums = {"nats": nll, "tokens": torch.ones_like(nll)}
-    by_cell = {n: torch.zeros(len(documents) * groups).double().index_add(0, cells, v) for n, v in sums.items()}
-    states = metric.pack({name: values.reshape(-1, groups) for name, values in by_cell.items()})  # (D, groups, rows, 8)
-    tokens = by_cell["tokens"].reshape(-1, groups)
-    filled = [group for group in range(groups) if bool(tokens[:, group].any())]
-    intervals = [delta_interval(metric, states[tokens[:, group] > 0, group]) for group in filled]
-    return [grouping.labels[group] for group in filled], intervals
+    metric, groups = CrossEntropy(), len(labels)
+    nats, tokens = (np.concatenate(parts) for parts in zip(*_cells(task, groups, group), strict=True))  # (D, groups)
+    found: dict[str, Interval] = {}
+    for place, label in enumerate(labels):
+        filled = tokens[:, place] > 0
+        if filled.any():
+            sums = {"nats": nats[filled, place], "tokens": tokens[filled, place]}
+            named = {name: torch.from_numpy(values) for name, values in sums.items()}
+            found[label] = delta_interval(metric, SumsByDocument.named(metric, named))
+    return list(found), list(found.values())
+
+
+def _cells(
+    task: TaskRun, groups: int, group: Callable[[TokenChunk], np.ndarray[Any, Any]]
+) -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+    """The nats and the number of tokens of each document in each group, ``(D, groups)``, chunk by chunk."""
+    for chunk in _tokens(task):
+        documents = len(chunk.places)
+        cells = np.repeat(np.arange(documents), chunk.sizes) * groups + group(chunk)
+        nats, tokens = (np.bincount(cells, weights, documents * groups) for weights in (chunk.nll, None))
+        yield nats.reshape(documents, groups), tokens.reshape(documents, groups).astype(np.float64)

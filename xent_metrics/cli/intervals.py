@@ -51,10 +51,10 @@ def intervals(
 def _measure(run: Run, method: Any) -> Iterator[dict[str, Any]]:
     for task in run.tasks.values():
         for name, metric in task.metrics.items():
-            states = task.states(name)
-            if states is not None:
+            sums = task.sums(name)
+            if sums is not None:
                 where = {"run": str(run.path.parent), "task": task.name, "metric": name, "unit": metric.value_unit}
-                yield where | asdict(method(metric, states)) | {"documents": len(states)}
+                yield where | asdict(method(metric, sums)) | {"documents": len(sums)}
 
 
 def _print(runs: list[Run], found: list[list[dict[str, Any]]]) -> None:

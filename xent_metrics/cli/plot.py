@@ -40,8 +40,8 @@ def reliability(run: _RunFolder, output: _Output = Path("reliability.png"), task
     from xent_metrics.sums import exact_sum
 
     found = _read_task(run, task)
-    name, metric, states = _calibration(run, found)
-    bins = metric.bins(metric.unpack(exact_sum.to_float(exact_sum.merge(states))))
+    name, metric, total = _calibration(run, found)
+    bins = metric.bins(metric.unpack(exact_sum.to_float(total)))
     with figure(output) as drawn:
         draw_reliability(*reliability_axes(drawn), bins, found.rows_of(name))
     print(output)
@@ -69,15 +69,15 @@ def position(run: _RunFolder, output: _Output = Path("position.png"), task: _Tas
 
 
 def _calibration(run: Path, task: TaskRun) -> tuple[str, ExpectedCalibrationError, Tensor]:
-    """The name of the task's first calibration error over bins of equal width, it, and its states per document."""
+    """The name of the task's first calibration error over bins of equal width, it, and its total state."""
     from xent_metrics.errors import ComparisonError
     from xent_metrics.metrics import ExpectedCalibrationError
 
     for name, metric in task.metrics.items():
         if isinstance(metric, ExpectedCalibrationError) and metric.binning == "width":
-            states = task.states(name)
-            if states is not None:
-                return name, metric, states
+            sums = task.sums(name)
+            if sums is not None:
+                return name, metric, sums.total
     raise ComparisonError(
         f"the samples of task {task.name} in {run} have no expected_calibration_error with bins of equal width; "
         "add it to metric_list and evaluate with --log_samples"

@@ -33,7 +33,15 @@ from xent_metrics.sums.taking import by_sequence, take_sums_by_sequence
 from xent_metrics.sums.terms import Binned, Terms
 from xent_metrics.wrappers.grouped import Grouped
 
-__all__ = ["StandardError", "gradient_of", "is_sample", "residuals", "standard_error", "standard_error_from_moments"]
+__all__ = [
+    "StandardError",
+    "gradient_of",
+    "is_sample",
+    "residuals",
+    "standard_error",
+    "standard_error_from_moments",
+    "standard_error_of_sums",
+]
 
 
 def standard_error(metric: TokenMetric, states: Tensor) -> float:
@@ -53,18 +61,28 @@ def standard_error(metric: TokenMetric, states: Tensor) -> float:
     """
     states = states.cpu()
     states = states[is_sample(states)]
-    documents = len(states)
+    if not len(states):
+        return float("nan")
+    return standard_error_of_sums(metric, exact_sum.to_float(states), exact_sum.merge(states))
+
+
+def standard_error_of_sums(metric: TokenMetric, sums: Tensor, total: Tensor) -> float:
+    """The same from the sums of the documents that are samples, ``(D, rows)`` float64, and their merged states."""
+    documents = len(sums)
     if documents < 2 or not metric.has_standard_error:
         return float("nan")
-    residual = residuals(metric, states)
+    residual = _residuals(metric, sums, exact_sum.to_float(total))
     return math.sqrt(math.fsum(residual.square().tolist()) * documents / (documents - 1))
 
 
 def residuals(metric: TokenMetric, states: Tensor) -> Tensor:
     """(s_d − S/D) · g of each document's sums s_d, ``(D,)``, where g is the slope of the value at the total S."""
-    total = exact_sum.to_float(exact_sum.merge(states))
-    gradient = gradient_of(lambda sums: metric.value(metric.unpack(sums)), total)
-    return ((exact_sum.to_float(states) - total / len(states)) * gradient).sum(dim=-1)  # each row by itself
+    return _residuals(metric, exact_sum.to_float(states), exact_sum.to_float(exact_sum.merge(states)))
+
+
+def _residuals(metric: TokenMetric, sums: Tensor, total: Tensor) -> Tensor:
+    gradient = gradient_of(lambda rows: metric.value(metric.unpack(rows)), total)
+    return ((sums - total / len(sums)) * gradient).sum(dim=-1)  # each row by itself
 
 
 def is_sample(states: Tensor) -> Tensor:

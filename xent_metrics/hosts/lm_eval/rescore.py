@@ -20,7 +20,7 @@ from lm_eval.api.task import Task
 from xent_metrics.analysis.logged import HOW_TO_LOG_TOKENS
 from xent_metrics.analysis.logged_results import LoggedResult, results_in
 from xent_metrics.analysis.runs import Run, TaskRun
-from xent_metrics.analysis.samples import Sample
+from xent_metrics.analysis.samples import Sample, samples_at
 from xent_metrics.errors import ComparisonError, MetricOptionError, MissingScoreError, XentMetricsError
 from xent_metrics.hosts.lm_eval.document_scores import DocumentScores
 from xent_metrics.hosts.lm_eval.documents import DocumentSums, DocumentValue, total_standard_error, total_value
@@ -144,7 +144,7 @@ class _Rescorer:
         damaged = list(task.damaged)
         if (missing := task.evaluated - len(task.samples) - len(damaged)) > 0:
             damaged.append(f"{self.where}: {missing} of {task.evaluated} documents are missing")
-        found = list(self._documents(damaged))
+        found = list(self._documents(damaged))  # by place: the documents themselves are read again when they are needed
         if damaged and not skip_damaged:
             shown = "\n".join(f"  {each}" for each in damaged[:10])
             raise ComparisonError(
@@ -152,16 +152,17 @@ class _Rescorer:
             )
         if not found:
             raise ComparisonError(f"{self.where}: no document can be read")
-        samples, documents = zip(*found, strict=True)
+        places, documents = zip(*found, strict=True)
+        samples = task.samples if len(places) == len(task.samples) else list(samples_at(task.samples, places))
         return RescoredTask(task, self.entries, self.listed, samples, documents, damaged)
 
     @property
     def _needs_tokens(self) -> bool:
         return any(entry.over != "choices" for entry in self.entries)
 
-    def _documents(self, damaged: list[str]) -> Iterator[tuple[Sample, list[DocumentValue]]]:
-        """The documents with their values; what is wrong with the others is added to `damaged`."""
-        for sample in self.task.samples:
+    def _documents(self, damaged: list[str]) -> Iterator[tuple[int, list[DocumentValue]]]:
+        """The places of the documents with their values; what is wrong with the others is added to `damaged`."""
+        for place, sample in enumerate(self.task.samples):
             where = f"{self.where}: document {sample.raw.get('doc_id')}"
             try:
                 document = self._document(sample)
@@ -170,7 +171,7 @@ class _Rescorer:
             except ValueError as error:
                 damaged.append(f"{where}: {error}")
                 continue
-            yield sample, [self._value(entry, document) for entry in self.entries]
+            yield place, [self._value(entry, document) for entry in self.entries]
 
     def _value(self, entry: Entry, document: DocumentScores) -> DocumentValue:
         try:
@@ -185,7 +186,7 @@ class _Rescorer:
             ValueError: it is damaged.
             ComparisonError: the log doesn't say which answer is the gold one.
         """
-        results = results_in(sample.raw)
+        results = results_in(sample.logged)
         if not results:
             raise ValueError("no loglikelihood was logged")
         gold = gold_choice(sample.raw, results) if self.output_type == _CHOICE else 0
@@ -207,7 +208,7 @@ class _Rescorer:
 
 def _has_tokens(sample: Sample) -> bool:
     try:
-        return any(result.logged is not None for result in results_in(sample.raw))
+        return any(result.logged is not None for result in results_in(sample.logged))
     except ValueError:
         return False
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from xent_metrics.analysis.parquet_samples import Results, write_parquet_samples
 from xent_metrics.analysis.runs import Run
+from xent_metrics.analysis.samples import Samples
 from xent_metrics.errors import ComparisonError
 from xent_metrics.files import replacing
 from xent_metrics.hosts.lm_eval.documents import DocumentSums, DocumentValue
@@ -45,16 +47,23 @@ def write_rescored(run: Run, rescored: Sequence[RescoredTask], folder: str | Pat
     target.mkdir(parents=True, exist_ok=True)
     date = datetime.now().isoformat().replace(":", "-")
     for task in rescored:
-        with (
-            replacing(target / f"samples_{task.task.name}_{date}.jsonl") as new,
-            new.open("w", encoding="utf-8") as lines,
-        ):
-            for sample, values in zip(task.samples, task.documents, strict=True):
-                lines.write(json.dumps(_sample(task, sample.raw, values), ensure_ascii=False) + "\n")
+        samples = target / f"samples_{task.task.name}_{date}.jsonl"
+        lines = ((json.dumps(each, ensure_ascii=False), results) for each, results in _samples(task))
+        if isinstance(task.task.samples, Samples) and task.task.samples.source.has_columns:
+            write_parquet_samples(samples.with_suffix(".parquet"), ((line, results()) for line, results in lines))
+            continue
+        with replacing(samples) as new, new.open("w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line, _ in lines)
     path = target / f"results_{date}.json"
     with replacing(path) as new:  # last, so that results always have their samples
         new.write_text(json.dumps(_results(run, rescored), indent=2, ensure_ascii=False), encoding="utf-8")
     return path
+
+
+def _samples(task: RescoredTask) -> Iterator[tuple[dict[str, Any], Callable[[], Results]]]:
+    """The documents with the new metrics, and what gives the tokens that aren't in them."""
+    for sample, values in zip(task.samples, task.documents, strict=True):
+        yield _sample(task, sample.raw, values), sample.results
 
 
 def _sample(task: RescoredTask, raw: Mapping[str, Any], values: Sequence[DocumentValue]) -> dict[str, Any]:

@@ -31,7 +31,8 @@ from xent_metrics.hosts.lm_eval.metric_groups import By, DocumentGroups, MetricG
 from xent_metrics.hosts.lm_eval.metric_list import ADDED, ONLY, read_metric_list
 from xent_metrics.hosts.lm_eval.names_in_results import tidy_names
 from xent_metrics.hosts.lm_eval.requested_text import attach_text, requested_text
-from xent_metrics.hosts.lm_eval.upstream import aggregate_groups, record_provenance
+from xent_metrics.hosts.lm_eval.sample_files import save_samples
+from xent_metrics.hosts.lm_eval.upstream import aggregate_groups, around_saving_samples, record_provenance
 from xent_metrics.plugins import provenance
 from xent_metrics.scoring.scores import TokenScores
 
@@ -40,6 +41,7 @@ __all__ = ["XentTask"]
 _MOST_GROUPS = 256
 
 record_provenance("xent_metrics", provenance, tidy_names)
+around_saving_samples(save_samples)
 aggregate_groups(with_exact_values)  # a group has no class of ours: whichever command builds it, it holds tasks of ours
 
 

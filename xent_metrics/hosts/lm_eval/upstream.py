@@ -14,6 +14,7 @@ Three habits of lm-eval's evaluator are relied on as well. Tests notice when the
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ __all__ = [
     "Configure",
     "aggregate_groups",
     "around_evaluate",
+    "around_saving_samples",
     "as_command",
     "batch_size",
     "configurable_task",
@@ -57,6 +59,7 @@ __all__ = [
     "record_provenance",
     "requires_delimiter",
     "rolling_text",
+    "sample_line",
     "set_max_length",
     "set_rank",
 ]
@@ -290,6 +293,44 @@ def record_provenance(
         tidy(storage)
 
     lm_eval.evaluator.add_env_info = add_env_info
+
+
+def around_saving_samples(instead: Callable[[Path, Sequence[dict[str, Any]], Callable[[], None]], None]) -> None:
+    """Call `instead` with the path of a samples file, the samples, and what saves them, where lm-eval saves them.
+
+    `EvaluationTracker.save_results_samples`, read in lm-eval 0.4.13 (lm_eval/loggers/evaluation_tracker.py), is wrapped, once
+    in a process. It makes the path of `output_path`, the model's name and `date_id`, and may push the file. If it moves,
+    wrap whatever writes the samples.
+    """
+    from lm_eval.loggers import EvaluationTracker
+
+    lm_evals = _unwrapped(_private(EvaluationTracker, "save_results_samples"))
+
+    @wraps(lm_evals)
+    def save_results_samples(self: Any, task_name: str, samples: Any) -> None:
+        save = partial(lm_evals, self, task_name=task_name, samples=samples)
+        if not self.output_path or (self.api and self.push_samples_to_hub):
+            save()
+            return
+        path = Path(self.output_path)
+        folder = path.parent if path.suffix == ".json" else path / str(self.general_config_tracker.model_name_sanitized)
+        folder.mkdir(parents=True, exist_ok=True)
+        instead(folder / f"samples_{task_name}_{self.date_id}.jsonl", samples, save)
+
+    EvaluationTracker.save_results_samples = save_results_samples
+
+
+def sample_line(sample: Mapping[str, Any]) -> str:
+    """A sample as lm-eval writes it: `EvaluationTracker.save_results_samples`, read in lm-eval 0.4.13."""
+    from lm_eval.utils import handle_non_serializable, sanitize_list
+
+    arguments = {
+        f"gen_args_{i}": {f"arg_{j}": value for j, value in enumerate(given)}
+        for i, given in enumerate(sample["arguments"])
+    }
+    results = {name: sanitize_list(sample[name]) for name in ("resps", "filtered_resps")}
+    saved = {**sample, **results, "arguments": arguments, "target": str(sample["target"])}
+    return json.dumps(saved, default=handle_non_serializable, ensure_ascii=False)
 
 
 @contextmanager

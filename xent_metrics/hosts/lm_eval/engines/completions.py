@@ -54,7 +54,7 @@ class XentCompletions(EngineLM, LocalCompletionsAPI):  # type: ignore[misc]  # l
     _first: int | None = None  # the place of the first token of a prompt that the server lists
 
     def __init__(
-        self, base_url: str | None = None, *, stride: int | None = None, log_tokens: bool = False, **kwargs: Any
+        self, base_url: str | None = None, *, stride: int | None = None, log_tokens: bool | str = False, **kwargs: Any
     ) -> None:
         _check_names(kwargs)
         if not base_url:

@@ -41,7 +41,7 @@ class EngineLM(ScoringLM):
 
     gives_extra_scores = False  # the distribution stays in the engine
 
-    def start(self, *, stride: int | None, log_tokens: bool) -> None:
+    def start(self, *, stride: int | None, log_tokens: bool | str) -> None:
         """Check the options, and hold the engine to its own generation (probe.py).
 
         Raises:

@@ -40,7 +40,9 @@ class XentSGLang(EngineLM, SGLangLM):  # type: ignore[misc]  # lm-eval is untype
 
     model_name = "xent-sglang"
 
-    def __init__(self, pretrained: str, *, stride: int | None = None, log_tokens: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, pretrained: str, *, stride: int | None = None, log_tokens: bool | str = False, **kwargs: Any
+    ) -> None:
         try:
             super().__init__(pretrained, **kwargs)
         except ModuleNotFoundError as error:

@@ -42,7 +42,9 @@ class XentVLLM(EngineLM, VLLM):  # type: ignore[misc]  # lm-eval is untyped
 
     model_name = "xent-vllm"
 
-    def __init__(self, pretrained: str, *, stride: int | None = None, log_tokens: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, pretrained: str, *, stride: int | None = None, log_tokens: bool | str = False, **kwargs: Any
+    ) -> None:
         super().__init__(pretrained, **kwargs)
         self.start(stride=stride, log_tokens=log_tokens)
 

@@ -60,7 +60,8 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
         invariant: run every window in a shape that depends on it alone (invariant.py), so that its scores have the same bits
             for every `batch_size`, order, `--limit` and number of processes on this machine. Requests share nothing then,
             and `batch_size` has no effect.
-        log_tokens: with `--log_samples`, write the text, id, nll and bytes of every token into the samples. No value changes.
+        log_tokens: with `--log_samples`, write the text, id, nll and bytes of every token into the samples; with "parquet",
+            write the samples as Parquet, which is a fraction of the size. No value changes.
         log_alternatives: how many of the likeliest tokens to write with each.
 
     Raises:
@@ -90,7 +91,7 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
         *args: Any,
         stride: int | None = None,
         invariant: bool = False,
-        log_tokens: bool = False,
+        log_tokens: bool | str = False,
         log_alternatives: int = 5,
         **kwargs: Any,
     ) -> None:

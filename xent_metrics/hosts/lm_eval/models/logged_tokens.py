@@ -9,7 +9,8 @@ and its string is the JSON of
     json.loads(sample["resps"][0][0][0])["tokens"]      # the first choice's; rolling: sample["resps"][0][0]
 
 Numbers have all their digits: as `dtype` they are the scores, bit for bit, from which `xent rescore` computes other metrics.
-`alternatives` lists the likeliest ids at that position as ``[text, probability]``, likeliest first.
+`alternatives` lists the likeliest ids at that position as ``[text, probability]``, likeliest first. With `log_tokens=parquet`
+the same goes into columns of a Parquet file, in place of the JSON lines (xent_metrics/analysis/parquet_samples.py).
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ import torch
 from torch import Tensor
 
 from xent_metrics.analysis.logged_results import LOGGED_SCORES
+from xent_metrics.analysis.parquet_samples import pyarrow
 from xent_metrics.errors import InvalidInputError
-from xent_metrics.hosts.lm_eval.models.model_args import yes_or_no
 from xent_metrics.hosts.lm_eval.models.results import ScoredLoglikelihood, ScoredRolling, total_loglikelihood
 from xent_metrics.hosts.lm_eval.upstream import IS_0_4
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
@@ -34,6 +35,7 @@ __all__ = ["LoggedFloat", "LoggedLoglikelihood", "LoggedRolling", "Results", "to
 
 _SEEN = 6  # ids decoded before each token: enough to complete any character, and to keep the space before a word
 _LIKELIEST = "likeliest"
+_PARQUET = "parquet"
 _MADE_BY = "made by"  # the key in a cache of the model and the options that its results come from
 
 #: A token as it is written into the samples.
@@ -46,19 +48,30 @@ class Results:
     Args:
         tokenizer: decodes the tokens to list.
         num_alternatives: how many of the likeliest ids to list with each token.
+        in_parquet: list them in columns of a Parquet file, in place of JSON lines.
     """
 
-    def __init__(self, tokenizer: Any = None, num_alternatives: int = 0) -> None:
+    def __init__(self, tokenizer: Any = None, num_alternatives: int = 0, *, in_parquet: bool = False) -> None:
         if type(num_alternatives) is not int or num_alternatives < 0:
             raise InvalidInputError(f"log_alternatives is a whole number, 0 for none; got {num_alternatives!r}")
         self.tokenizer = tokenizer
         self.num_alternatives = num_alternatives if tokenizer is not None else 0
+        self.in_parquet = in_parquet
         self._text_of = cache(self._text_inside)
 
     @classmethod
     def of(cls, tokenizer: Any, *, log_tokens: Any, log_alternatives: Any) -> Results:
-        """Results with the options of a model, `log_tokens` and `log_alternatives`."""
-        return cls(tokenizer if yes_or_no("log_tokens", log_tokens) else None, log_alternatives)
+        """Results with the options of a model, `log_tokens` and `log_alternatives`.
+
+        Raises:
+            InvalidInputError: other values than these options have.
+            MissingExtraError: pyarrow, which Parquet files need, is not installed.
+        """
+        if log_tokens == _PARQUET:
+            pyarrow()
+        elif not isinstance(log_tokens, bool):
+            raise InvalidInputError(f"log_tokens is true, false or {_PARQUET}; got {log_tokens!r}")
+        return cls(tokenizer if log_tokens else None, log_alternatives, in_parquet=log_tokens == _PARQUET)
 
     @property
     def extra_scores(self) -> Mapping[str, ExtraScore]:
@@ -102,7 +115,7 @@ class Results:
         """(ln p, whether greedy decoding gives it) of a continuation."""
         if self.tokenizer is None:
             return ScoredLoglikelihood(scores)
-        return LoggedLoglikelihood(_without_likeliest(scores), self._tokens(scores))
+        return LoggedLoglikelihood(_without_likeliest(scores), self._tokens(scores), self.in_parquet)
 
     def rolling(self, scores: TokenScores) -> ScoredRolling | ScoredLoglikelihood:
         """The loglikelihood ln p of a whole text, as lm-eval expects it."""
@@ -110,7 +123,7 @@ class Results:
             return self.loglikelihood(scores)
         if self.tokenizer is None:
             return ScoredRolling(scores)
-        return LoggedRolling(_without_likeliest(scores), self._tokens(scores))
+        return LoggedRolling(_without_likeliest(scores), self._tokens(scores), self.in_parquet)
 
     def _tokens(self, scores: TokenScores) -> list[Token]:
         scores = scores.flatten()
@@ -151,35 +164,40 @@ class LoggedFloat(float):
 
     scores: TokenScores
     tokens: Sequence[Token]
+    in_parquet: bool
 
-    def __new__(cls, scores: TokenScores, tokens: Sequence[Token]) -> LoggedFloat:
+    def __new__(cls, scores: TokenScores, tokens: Sequence[Token], in_parquet: bool = False) -> LoggedFloat:
         result = float.__new__(cls, total_loglikelihood(scores))
-        result.scores, result.tokens = scores, tokens
+        result.scores, result.tokens, result.in_parquet = scores, tokens, in_parquet
         return result
 
     def __getnewargs__(self) -> tuple[Any, ...]:
-        return (self.scores, self.tokens)
+        return (self.scores, self.tokens, self.in_parquet)
 
-    def __str__(self) -> str:
+    def listed(self) -> dict[str, Any]:
+        """The loglikelihood and its tokens, as they are logged."""
         found = {"loglikelihood": float(self), "dtype": str(self.scores.nll.dtype).removeprefix("torch.")}
         if self.scores.vocab_size is not None:
             found["vocab_size"] = self.scores.vocab_size
-        return json.dumps(found | {"tokens": self.tokens}, ensure_ascii=False)
+        return found | {"tokens": self.tokens}
+
+    def __str__(self) -> str:
+        return json.dumps(self.listed(), ensure_ascii=False)
 
 
 class LoggedLoglikelihood(ScoredLoglikelihood):
     """``(loglikelihood, is_greedy)`` whose first number lists its tokens."""
 
-    def __new__(cls, scores: TokenScores, tokens: Sequence[Token]) -> LoggedLoglikelihood:
+    def __new__(cls, scores: TokenScores, tokens: Sequence[Token], in_parquet: bool = False) -> LoggedLoglikelihood:
         assert scores.correct is not None
-        result = tuple.__new__(cls, (LoggedFloat(scores, tokens), bool(scores.correct.all())))
+        result = tuple.__new__(cls, (LoggedFloat(scores, tokens, in_parquet), bool(scores.correct.all())))
         result.scores = scores
         return result
 
     def __getnewargs__(self) -> tuple[Any, ...]:
         first = self[0]
         assert isinstance(first, LoggedFloat)
-        return (self.scores, first.tokens)
+        return (self.scores, first.tokens, first.in_parquet)
 
 
 class LoggedRolling(LoggedFloat, ScoredRolling):

@@ -73,7 +73,7 @@ class ScoringLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
 
     def batching(self) -> dict[str, str]:
         """What the last bits of a result may depend on besides, and how results are logged."""
-        logged = self.results.tokenizer is not None
+        logged = "parquet" if self.results.in_parquet else self.results.tokenizer is not None
         return {
             "batch_size": str(self.batch_size), "logits_cache": str(self.logits_cache),
             "device": _device_name(getattr(self, "device", None)),

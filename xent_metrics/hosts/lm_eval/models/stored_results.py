@@ -38,8 +38,10 @@ def stored(result: Any) -> Any:
     kind = "rolling" if isinstance(result, float) else "loglikelihood"
     if isinstance(result, ScoredLoglikelihood | ScoredRolling):
         listed = result[0] if isinstance(result, ScoredLoglikelihood) else result
-        tokens = {"tokens": listed.tokens} if isinstance(listed, LoggedFloat) else {}
-        return {kind: _stored_scores(result.scores), **tokens}
+        found: dict[str, Any] = {kind: _stored_scores(result.scores)}
+        if isinstance(listed, LoggedFloat):
+            found |= {"tokens": listed.tokens, "in_parquet": listed.in_parquet}
+        return found
     if kind == "rolling":
         return {kind: float(result)}
     if isinstance(result, tuple | list) and len(result) == 2:
@@ -65,7 +67,8 @@ def result_of(found: Mapping[str, Any]) -> Any:
         return float(value) if rolling else (float(value[0]), bool(value[1]))
     scores = _scores_of(value)
     if "tokens" in found:
-        return (LoggedRolling if rolling else LoggedLoglikelihood)(scores, found["tokens"])
+        in_parquet = bool(found.get("in_parquet"))
+        return (LoggedRolling if rolling else LoggedLoglikelihood)(scores, found["tokens"], in_parquet)
     return (ScoredRolling if rolling else ScoredLoglikelihood)(scores)
 
 

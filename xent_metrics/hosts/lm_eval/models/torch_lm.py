@@ -70,7 +70,8 @@ class TorchLM(Ranks, ScoringLM):
         add_bos_token: whether the tokenizer adds special tokens to a text; None leaves it to the tokenizer.
         device: the device of the module. CUDA means the CPU if there is no CUDA device (`lm_eval` asks for cuda:0 by default).
         dtype: convert the module to a dtype such as "bfloat16". Scores are float32 or wider in any case.
-        log_tokens: with `--log_samples`, write the text, id, nll and bytes of every token into the samples. No value changes.
+        log_tokens: with `--log_samples`, write the text, id, nll and bytes of every token into the samples; with "parquet",
+            write the samples as Parquet, which is a fraction of the size. No value changes.
         log_alternatives: how many of the likeliest tokens to write with each.
 
     >>> from lm_eval.api.instance import Instance
@@ -96,7 +97,7 @@ class TorchLM(Ranks, ScoringLM):
         add_bos_token: bool | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
-        log_tokens: bool = False,
+        log_tokens: bool | str = False,
         log_alternatives: int = 5,
     ) -> None:
         super().__init__()
