@@ -5,19 +5,20 @@ Metrics that can't be compared say why; the rest are compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from xent_metrics.analysis.comparison import Comparison, compare, same_documents
+from xent_metrics.analysis.multiplicity import corrected
 from xent_metrics.analysis.runs import Run, TaskRun
 from xent_metrics.errors import ComparisonError
 from xent_metrics.sums import exact_sum
 from xent_metrics.sums.metric import TokenMetric
 
-__all__ = ["RunComparison", "compare_runs"]
+__all__ = ["RunComparison", "compare_runs", "correct_together", "paired_states"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class RunComparison:
 def compare_runs(
     a: Run, b: Run, *, num_resamples: int = 9999, shared_documents: bool = False, called: str = "B"
 ) -> list[RunComparison]:
-    """Compare run B with run A, task by task and metric by metric.
+    """Compare run B with run A, task by task and metric by metric; p values are corrected for all of them together.
 
     Args:
         a: the run to compare with.
@@ -60,7 +61,16 @@ def compare_runs(
         )
     pairs = [(a.tasks[name], b.tasks[name]) for name in shared]
     rows = [row for pair in pairs for row in _compare_task(*pair, num_resamples, shared_documents, called)]
-    return [_of_shared_documents(row) for row in rows] if shared_documents else rows
+    return correct_together([_of_shared_documents(row) for row in rows] if shared_documents else rows)
+
+
+def correct_together(rows: Sequence[RunComparison]) -> list[RunComparison]:
+    """The rows as one family: their p values are corrected for how many of them are compared, and so are the verdicts.
+
+    `compare_runs` does so for the tasks and metrics of two runs; do it again for all rows if there are more.
+    """
+    results = iter(corrected([row.result for row in rows if row.result]))
+    return [replace(row, result=next(results)) if row.result else row for row in rows]
 
 
 def _compare_task(
@@ -70,9 +80,8 @@ def _compare_task(
         metric = a.metrics.get(name)
         row = RunComparison(a.name, name, metric.value_unit if metric else "", value, b.values.get(name), None)
         try:
-            if metric is None:
-                raise ComparisonError(_why_no_metric(a, name))
-            result = compare(metric, *_paired(a, b, name, shared_documents, called), num_resamples=num_resamples)
+            states = paired_states(a, b, name, shared_documents=shared_documents, called=called)
+            result = compare(a.metrics[name], *states, num_resamples=num_resamples)
         except ComparisonError as error:
             yield replace(row, reason=error.message)
         else:
@@ -92,8 +101,23 @@ def _why_no_metric(task: TaskRun, name: str) -> str:
     return "the metric is lm-eval's own and is not the mean of the logged samples"
 
 
-def _paired(a: TaskRun, b: TaskRun, name: str, shared_documents: bool, called: str) -> tuple[Tensor, Tensor]:
-    """Both runs' states of the same documents in the same order; raises if they can't be compared."""
+def paired_states(
+    a: TaskRun, b: TaskRun, name: str, *, shared_documents: bool = False, called: str = "B"
+) -> tuple[Tensor, Tensor]:
+    """Both runs' packed sums ``(D, rows, 8)`` of the same documents, in the order of run A.
+
+    Args:
+        a: a task in the run to compare with.
+        b: the same task in the run to judge.
+        name: the metric's key.
+        shared_documents: take the documents that both have.
+        called: what messages call run B.
+
+    Raises:
+        ComparisonError: the metric can't be compared; the message says why.
+    """
+    if name not in a.metrics:
+        raise ComparisonError(_why_no_metric(a, name))
     if name not in b.values:
         raise ComparisonError(f"{called} doesn't have this metric")
     if a.version != b.version:
