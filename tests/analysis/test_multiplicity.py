@@ -72,8 +72,8 @@ def test_documents_needed_of_a_ratio_are_those_of_its_logarithm():
 
 
 def test_families_without_a_difference_raise_few_false_alarms():
-    """300 families of 8 tests that share run A; without a correction every fourth has an alarm. See benchmarks/alarms.py."""
-    rng, families, ones, metric = np.random.default_rng(2), 300, np.ones(12, dtype=int), CrossEntropy()
+    """100 families of 8 tests that share run A; without a correction every fourth has an alarm. See benchmarks/alarms.py."""
+    rng, families, ones, metric = np.random.default_rng(2), 100, np.ones(12, dtype=int), CrossEntropy()
     alarms = []
     for _ in range(families):
         a, *others = (to_float(packed(3 + rng.normal(size=12), ones)) for _ in range(9))

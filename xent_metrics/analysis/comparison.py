@@ -134,17 +134,30 @@ def compare(
     if (right := _outcomes(metric, a, b)) is not None:
         low, high = newcombe_interval(*right, confidence_level)
         shift = shift._replace(low=low, high=high, note="")
-        p_value, test = mcnemar_p_value(*right), "McNemar"
-    else:
-        p_value, test = permutation_p_value(metric, a, b, num_resamples=num_resamples, seed=seed), "permutation"
+        return _comparison(
+            metric, shift, (value_a, value_b), mcnemar_p_value(*right), len(a), confidence_level, "McNemar"
+        )
+    p_value = permutation_p_value(metric, a, b, num_resamples=num_resamples, seed=seed)
+    return _comparison(metric, shift, (value_a, value_b), p_value, len(a), confidence_level, "permutation")
+
+
+def _comparison(
+    metric: TokenMetric,
+    shift: _Shift,
+    values: tuple[float, float],
+    p_value: float,
+    documents: int,
+    confidence_level: float,
+    test: str,
+) -> Comparison:
     return Comparison(
         metric=metric.name,
-        value_a=value_a,
-        value_b=value_b,
+        value_a=values[0],
+        value_b=values[1],
         **_in_unit(metric, shift),
         p_value=p_value,
-        documents=len(a),
-        documents_needed=documents_needed(shift.difference, shift.error, len(a), level=1 - confidence_level),
+        documents=documents,
+        documents_needed=documents_needed(shift.difference, shift.error, documents, level=1 - confidence_level),
         favoured=_favoured(metric, shift),
         p_holm=p_value,
         p_bh=p_value,
@@ -245,13 +258,13 @@ def _favoured(metric: TokenMetric, shift: _Shift) -> str | None:
     return "B" if (shift.low > 0) == metric.higher_is_better else "A"
 
 
-def same_documents(a: Sequence[str], b: Sequence[str], called: str = "B") -> None:
+def same_documents(a: Sequence[str], b: Sequence[str], names: tuple[str, str] = ("A", "B")) -> None:
     """Raise `ComparisonError` unless two runs saw the same documents, given by hash in any order.
 
     Args:
         a: the documents of run A.
         b: those of run B.
-        called: what the message calls run B.
+        names: what the message calls the runs.
 
     >>> same_documents(["x", "y"], ["y", "z"])
     Traceback (most recent call last):
@@ -261,7 +274,7 @@ def same_documents(a: Sequence[str], b: Sequence[str], called: str = "B") -> Non
     first, second = set(a), set(b)
     if first != second or len(a) != len(b):
         raise ComparisonError(
-            f"the runs saw different documents: {len(first & second)} in both, {len(first - second)} only in A, "
-            f"{len(second - first)} only in {called}. Evaluate both on the same task, version, split and --limit, or compare "
+            f"the runs saw different documents: {len(first & second)} in both, {len(first - second)} only in {names[0]}, "
+            f"{len(second - first)} only in {names[1]}. Evaluate both on the same task, version, split and --limit, or compare "
             "only the documents that both have (--shared-documents)"
         )

@@ -39,7 +39,7 @@ class RunComparison:
 
 
 def compare_runs(
-    a: Run, b: Run, *, num_resamples: int = 9999, shared_documents: bool = False, called: str = "B"
+    a: Run, b: Run, *, num_resamples: int = 9999, shared_documents: bool = False, names: tuple[str, str] = ("A", "B")
 ) -> list[RunComparison]:
     """Compare run B with run A, task by task and metric by metric; p values are corrected for all of them together.
 
@@ -49,7 +49,7 @@ def compare_runs(
         num_resamples: the number of random swaps of each permutation test.
         shared_documents: compare only the documents that both runs have. By default, runs over different documents aren't
             compared.
-        called: what messages call run B.
+        names: what messages call the runs.
 
     Raises:
         ComparisonError: the runs share no task.
@@ -60,7 +60,7 @@ def compare_runs(
             f"the runs share no task: {a.path.parent} has {', '.join(a.tasks)}; {b.path.parent} has {', '.join(b.tasks)}"
         )
     pairs = [(a.tasks[name], b.tasks[name]) for name in shared]
-    rows = [row for pair in pairs for row in _compare_task(*pair, num_resamples, shared_documents, called)]
+    rows = [row for pair in pairs for row in _compare_task(*pair, num_resamples, shared_documents, names)]
     return correct_together([_of_shared_documents(row) for row in rows] if shared_documents else rows)
 
 
@@ -74,13 +74,13 @@ def correct_together(rows: Sequence[RunComparison]) -> list[RunComparison]:
 
 
 def _compare_task(
-    a: TaskRun, b: TaskRun, num_resamples: int, shared_documents: bool, called: str
+    a: TaskRun, b: TaskRun, num_resamples: int, shared_documents: bool, names: tuple[str, str]
 ) -> Iterator[RunComparison]:
     for name, value in a.values.items():
         metric = a.metrics.get(name)
         row = RunComparison(a.name, name, metric.value_unit if metric else "", value, b.values.get(name), None)
         try:
-            states = paired_states(a, b, name, shared_documents=shared_documents, called=called)
+            states = paired_states(a, b, name, shared_documents=shared_documents, names=names)
             result = compare(a.metrics[name], *states, num_resamples=num_resamples)
         except ComparisonError as error:
             yield replace(row, reason=error.message)
@@ -102,7 +102,7 @@ def _why_no_metric(task: TaskRun, name: str) -> str:
 
 
 def paired_states(
-    a: TaskRun, b: TaskRun, name: str, *, shared_documents: bool = False, called: str = "B"
+    a: TaskRun, b: TaskRun, name: str, *, shared_documents: bool = False, names: tuple[str, str] = ("A", "B")
 ) -> tuple[Tensor, Tensor]:
     """Both runs' packed sums ``(D, rows, 8)`` of the same documents, in the order of run A.
 
@@ -111,7 +111,7 @@ def paired_states(
         b: the same task in the run to judge.
         name: the metric's key.
         shared_documents: take the documents that both have.
-        called: what messages call run B.
+        names: what messages call the runs.
 
     Raises:
         ComparisonError: the metric can't be compared; the message says why.
@@ -119,21 +119,23 @@ def paired_states(
     if name not in a.metrics:
         raise ComparisonError(_why_no_metric(a, name))
     if name not in b.values:
-        raise ComparisonError(f"{called} doesn't have this metric")
+        raise ComparisonError(f"{names[1]} doesn't have this metric")
     if a.version != b.version:
-        raise ComparisonError(f"the task versions differ: {a.version} in A, {b.version} in {called}")
+        raise ComparisonError(f"the task versions differ: {a.version} in {names[0]}, {b.version} in {names[1]}")
     keys = [[sample.key for sample in task.samples_of(name)] for task in (a, b)]
     if all(keys) and not shared_documents:
-        same_documents(keys[0], keys[1], called)
-    states = [_states(task, name, run, shared_documents) for task, run in ((a, "A"), (b, called))]
+        same_documents(keys[0], keys[1], names)
+    states = [_states(task, name, run, shared_documents) for task, run in zip((a, b), names, strict=True)]
     if repr(a.metrics[name]) != repr(b.metrics[name]):
-        raise ComparisonError(f"the metric's options differ: {a.metrics[name]!r} in A, {b.metrics[name]!r} in {called}")
+        raise ComparisonError(
+            f"the metric's options differ: {a.metrics[name]!r} in {names[0]}, {b.metrics[name]!r} in {names[1]}"
+        )
     places = [{key: place for place, key in enumerate(own)} for own in keys]
     common = [key for key in keys[0] if key in places[1]]
     first, second = (
         own[torch.tensor([at[key] for key in common], dtype=torch.long)] for own, at in zip(states, places, strict=True)
     )
-    _same_token_counts(a.metrics[name], first, second, called)
+    _same_token_counts(a.metrics[name], first, second, names)
     return first, second
 
 
@@ -145,20 +147,20 @@ def _states(task: TaskRun, name: str, run: str, even_some: bool) -> Tensor:
     return states
 
 
-def _same_token_counts(metric: TokenMetric, a: Tensor, b: Tensor, called: str) -> None:
+def _same_token_counts(metric: TokenMetric, a: Tensor, b: Tensor, names: tuple[str, str]) -> None:
     """Refuse documents with different token counts: per-token values of different tokenizers aren't comparable."""
     counts = [_token_counts(metric, states) for states in (a, b)]
     differ = int((counts[0] != counts[1]).sum())
     if differ:
         raise ComparisonError(
-            f"{differ} of {len(a)} documents have a different number of tokens in {called} ({counts[0].sum():.0f} tokens in A "
-            f"and {counts[1].sum():.0f} in {called} in total): the tokenizers differ, and per-token values of different "
-            "tokenizers can't be compared. Use bits_per_byte"
+            f"{differ} of {len(a)} documents have a different number of tokens in {names[1]} ({counts[0].sum():.0f} tokens "
+            f"in {names[0]} and {counts[1].sum():.0f} in {names[1]} in total): the tokenizers differ, and per-token values of "
+            "different tokenizers can't be compared. Use bits_per_byte"
         )
 
 
 def _token_counts(metric: TokenMetric, states: Tensor) -> Tensor:
     """The number of tokens of each document, ``(D,)``: the metric's sums named `tokens` or `denominator`."""
-    sums = [metric.unpack(row) for row in exact_sum.to_float(states)]
-    names = [name for name in (sums[0] if sums else ()) if name.rpartition(".")[2] in ("tokens", "denominator")]
-    return torch.stack([sum((row[name].sum() for name in names), torch.tensor(0.0)) for row in sums])
+    sums = metric.unpack(exact_sum.to_float(states).T)  # (D,) by name, or (num_bins, D)
+    counts = [each for name, each in sums.items() if name.rpartition(".")[2] in ("tokens", "denominator")]
+    return sum((each.reshape(-1, len(states)).sum(dim=0) for each in counts), torch.zeros(len(states)))

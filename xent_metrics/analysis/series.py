@@ -188,7 +188,10 @@ class _Collected:
 
 def _point(anchor: TaskRun, task: TaskRun, name: str) -> tuple[float, Array]:
     """A checkpoint's value on the metric's scale, and that without each document, ``(D,)``."""
-    metric, states = anchor.metrics.get(name), paired_states(anchor, task, name, called="this checkpoint")[1]
+    metric, states = (
+        anchor.metrics.get(name),
+        paired_states(anchor, task, name, names=("the first checkpoint", "this one"))[1],
+    )
     assert metric is not None  # or else it isn't paired
     if not metric.has_standard_error:
         raise ComparisonError(

@@ -4,9 +4,10 @@ Each is a coefficient of a least-squares fit, so a weighted sum of the checkpoin
 error: the scatter of checkpoints around the fit, and the choice of documents, which all checkpoints share. The variances
 are added, and Student's quantile is taken for the degrees of freedom of both together (Welch and Satterthwaite).
 
-A shift is looked for between any two neighbouring checkpoints: a line through those around it, with a step. The strongest is
-taken, then the series is cut there and the parts are searched again. p values are multiplied by the number of places that are
-looked at, in all series together (Bonferroni). A single checkpoint that is off is no shift.
+A shift is looked for between any two neighbouring checkpoints: a cubic through those around it, with a step. The cubic keeps
+curves of training from looking like steps. The strongest shift is taken, then the series is cut there and the parts are
+searched again. p values are multiplied by the number of places that are looked at, in all series together (Bonferroni). A
+single checkpoint that is off is no shift.
 
 References: Satterthwaite (1946), An Approximate Distribution of Estimates of Variance Components; Andrews (1993), Tests for
 Parameter Instability and Structural Change with Unknown Change Point.
@@ -14,7 +15,7 @@ Parameter Instability and Structural Change with Unknown Change Point.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,7 +26,8 @@ from xent_metrics.analysis.scipy_stats import scipy_stats
 __all__ = ["FEWEST_CHECKPOINTS", "Estimate", "Points", "Shift", "level_shifts", "places", "slope"]
 
 FEWEST_CHECKPOINTS = 6
-_LEAST_SIDE = 2  # checkpoints on either side of a shift: one alone may be an outlier
+_LEAST_SIDE = 3  # checkpoints on either side of a shift: one alone may be an outlier
+_FEWEST_FOR_CUBIC = 12  # checkpoints; a line through fewer
 Array = np.ndarray[Any, Any]
 
 
@@ -52,13 +54,6 @@ class Estimate(NamedTuple):
         """± Student's quantile times the error."""
         half = float(scipy_stats().t.ppf(0.5 + confidence_level / 2, self.degrees)) * self.error
         return self.value - half, self.value + half
-
-    @property
-    def p_value(self) -> float:
-        """Of the hypothesis that the coefficient is 0."""
-        if self.error == 0:
-            return float(self.value == 0)
-        return float(2 * scipy_stats().t.sf(abs(self.value) / self.error, self.degrees))
 
 
 @dataclass(frozen=True)
@@ -111,27 +106,36 @@ def _search(points: Points, begin: int, end: int, window: int, tests: int, level
         return
     ranges = [(max(begin, place - window), min(end, place + window)) for place in found]
     fits = [_step(points.part(*around), place - around[0]) for place, around in zip(found, ranges, strict=True)]
-    best = int(np.argmin([fit.p_value for fit in fits]))
-    corrected = min(1.0, fits[best].p_value * tests)
+    p_values = _p_values(fits)
+    best = int(np.argmin(p_values))
+    corrected = min(1.0, float(p_values[best]) * tests)
     if corrected > level:
         return
     place, (low, high) = found[best], ranges[best]
     near = _as_likely(points.part(low, high), place - low, level)
-    yield Shift(place, low + min(near), low + max(near), fits[best], fits[best].p_value, corrected)
+    yield Shift(place, low + min(near), low + max(near), fits[best], float(p_values[best]), corrected)
     yield from _search(points, begin, place, window, tests, level)
     yield from _search(points, place, end, window, tests, level)
 
 
+def _p_values(estimates: Sequence[Estimate]) -> Array:
+    """Of the hypothesis that each is 0."""
+    values, errors, degrees = np.array(estimates).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = 2 * scipy_stats().t.sf(np.abs(values) / errors, degrees)
+    chances: Array = np.where(errors > 0, found, values == 0)
+    return chances
+
+
 def _step(points: Points, place: int) -> Estimate:
-    return _coefficient(_line_with_step(points.steps, place), points)
+    return _coefficient(_curve_with_step(points.steps, place), points)
 
 
 def _as_likely(points: Points, best: int, level: float) -> list[int]:
     """The places whose fit is not significantly worse than the best one's, by the F test of one parameter."""
-    squares = {
-        place: _fit(_line_with_step(points.steps, place), points.values)[1] for place in places(len(points.steps))
-    }
-    degrees = len(points.steps) - 3
+    columns = {place: _curve_with_step(points.steps, place) for place in places(len(points.steps))}
+    squares = {place: _fit(each, points.values)[1] for place, each in columns.items()}
+    degrees = len(points.steps) - columns[best].shape[1]
     bound = squares[best] * (1 + float(scipy_stats().f.ppf(1 - level, 1, degrees)) / degrees)
     return [best, *(place for place, square in squares.items() if square <= bound)]
 
@@ -141,14 +145,17 @@ def _line(steps: Array) -> Array:
     return np.stack([np.ones(len(steps)), steps - steps.mean()], axis=1)
 
 
-def _line_with_step(steps: Array, place: int) -> Array:
-    """The columns of a line with a step, ``(K, 3)``; the last one's coefficient is the step's height."""
-    return np.column_stack([_line(steps), np.arange(len(steps)) >= place])
+def _curve_with_step(steps: Array, place: int) -> Array:
+    """The columns of a cubic with a step, ``(K, 5)``, or of a line with one; the last one's coefficient is the step's height."""
+    degree = 3 if len(steps) >= _FEWEST_FOR_CUBIC else 1
+    around = (steps - steps.mean()) / np.ptp(steps)
+    return np.column_stack([*(around**power for power in range(degree + 1)), np.arange(len(steps)) >= place])
 
 
 def _fit(columns: Array, values: Array) -> tuple[Array, float]:
     """The weights of each coefficient, ``(columns, K)``, and the sum of squared residuals."""
-    weights = np.linalg.pinv(columns / (scale := np.abs(columns).max(axis=0))) / scale[:, None]
+    scale = np.abs(columns).max(axis=0)
+    weights = np.linalg.pinv(columns / scale) / scale[:, None]
     residuals = values - columns @ (weights @ values)
     return weights, float(residuals @ residuals)
 
