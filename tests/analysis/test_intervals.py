@@ -186,7 +186,7 @@ def test_an_infinite_document_has_no_interval(documents, method):
 )
 @pytest.mark.parametrize("size", [10, 40])
 def test_an_interval_of_means_with_a_long_tail_covers_93_to_97_percent(draw, size):
-    """Where Student's covers 84 to 93 %. Of 4,000 corpora, so to within a percent; benchmarks/coverage.py counts more."""
+    """Where Student's covers 84 to 93 %. Of 4,000 corpora; benchmarks/interval_coverage.py draws more kinds."""
     rng, ones = np.random.default_rng(size), np.ones((4000, size), dtype=int)
     truth, y = draw(rng, 2_000_000).mean(), draw(rng, ones.shape)
     low, high = ends(*of_ratio(y, ones))

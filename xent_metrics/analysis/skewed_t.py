@@ -4,10 +4,10 @@ T = (θ̂ − θ)/SE leans by about γ/√D if the documents have skewness γ, a
 bad documents that the sample happens to lack. Hall's transformation h(T) = (e^{2aT} − 1)/2a + a/2 with a = γ/(3√D) takes the
 lean away, so the ends are Student's quantiles through its inverse. γ is the adjusted skewness of the documents' influences.
 
-Two things were chosen by simulation (benchmarks/coverage.py). The quantile is widened by 1 + (1.5 γ/√D)², since a skewness
-that is estimated from few documents is too small where it matters. And γ/√D counts up to 0.5, and no further than to where
-the inverse nears infinity. Beyond, `reliability_note` says that the interval may not cover. It can't say so of a tail of which
-the sample holds nothing, and no interval can cover for that.
+Two things were chosen by simulation (benchmarks/interval_coverage.py). The quantile is widened by 1 + (1.5 γ/√D)², since a
+skewness that is estimated from few documents is too small where it matters. And γ/√D counts up to 0.5, and no further than to
+where the inverse nears infinity. Beyond, `reliability_note` says that the interval may not cover. It can't say so of a tail of
+which the sample holds nothing, and no interval can cover for that.
 
 Reference: Hall (1992), On the Removal of Skewness by Transformation, JRSS B 54.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 from xent_metrics.analysis.jackknife import degrees_of_freedom, jackknife_error
 from xent_metrics.analysis.scipy_stats import scipy_stats
 
-__all__ = ["FEWEST_DOCUMENTS", "Reach", "reach", "reliability_note"]
+__all__ = ["FEWEST_DOCUMENTS", "Reach", "lean_of", "reach", "reliability_note"]
 
 FEWEST_DOCUMENTS = 10  # the fewest for which coverage was simulated
 _LEAST_ARGUMENT = 0.2  # of the inverse's logarithm
@@ -51,7 +51,7 @@ def reach(estimates: Tensor, influences: Tensor, confidence_level: float) -> Rea
     >>> below < above, lean > 0
     (True, True)
     """
-    error, lean = jackknife_error(estimates), _lean(estimates)
+    error, lean = jackknife_error(estimates), lean_of(estimates)
     degrees = [degrees_of_freedom(influences), len(estimates) - 1]
     effective, plain = (float(each) for each in scipy_stats().t.ppf(0.5 + confidence_level / 2, degrees))
     if not math.isfinite(effective * error):
@@ -73,8 +73,8 @@ def reliability_note(documents: int, lean: float) -> str:
     return ""
 
 
-def _lean(estimates: Tensor) -> float:
-    """The adjusted skewness of the documents' influences by √D; 0 for fewer than three, or if all are alike."""
+def lean_of(estimates: Tensor) -> float:
+    """The adjusted skewness of the documents' influences, divided by √D; 0 for fewer than three, or if all are alike."""
     documents = len(estimates)
     if documents < 3 or not bool(estimates.isfinite().all()):
         return 0.0

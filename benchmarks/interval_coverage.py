@@ -1,6 +1,6 @@
 """How often 95 % intervals contain the truth: document means with tails, 0 or 1 per document, and paired differences of these.
 
-    python benchmarks/coverage.py [--full]
+    python benchmarks/interval_coverage.py [--full]
 
 Each cell draws corpora of documents of one token, whose losses are the means, and counts the intervals that contain the mean of
 the distribution. The intervals are the package's own. Beside it: Student's t, and scipy's bootstrap-t and BCa, on the same
