@@ -104,8 +104,10 @@ def test_p_values_are_those_of_xent_compare(browser, runs, tmp_path):
     read = read_run(base / "a"), read_run(base / "b")
     write_report(read, tmp_path / "page.html")
     opened(browser, tmp_path / "page.html")
-    shown = [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, ".values td[data-column='p value']")]
-    assert shown == [f"{row.result.p_value:.3g}" for row in compare_runs(*read)]
+    cells = browser.find_elements(By.CSS_SELECTOR, ".values td[data-column='p value, Holm']")
+    results = [row.result for row in compare_runs(*read)]
+    assert [cell.text.split() for cell in cells] == [[f"{each.p_value:.3g}", f"{each.p_holm:.3g}"] for each in results]
+    assert all(each.p_holm > each.p_value for each in results)
 
 
 def test_a_narrow_screen_holds_the_page(browser, page, token_runs, tmp_path):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from support.logged_runs import METRICS, TEXTS, write_run
 
-from xent_metrics.analysis import compare
-from xent_metrics.analysis.run_comparison import compare_runs
+from xent_metrics.analysis import compare, corrected
+from xent_metrics.analysis.run_comparison import compare_runs, correct_together
 from xent_metrics.analysis.runs import read_run
 from xent_metrics.errors import ComparisonError
 from xent_metrics.plugins import Plugins, use_plugins
@@ -22,10 +23,12 @@ def test_two_runs_are_compared_on_the_same_documents_in_any_order(runs, damaged)
     first, second, shuffled = read_run(base / "a"), read_run(base / "b"), read_run(folder)
     rows = {row.metric: row for row in compare_runs(first, second, num_resamples=199)}
     assert set(rows) == {"bits_per_byte", "bits_per_token", "expected_calibration_error"}
+    alone = []
     for name, row in rows.items():
         assert row.result.difference == pytest.approx(found["b"][name] - found["a"][name], rel=1e-12)
         states = first.tasks["t"].states(name), second.tasks["t"].states(name)
-        assert row.result == compare(first.tasks["t"].metrics[name], *states, num_resamples=199)
+        alone.append(compare(first.tasks["t"].metrics[name], *states, num_resamples=199))
+    assert [row.result for row in rows.values()] == corrected(alone) != alone
     assert rows["bits_per_byte"].result.better == "B"  # warmer: nearer to uniform than a random table
     for row in compare_runs(first, shuffled, num_resamples=99):
         assert (row.result.difference, row.result.p_value) == (0.0, 1.0)
@@ -177,3 +180,13 @@ def test_runs_without_a_shared_task_are_refused(runs, damaged):
     results.write_text(json.dumps(found))
     with pytest.raises(ComparisonError, match="share no task"):
         compare_runs(read_run(base / "a"), read_run(folder))
+
+
+def test_rows_of_several_pairs_are_corrected_together(runs):
+    base, _ = runs
+    rows = compare_runs(read_run(base / "a"), read_run(base / "b"), num_resamples=199)
+    twice = correct_together([*rows, *rows, replace(rows[0], result=None, reason="none")])
+    assert twice[-1].result is None
+    assert [row.result.p_value for row in twice[:3]] == [row.result.p_value for row in rows]
+    assert [row.result.p_holm for row in twice[:3]] > [row.result.p_holm for row in rows]
+    assert correct_together(rows) == rows

@@ -31,7 +31,8 @@ def test_the_verdict_is_a_run_or_none(runs):
 
 def test_the_legend_says_the_rule(runs):
     legend = " ".join(xent("compare", *runs, width=100).split())
-    assert "better: the better run, if the interval excludes 0 and p ≤ 0.05" in legend
+    assert "better: the better run, if the interval excludes 0 and Holm's p ≤ 0.05" in legend
+    assert "corrected for all 4 comparisons made here" in legend
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
@@ -80,3 +81,67 @@ def test_a_reason_is_said_once_for_all_metrics(valued_runs, tmp_path):
     assert table.count("the runs saw different documents") == 1
     assert "\n[1] the runs saw different documents: 23 in both" in table
     assert {cells(table, name)[-1] for name in ("bits per byte", "bits per token")} == {"not compared [1]"}
+
+
+def test_three_runs_make_a_matrix_per_metric(valued_runs, tmp_path):
+    base, found = valued_runs
+    write_run(tmp_path, 1.9)
+    arguments = ["compare", base / "a", base / "b", tmp_path, "--num-resamples", "999"]
+    pairs = json.loads(xent(*arguments, "--json"))
+    assert [pair["names"] for pair in pairs] == [["A", "B"], ["A", "C"], ["B", "C"]]
+    assert {row["p_holm"] >= row["p_bh"] >= row["p_value"] for pair in pairs for row in pair["comparisons"]} == {True}
+    table = xent(*arguments)
+    assert table.count("t: bits_per_byte (bits per byte)") == 1
+    first = next(line for line in table.splitlines() if line.startswith("│ A "))
+    shown = [cell.strip() for cell in first.strip("│").split("│")]
+    rows = [next(row for row in pair["comparisons"] if row["metric"] == "bits_per_byte") for pair in pairs]
+    assert shown == ["A", f"{found['a']['bits_per_byte']:.4g}", *(f"{row['difference']:+.3g}" for row in rows[:2])]
+    below = table.splitlines()[table.splitlines().index(first) + 1]
+    assert f"{rows[0]['p_holm']:.2g} {rows[0]['better']}" in below
+    assert "corrected for all 9 comparisons" in " ".join(table.split())
+
+
+def test_with_a_baseline_each_run_is_compared_in_full_with_the_first(valued_runs, tmp_path):
+    base, _ = valued_runs
+    write_run(tmp_path, 1.9)
+    arguments = ["compare", base / "a", base / "b", tmp_path, "--num-resamples", "99", "--baseline"]
+    table = xent(*arguments)
+    assert "B − A" in table
+    assert "C − A" in table
+    assert "C − B" not in table
+    assert len(json.loads(xent(*arguments, "--json"))) == 2
+
+
+def test_too_few_resamples_for_the_number_of_comparisons_are_named(valued_runs):
+    base, _ = valued_runs
+    runs = [str(base / name) for name in ("a", "b", "a", "b", "a")]
+    result = CliRunner().invoke(app, ["compare", *runs, "--num-resamples", "99", "--json"])
+    assert "30 comparisons: the smallest p value of 99 resamples is not significant" in " ".join(result.stderr.split())
+    assert "Use --num-resamples 599 or more" in " ".join(result.stderr.split())
+    result = CliRunner().invoke(app, ["compare", *runs, "--num-resamples", "599", "--json"])
+    assert result.stderr == ""
+
+
+def test_a_missing_verdict_says_how_many_documents_it_would_take(tmp_path):
+    for name, temperature in (("a", 1.0), ("b", 2.0)):
+        write_run(tmp_path / name, temperature, texts=TEXTS[:4])
+    arguments = ["compare", tmp_path / "a", tmp_path / "b", "--num-resamples", "99"]
+    table = xent(*arguments)
+    missing = [row for row in json.loads(xent(*arguments, "--json"))[0]["comparisons"] if row["documents_missing"]]
+    assert missing
+    for row in missing:
+        assert row["documents_missing"] == row["documents_needed"] - row["documents"]
+        assert f"{row['documents_missing']:,.0f} more documents" in table
+
+
+def test_runs_without_a_shared_task_are_an_error(valued_runs, tmp_path):
+    base, _ = valued_runs
+    write_run(tmp_path)
+    [path] = tmp_path.rglob("results_*.json")
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(found | {part: {"u": found[part]["t"]} for part in ("results", "configs", "versions")}))
+    error = CliRunner().invoke(app, ["compare", str(base / "a"), str(tmp_path)]).exception
+    assert isinstance(error, ComparisonError)
+    assert "the runs share no task" in str(error)
+    table = xent("compare", base / "a", base / "b", tmp_path, "--num-resamples", "99")
+    assert "bits_per_byte" in table

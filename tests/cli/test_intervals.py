@@ -4,6 +4,7 @@ import json
 
 import pytest
 from support.cli import fits, xent
+from support.logged_runs import TEXTS, write_run
 
 NAMES = ["cross entropy", "calibration weighted cross entropy", "expected calibration error", "overconfidence"]
 
@@ -48,3 +49,12 @@ def test_the_number_of_documents_that_a_value_rests_on_is_shown(runs):
         assert 2 < row["effective_documents"] < row["documents"]
         assert f"{row['effective_documents']:.1f}" in table.split()
     assert "Student's quantile for that number" in " ".join(table.split())
+
+
+def test_an_interval_that_may_not_cover_is_marked(tmp_path):
+    write_run(tmp_path, texts=TEXTS[:8])
+    rows = json.loads(xent("intervals", tmp_path, "--json"))
+    assert {row["note"] for row in rows} == {"8 documents are few: coverage was simulated from 10 on"}
+    table = xent("intervals", tmp_path)
+    assert table.count(" [1] ") == len(rows)
+    assert "\n[1] 8 documents are few" in table

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torchmetrics
 from support import reference
+from support.registered import buildable
 
 from xent_metrics import (
     BitsPerByte,
@@ -21,6 +22,7 @@ from xent_metrics import (
 )
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.metrics import BytePerplexity, MaximumCalibrationError, RMSCalibrationError
+from xent_metrics.testing.case import Case
 
 BUILT_IN = sorted(reference.REFERENCES)  # the others have their references in reference_family.py
 
@@ -55,6 +57,15 @@ def test_metrics_are_those_of_fifty_digits(name, options, dtype, batch):
     want = reference.REFERENCES[name](rows, targets, **{k: v.flatten().tolist() for k, v in lengths.items()}, **options)
     got = value(get_metric(name, **options), scores)
     assert got.item() == pytest.approx(float(want), rel=1e-13 if dtype == torch.float64 else 1e-6)
+
+
+@pytest.mark.parametrize("name", buildable())
+def test_a_value_is_within_the_metrics_bounds(name):
+    low, high = get_metric(name).bounds
+    assert low < high
+    for seed in range(3):
+        found = Case.of(get_metric(name), seed=seed).used().compute()
+        assert low <= found <= high
 
 
 def test_uniform_logits():

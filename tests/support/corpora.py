@@ -25,8 +25,15 @@ def ends(value, leave_one_out, weights):
     size = leave_one_out.shape[1]
     error = np.sqrt((size - 1) * leave_one_out.var(axis=1))
     effective = weights.sum(axis=1) ** 2 / (weights**2).sum(axis=1)
-    half = stats.t.ppf(0.975, effective - 1) * error
-    return value - half, value + half
+    lean = np.clip(stats.skew(-leave_one_out, axis=1, bias=False) / np.sqrt(size), -0.5, 0.5)
+    quantile = np.maximum(stats.t.ppf(0.975, effective - 1), stats.t.ppf(0.975, size - 1) * (1 + 2.25 * lean**2))
+    most = np.sqrt(quantile**2 + 0.8) - quantile
+    a = np.clip(lean / 3, -most, most)
+
+    def untransformed(quantile):  # Hall's transformation, the other way round
+        return np.log(1 + 2 * a * (quantile - a / 2)) / (2 * a)
+
+    return value - untransformed(quantile) * error, value - untransformed(-quantile) * error
 
 
 def of_ratio(y, x):

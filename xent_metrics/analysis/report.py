@@ -16,9 +16,10 @@ from typing import Any
 from xent_metrics.analysis.intervals import delta_interval
 from xent_metrics.analysis.report_documents import pack_documents
 from xent_metrics.analysis.report_plots import run_color, task_plots
-from xent_metrics.analysis.run_comparison import RunComparison, compare_runs
+from xent_metrics.analysis.run_comparison import RunComparison
+from xent_metrics.analysis.run_matrix import Pair, compare_all, run_letters
 from xent_metrics.analysis.runs import Run, TaskRun
-from xent_metrics.errors import ComparisonError, InvalidInputError, MissingExtraError
+from xent_metrics.errors import InvalidInputError, MissingExtraError
 from xent_metrics.files import replacing
 from xent_metrics.version import __version__
 
@@ -44,9 +45,9 @@ def write_report(
     if not path.parent.is_dir():
         raise InvalidInputError(f"{path}: the folder {path.parent} doesn't exist; create it first")
     template = _template()
-    letters = [chr(ord("A") + i) for i in range(len(runs))]
+    letters = run_letters(len(runs))
     notes: list[str] = []
-    compared = dict(_differences(runs, letters, notes))
+    compared = dict(_differences(compare_all(runs, baseline=True), notes))
     page = template.render(
         title=title,
         version=__version__,
@@ -118,18 +119,13 @@ def _number(value: float) -> str:
     return "—" if math.isnan(value) else f"{value:.5g}"
 
 
-def _differences(
-    runs: Sequence[Run], letters: Sequence[str], notes: list[str]
-) -> Iterator[tuple[tuple[str, str, str], dict[str, Any]]]:
+def _differences(pairs: Sequence[Pair], notes: list[str]) -> Iterator[tuple[tuple[str, str, str], dict[str, Any]]]:
     """Each run's differences from the first, by task, metric and letter."""
-    for run, letter in zip(runs[1:], letters[1:], strict=True):
-        try:
-            rows = compare_runs(runs[0], run, called=letter)
-        except ComparisonError as error:
-            notes.append(f"{letter} is not compared with A: {error.message}.")
-            continue
-        for row in rows:
-            yield (row.task, row.metric, letter), _difference(row, letter)
+    for pair in pairs:
+        if pair.reason is not None:
+            notes.append(f"{pair.second} is not compared with {pair.first}: {pair.reason}.")
+        for row in pair.rows:
+            yield (row.task, row.metric, pair.second), _difference(row, pair)
 
 
 def _reasons(compared: Mapping[tuple[str, str, str], dict[str, Any]]) -> dict[str, list[str]]:
@@ -142,7 +138,7 @@ def _reasons(compared: Mapping[tuple[str, str, str], dict[str, Any]]) -> dict[st
     return {task: reasons for task, reasons in found.items() if reasons}
 
 
-def _difference(row: RunComparison, letter: str) -> dict[str, Any]:
+def _difference(row: RunComparison, pair: Pair) -> dict[str, Any]:
     if row.result is None:
         return {"reason": row.reason}
     result = row.result
@@ -152,7 +148,8 @@ def _difference(row: RunComparison, letter: str) -> dict[str, Any]:
         "difference": result.shown(result.difference, 4),
         "interval": f"{result.shown(result.low)} … {result.shown(result.high)}",
         "p": f"{result.p_value:.3g}",
+        "p_holm": f"{result.p_holm:.3g}",
         "documents": f"{result.documents:,}",
         "needed": needed,
-        "better": {"A": "A", "B": letter}.get(result.better or "", "—"),
+        "better": pair.letter_of(result.better) or "—",
     }

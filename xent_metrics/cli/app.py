@@ -28,6 +28,7 @@ from xent_metrics.cli.plugin_commands import XentGroup
 from xent_metrics.cli.plugins import plugins
 from xent_metrics.cli.report import report
 from xent_metrics.cli.rescore import rescore
+from xent_metrics.cli.series import series
 from xent_metrics.cli.tasks import tasks
 from xent_metrics.errors import XentMetricsError
 
@@ -82,6 +83,7 @@ app.command()(tasks)
 app.command("lm-eval", context_settings=PASS_ON)(lm_eval)
 app.command()(compare)
 app.command()(compare_models)
+app.command()(series)
 app.command()(intervals)
 app.command()(report)
 app.command()(rescore)

@@ -3,60 +3,100 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xent_metrics.cli.output import AsJson, print_json, print_problems, printable
+from xent_metrics.cli.output import AsJson, print_json, print_note, print_problems
 
 if TYPE_CHECKING:
     from xent_metrics.analysis.comparison import Comparison
     from xent_metrics.analysis.run_comparison import RunComparison
+    from xent_metrics.analysis.run_matrix import Pair
     from xent_metrics.analysis.runs import Run
 
 __all__ = ["compare"]
 
 _LEGEND = (
-    "B − A: difference, with its 95 % interval over documents. p: p value of a permutation test. documents: number compared; "
-    "below, how many would detect a difference of this size (80 % power at the 5 % level). better: the better run, if the "
-    "interval excludes 0 and p ≤ 0.05; – if the metric doesn't say which direction is better."
+    "B − A: difference, with its 95 % interval over documents. p: p value of a permutation test (McNemar's if a metric is 0 or 1 "
+    "on each document); below, Holm's, corrected for all {tests} comparisons made here. documents: number compared; below, how "
+    "many would detect a difference of this size (80 % power at the 5 % level, corrected likewise). better: the better run, if "
+    "the interval excludes 0 and Holm's p ≤ 0.05; – if the metric doesn't say which direction is better."
+)
+_MATRIX_LEGEND = (
+    "Each cell: the column's run − the row's; below, p by Holm's method, corrected for all {tests} comparisons made here, and "
+    "the better run, if the 95 % interval excludes 0 and this p ≤ 0.05; – if the metric doesn't say which direction is better. "
+    "--json has intervals, uncorrected p values, Benjamini and Hochberg's, and documents. --baseline compares with A alone, in "
+    "full."
 )
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="lm-eval output folders; each is compared with the first.")],
+    runs: Annotated[list[Path], typer.Argument(help="lm-eval output folders.")],
     as_json: AsJson = False,
     num_resamples: Annotated[int, typer.Option(help="Number of resamples of the permutation test.", min=99)] = 9999,
     shared_documents: Annotated[
         bool,
         typer.Option("--shared-documents", help="If the runs' documents differ, compare on those that both have."),
     ] = False,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Compare each run with the first only, as the report does.")
+    ] = False,
 ) -> None:
-    """Compare runs on the same documents: difference, 95 % interval, p value, and documents needed to detect it."""
-    from xent_metrics.analysis.run_comparison import compare_runs
+    """Compare runs on the same documents: difference, 95 % interval, p value, and documents needed to detect it.
+
+    Three runs or more are compared each with each, as a matrix per metric. p values are corrected for all that is compared.
+    """
+    from xent_metrics.analysis.run_matrix import compare_all
     from xent_metrics.analysis.runs import read_run
     from xent_metrics.errors import ComparisonError
 
     if len(runs) < 2:
         raise ComparisonError(f"xent compare takes two or more runs; got {len(runs)}")
-    first, *others = [read_run(path) for path in runs]
-    found = [
-        (other, compare_runs(first, other, num_resamples=num_resamples, shared_documents=shared_documents))
-        for other in others
-    ]
+    read = [read_run(path) for path in runs]
+    pairs = compare_all(read, baseline=baseline, num_resamples=num_resamples, shared_documents=shared_documents)
+    if not any(pair.rows for pair in pairs):
+        raise ComparisonError("; ".join(dict.fromkeys(str(pair.reason) for pair in pairs)))
+    _note_too_few_resamples(pairs, num_resamples)
     if as_json:
-        print_json([_as_json(first, other, rows) for other, rows in found])
-        return
-    for other, rows in found:
-        _print(first, other, rows)
+        print_json([_as_json(pair, read) for pair in pairs])
+    elif len(runs) == 2 or baseline:
+        _print_pairs(pairs, read)
+    else:
+        _print_matrix(pairs, read)
 
 
-def _as_json(first: Run, other: Run, rows: list[RunComparison]) -> dict[str, Any]:
+def _results(pairs: Iterable[Pair]) -> list[Comparison]:
+    return [row.result for pair in pairs for row in pair.rows if row.result]
+
+
+def _note_too_few_resamples(pairs: Sequence[Pair], num_resamples: int) -> None:
+    from xent_metrics.analysis.multiplicity import resamples_needed
+
+    tests = len(_results(pairs))
+    if resamples_needed(tests) > num_resamples and any(each.test == "permutation" for each in _results(pairs)):
+        print_note(
+            f"{tests} comparisons: the smallest p value of {num_resamples:,} resamples is not significant after Holm's "
+            f"correction. Use --num-resamples {resamples_needed(tests)} or more"
+        )
+
+
+def _by_letter(runs: Sequence[Run]) -> dict[str, Run]:
+    from xent_metrics.analysis.run_matrix import run_letters
+
+    return dict(zip(run_letters(len(runs)), runs, strict=True))
+
+
+def _as_json(pair: Pair, runs: Sequence[Run]) -> dict[str, Any]:
+    first, second = (_by_letter(runs)[letter] for letter in (pair.first, pair.second))
     return {
         "a": str(first.path),
-        "b": str(other.path),
-        "problems": [*first.problems, *other.problems],
+        "b": str(second.path),
+        "names": [pair.first, pair.second],
+        "reason": pair.reason,
+        "problems": [*first.problems, *second.problems],
         "comparisons": [
             (row.result.to_json() if row.result else {})
             | {
@@ -67,57 +107,142 @@ def _as_json(first: Run, other: Run, rows: list[RunComparison]) -> dict[str, Any
                 "value_a": row.value_a,
                 "value_b": row.value_b,
             }
-            for row in rows
+            for row in pair.rows
         ],
     }
 
 
-def _print(first: Run, other: Run, rows: list[RunComparison]) -> None:
-    from xent_metrics.cli.tables import print_run, table_console
+def _print_pairs(pairs: Sequence[Pair], runs: Sequence[Run]) -> None:
+    from xent_metrics.cli.tables import print_legend
 
-    for letter, run in (("A", first), ("B", other)):
+    _print_runs(runs)
+    for pair in pairs:
+        for task in dict.fromkeys(row.task for row in pair.rows):
+            _print_task(pair, task)
+    print_legend(_LEGEND.format(tests=len(_results(pairs))))
+    _print_what_is_wrong(pairs, runs)
+
+
+def _print_runs(runs: Sequence[Run]) -> None:
+    from xent_metrics.cli.tables import print_run
+
+    for letter, run in _by_letter(runs).items():
         print_run(letter, run)
-    for task in dict.fromkeys(row.task for row in rows):
-        _print_task(task, [row for row in rows if row.task == task])
-    table_console().print(_LEGEND, highlight=False, style="dim")
-    for run in (first, other):
+
+
+def _print_what_is_wrong(pairs: Sequence[Pair], runs: Sequence[Run]) -> None:
+    for run in runs:
         print_problems(run)
+    for pair in pairs:
+        if pair.reason is not None:
+            print_note(f"{pair.second} is not compared with {pair.first}: {pair.reason}")
 
 
-def _print_task(task: str, rows: list[RunComparison]) -> None:
-    from xent_metrics.cli.tables import Column, print_table, table_console
+def _print_task(pair: Pair, task: str) -> None:
+    from xent_metrics.cli.tables import Column, print_reasons, print_table
 
+    rows = [row for row in pair.rows if row.task == task]
     columns = [
         Column("metric", bold=True),
-        Column("A", drop=3, justify="right"),
-        Column("B", drop=2, justify="right"),
-        Column("B − A", justify="right"),
+        Column(pair.first, drop=3, justify="right"),
+        Column(pair.second, drop=2, justify="right"),
+        Column(f"{pair.second} − {pair.first}", justify="right"),
         Column("p", drop=1, justify="right"),
         Column("documents", drop=4, justify="right"),
         Column("better"),
     ]
-    reasons = list(dict.fromkeys(row.reason for row in rows if row.reason))
-    print_table(columns, [_cells(row, reasons) for row in rows], title=task)
-    for number, reason in enumerate(reasons, 1):
-        table_console().print(printable(f"[{number}] {reason}"), highlight=False, markup=False)
+    reasons = _reasons(rows)
+    print_table(columns, [_cells(pair, row, reasons) for row in rows], title=task)
+    print_reasons(reasons)
 
 
-def _cells(row: RunComparison, reasons: list[str]) -> list[str]:
+def _reasons(rows: Iterable[RunComparison]) -> list[str]:
+    """Why metrics aren't compared, and why intervals may not cover, each once."""
+    said = (row.reason or (row.result.note if row.result else "") for row in rows)
+    return list(dict.fromkeys(filter(None, said)))
+
+
+def _cells(pair: Pair, row: RunComparison, reasons: list[str]) -> list[str]:
     from xent_metrics.cli.tables import metric_and_unit
 
     name = metric_and_unit(row.metric, row.unit)
     values = ["" if value is None else f"{value:.4g}" for value in (row.value_a, row.value_b)]
     result = row.result
     if result is None:
-        assert row.reason is not None
-        return [name, *values, "", "", "", f"not compared [{reasons.index(row.reason) + 1}]"]
-    difference = f"{result.shown(result.difference)}\n{result.shown(result.low)} … {result.shown(result.high)}"
-    needed = f"{result.documents_needed:,.0f}" if math.isfinite(result.documents_needed) else "∞"
-    return [name, *values, difference, f"{result.p_value:.3g}", f"{result.documents:,}\n{needed}", _verdict(result)]
+        return [name, *values, "", "", "", f"not compared{_mark(row.reason, reasons)}"]
+    interval = f"{result.shown(result.low)} … {result.shown(result.high)}{_mark(result.note, reasons)}"
+    return [
+        name,
+        *values,
+        f"{result.shown(result.difference)}\n{interval}",
+        f"{result.p_value:.3g}\n{result.p_holm:.3g}",
+        f"{result.documents:,}\n{_count(result.documents_needed)}",
+        _verdict(pair, result),
+    ]
 
 
-def _verdict(result: Comparison) -> str:
-    if result.better:
-        return result.better
-    excludes_zero = result.low > 0 or result.high < 0
-    return "–" if excludes_zero and result.p_value <= 1 - result.confidence_level else "not significant"
+def _mark(reason: str | None, reasons: list[str]) -> str:
+    return f" [{reasons.index(reason) + 1}]" if reason else ""
+
+
+def _count(documents: float) -> str:
+    return f"{documents:,.0f}" if math.isfinite(documents) else "∞"
+
+
+def _verdict(pair: Pair, result: Comparison) -> str:
+    """The better run, or how many documents are missing for one."""
+    if result.significant:
+        return pair.letter_of(result.better) or "–"
+    missing = result.documents_missing
+    return "not significant" + (f"\n{_count(missing)} more documents" if 0 < missing < math.inf else "")
+
+
+def _print_matrix(pairs: Sequence[Pair], runs: Sequence[Run]) -> None:
+    from xent_metrics.cli.tables import print_legend
+
+    _print_runs(runs)
+    keys = dict.fromkeys((row.task, row.metric) for pair in pairs for row in pair.rows)
+    for task, metric in keys:
+        cells = {
+            (pair.first, pair.second): (pair, row)
+            for pair in pairs
+            for row in pair.rows
+            if (row.task, row.metric) == (task, metric)
+        }
+        _print_metric(cells, runs)
+    print_legend(_MATRIX_LEGEND.format(tests=len(_results(pairs))))
+    _print_what_is_wrong(pairs, runs)
+
+
+def _print_metric(found: dict[tuple[str, str], tuple[Pair, RunComparison]], runs: Sequence[Run]) -> None:
+    """A row and a column per run; the values are in the row's name."""
+    from xent_metrics.cli.tables import Column, print_reasons, print_table
+
+    rows = [row for _, row in found.values()]
+    letters, reasons = list(_by_letter(runs)), _reasons(rows)
+    values: dict[str, float | None] = {}
+    for (first, second), (_, row) in found.items():
+        values |= {first: row.value_a, second: row.value_b}
+    columns = [Column("run", bold=True), Column("value", justify="right")]
+    columns += [Column(f"{letter} −", justify="right", drop=place) for place, letter in enumerate(letters[1:], 1)]
+    cells = [
+        [
+            letter,
+            "" if values.get(letter) is None else f"{values[letter]:.4g}",
+            *(_matrix_cell(found.get((letter, other)), reasons) for other in letters[1:]),
+        ]
+        for letter in letters
+    ]
+    unit = f" ({rows[0].unit})" if rows[0].unit else ""
+    print_table(columns, cells, title=f"{rows[0].task}: {rows[0].metric}{unit}")
+    print_reasons(reasons)
+
+
+def _matrix_cell(found: tuple[Pair, RunComparison] | None, reasons: list[str]) -> str:
+    if found is None:
+        return ""
+    pair, row = found
+    if row.result is None:
+        return f"not compared{_mark(row.reason, reasons)}"
+    better = (pair.letter_of(row.result.better) or "–") if row.result.significant else ""
+    return f"{row.result.shown(row.result.difference)}\n{row.result.p_holm:.2g} {better}".rstrip()

@@ -21,7 +21,7 @@ __all__ = ["intervals"]
 _LEGEND = (
     "documents: their number; below, the number that the value effectively rests on, fewer if some are much longer than "
     "others. On either side, the interval is about Student's quantile for that number times the standard error: many standard "
-    "errors if it is small."
+    "errors if it is small, and more on the side of a long tail. Metrics that are 0 or 1 on each document have Wilson's interval."
 )
 
 
@@ -58,10 +58,11 @@ def _measure(run: Run, method: Any) -> Iterator[dict[str, Any]]:
 
 
 def _print(runs: list[Run], found: list[list[dict[str, Any]]]) -> None:
-    from xent_metrics.cli.tables import Column, metric_and_unit, print_run, print_table, table_console
+    from xent_metrics.analysis.run_matrix import run_letters
+    from xent_metrics.cli.tables import Column, print_legend, print_reasons, print_run, print_table
 
     several = len(runs) > 1
-    letters = [chr(ord("A") + place) for place in range(len(runs))]
+    letters = run_letters(len(runs))
     for letter, run in zip(letters, runs, strict=True) if several else ():
         print_run(letter, run)
     columns = [
@@ -73,21 +74,29 @@ def _print(runs: list[Run], found: list[list[dict[str, Any]]]) -> None:
         Column("95 % interval", drop=1, justify="right"),
         Column("documents", drop=3, justify="right"),
     ]
+    notes = list(dict.fromkeys(row["note"] for rows in found for row in rows if row["note"]))
     cells = [
-        [
-            *([letter] if several else []),
-            row["task"],
-            metric_and_unit(row["metric"], row["unit"]),
-            f"{row['value']:.5g}",
-            f"{row['standard_error']:.2g}",
-            f"{row['low']:.4g} … {row['high']:.4g}",
-            _documents(row),
-        ]
+        [*([letter] if several else []), *_cells(row, notes)]
         for letter, rows in zip(letters, found, strict=True)
         for row in rows
     ]
     print_table(columns, cells)
-    table_console().print(_LEGEND, highlight=False, style="dim")
+    print_reasons(notes)
+    print_legend(_LEGEND)
+
+
+def _cells(row: dict[str, Any], notes: list[str]) -> list[str]:
+    from xent_metrics.cli.tables import metric_and_unit
+
+    mark = f" [{notes.index(row['note']) + 1}]" if row["note"] else ""
+    return [
+        row["task"],
+        metric_and_unit(row["metric"], row["unit"]),
+        f"{row['value']:.5g}",
+        f"{row['standard_error']:.2g}",
+        f"{row['low']:.4g} … {row['high']:.4g}{mark}",
+        _documents(row),
+    ]
 
 
 def _documents(row: dict[str, Any]) -> str:

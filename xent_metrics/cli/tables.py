@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from xent_metrics.analysis.runs import Run
 
-__all__ = ["Column", "metric_and_unit", "print_run", "print_table", "table_console"]
+__all__ = ["Column", "metric_and_unit", "print_legend", "print_reasons", "print_run", "print_table", "table_console"]
 
 _PIPE_WIDTH = 160  # characters: every column of every table
 _FOLDED_WIDTH = 20  # the least width of a column that may break within words
@@ -87,6 +87,17 @@ def print_run(letter: str, run: Run) -> None:
     """Print what a run's letter stands for."""
     line = printable(f"{letter}: {run.model} ({run.path.parent})")
     table_console().print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def print_reasons(reasons: Iterable[str]) -> None:
+    """Print what cells refer to as [1], [2] …."""
+    for number, reason in enumerate(reasons, 1):
+        table_console().print(printable(f"[{number}] {reason}"), highlight=False, markup=False)
+
+
+def print_legend(text: str) -> None:
+    """Print what the columns mean."""
+    table_console().print(text, highlight=False, style="dim")
 
 
 def table_console() -> Console:

@@ -1,0 +1,122 @@
+"""`xent series`: the checkpoints of one run, their slope, and where a metric shifted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from xent_metrics.cli.output import AsJson, print_json
+
+if TYPE_CHECKING:
+    from xent_metrics.analysis.series import Change, Series
+
+__all__ = ["series"]
+
+_LEGEND = (
+    "slope: change of the value per step, with its 95 % interval; in percent if the metric is compared by ratios. changes: the "
+    "steps between which the level shifted; the range in which it may have; the size with its 95 % interval; p, corrected for "
+    "all places that were looked at. Intervals are about other documents and the scatter of checkpoints around the line."
+)
+
+
+def series(
+    runs: Annotated[list[Path], typer.Argument(help="lm-eval output folders, one per checkpoint, in any order.")],
+    steps: Annotated[
+        str | None,
+        typer.Option(
+            help="The step of each folder, as 100,200,…; by default the last number in its name or the model's."
+        ),
+    ] = None,
+    window: Annotated[int, typer.Option(help="Checkpoints on either side that are looked at for a change.")] = 20,
+    changes_only: Annotated[bool, typer.Option("--changes-only", help="Show only the metrics that changed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Follow metrics over the checkpoints of one run: slope with interval, and the step at which a level shifted."""
+    from xent_metrics.analysis.series import read_series
+
+    found = read_series(runs, steps=_numbers(steps), window=window)
+    shown = [each for each in found if each.changes] if changes_only else found
+    if as_json:
+        print_json([each.to_json() for each in shown])
+    else:
+        _print(found, shown)
+
+
+def _numbers(steps: str | None) -> list[int] | None:
+    from xent_metrics.errors import ComparisonError
+
+    if steps is None:
+        return None
+    try:
+        return [int(step) for step in steps.split(",")]
+    except ValueError as error:
+        raise ComparisonError(f"--steps: expected whole numbers separated by commas; got {steps!r}") from error
+
+
+def _print(found: Sequence[Series], shown: Sequence[Series]) -> None:
+    from xent_metrics.cli.tables import Column, print_legend, print_reasons, print_table, table_console
+
+    reasons = list(dict.fromkeys(reason for each in shown for reason in _reasons(each)))
+    columns = [
+        Column("task"),
+        Column("metric", bold=True),
+        Column("steps", drop=2, justify="right"),
+        Column("first … last", drop=1, justify="right"),
+        Column("slope", justify="right"),
+        Column("changes"),
+    ]
+    if shown:
+        print_table(columns, [_cells(each, reasons) for each in shown])
+    print_reasons(reasons)
+    changed = sum(bool(each.changes) for each in found)
+    text = f"{changed} of {len(found)} metrics changed their level."
+    table_console().print(text, highlight=False)
+    print_legend(_LEGEND)
+
+
+def _reasons(series: Series) -> list[str]:
+    """Why checkpoints are left out, by reason, and why there is no slope or search."""
+    by_reason: dict[str, list[int]] = {}
+    for step, reason in series.left_out.items():
+        by_reason.setdefault(reason, []).append(step)
+    left_out = [f"left out: {_listed(steps)}: {reason}" for reason, steps in by_reason.items()]
+    return left_out + ([series.reason] if series.reason else [])
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return f"step {steps[0]}" if len(steps) == 1 else f"{len(steps)} checkpoints from step {min(steps)} to {max(steps)}"
+
+
+def _cells(series: Series, reasons: list[str]) -> list[str]:
+    from xent_metrics.cli.tables import metric_and_unit
+
+    marks = "".join(f" [{reasons.index(reason) + 1}]" for reason in _reasons(series))
+    has_slope = math.isfinite(series.slope)
+    values, steps = series.values, series.steps
+    return [
+        series.task,
+        metric_and_unit(series.metric, series.unit),
+        f"{len(steps)}{marks}",
+        f"{values[0]:.4g} … {values[-1]:.4g}\n{steps[0]} … {steps[-1]}" if values else "",
+        f"{_signed(series.slope, series)}\n{_signed(series.low, series)} … {_signed(series.high, series)}"
+        if has_slope
+        else "",
+        "\n".join(_change(each, series) for each in series.changes) or "none",
+    ]
+
+
+def _change(change: Change, series: Series) -> str:
+    verdict = {True: "better", False: "worse", None: "changed"}[change.better]
+    interval = f"{_signed(change.low, series)} … {_signed(change.high, series)}"
+    return (
+        f"{verdict} after {change.after}, by {change.by} ({change.earliest} … {change.latest}): "
+        f"{_signed(change.size, series)} ({interval}), p {change.p_corrected:.2g}"
+    )
+
+
+def _signed(number: float, series: Series) -> str:
+    return f"{100 * number:+.3g} %" if series.relative else f"{number:+.3g}"
