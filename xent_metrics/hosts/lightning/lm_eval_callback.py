@@ -18,7 +18,8 @@ from typing import Any
 
 from xent_metrics.errors import InvalidInputError, MetricOptionError, MissingExtraError
 from xent_metrics.hosts.config import named_object
-from xent_metrics.hosts.lightning.callback import Callback, log_all
+from xent_metrics.hosts.lightning.callback import Callback, log_all, trackers_of
+from xent_metrics.hosts.trackers import log_pictures
 
 __all__ = ["LMEvalCallback", "logged_values"]
 
@@ -113,17 +114,28 @@ class LMEvalCallback(Callback):
         always = trainer.state.fn == "validate" or trainer.fast_dev_run
         due = always or (trainer.current_epoch + 1) % self.every_n_epochs == 0
         if due and not trainer.sanity_checking:
-            log_all(pl_module, self.evaluate(trainer, pl_module), prog_bar=self.prog_bar, logger=self.logger)
+            results = self._results(trainer, pl_module)
+            log_all(pl_module, _shared_values(trainer, results), prog_bar=self.prog_bar, logger=self.logger)
+            if results is not None and self.logger:
+                self._log_pictures(trainer, results)
 
     def evaluate(self, trainer: Any, pl_module: Any) -> dict[str, float]:
         """Run the tasks now; every rank must call this. Returns the values that `on_validation_epoch_end` logs."""
+        return _shared_values(trainer, self._results(trainer, pl_module))
+
+    def _results(self, trainer: Any, pl_module: Any) -> Any:
+        """lm-eval's results; None on all ranks but the first."""
         import lm_eval
 
         with self._as_model(trainer, pl_module) as model:
             options = self._evaluate_options(trainer)
-            results = lm_eval.simple_evaluate(model, tasks=self.tasks, task_manager=self._task_manager, **options)
-        values: dict[str, float] = trainer.strategy.broadcast(logged_values(results), src=0)
-        return values
+            return lm_eval.simple_evaluate(model, tasks=self.tasks, task_manager=self._task_manager, **options)
+
+    def _log_pictures(self, trainer: Any, results: Mapping[str, Any]) -> None:
+        from xent_metrics.hosts.lm_eval.loggers import result_pictures
+
+        if trackers := trackers_of(trainer):
+            log_pictures(trackers, result_pictures(results, "lm_eval/"), trainer.global_step)
 
     @contextmanager
     def _as_model(self, trainer: Any, pl_module: Any) -> Iterator[Any]:
@@ -185,6 +197,12 @@ def _submodule(module: Any, path: str | None) -> Any:
             f"submodule={path!r}: {error}. Pass the name of the attribute that maps ids to logits"
         ) from error
     return module
+
+
+def _shared_values(trainer: Any, results: Mapping[str, Any] | None) -> dict[str, float]:
+    """The values of the first rank's results, on every rank."""
+    values: dict[str, float] = trainer.strategy.broadcast(logged_values(results), src=0)
+    return values
 
 
 def logged_values(results: Mapping[str, Any] | None) -> dict[str, float]:
