@@ -57,7 +57,7 @@ def test_lightning(name, tmp_path):
 @pytest.mark.parametrize("name", READERS)
 def test_the_trainer(name, route, tmp_path):
     metrics = TrainerMetrics(METRICS)
-    model, given = (jobs.Bigrams(), {"metrics": metrics}) if route == "logits" else (jobs.tiny_gpt2(), {})
+    model, given = (jobs.Bigrams(), {"metrics": metrics}) if route == "logits" else (jobs.tiny_llama(), {})
     if name == "mlflow":  # the callback keeps one that was set before
         mlflow.set_tracking_uri(trackers.uri(tmp_path))
     run = jobs.make_trainer(

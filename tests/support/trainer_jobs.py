@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from support.lightning import Sequences, V, table
 from support.strategy_jobs import counted, launched
@@ -95,16 +95,15 @@ def evaluated(rank, size, folder, count):
     return {"found": found, "collectives": len(calls)}
 
 
-def tiny_gpt2():
+def tiny_llama():
     """A small causal model with a head of its own, the same in each process."""
     torch.manual_seed(0)
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=V, n_positions=16, n_embd=8, n_layer=1, n_head=2, initializer_range=0.5)
-    )
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=V, max_position_embeddings=16, initializer_range=0.5, **sizes))
 
 
 def attached_in_each_process(rank, size, folder, count):
     with launched(rank, size):
-        trainer = make_trainer(tiny_gpt2(), examples(count), folder)
-        TrainerMetrics(METRICS).attach(trainer)
-        return trainer.evaluate()
+        own, attached = (make_trainer(tiny_llama(), examples(count), folder) for _ in range(2))
+        TrainerMetrics(METRICS).attach(attached)
+        return {"found": attached.evaluate(), "loss": own.evaluate()["eval_loss"]}

@@ -138,19 +138,19 @@ class _HiddenStateEvaluation(_Evaluation):
             and trainer.label_names == ["labels"]
             and not trainer.args.use_liger_kernel  # makes no logits either
             and "logits_to_keep" in inspect.signature(causal.forward).parameters
-            and getattr(causal.loss_function, "__name__", "") == "ForCausalLMLoss"
+            and getattr(causal, "loss_type", None) == "ForCausalLM"  # of others the Trainer counts the first label, too
             and not getattr(causal.config.get_text_config(), "output_router_logits", False)  # adds a loss of its own
             and self.metrics.shift
         )
 
     def _loss(self) -> Tensor:
-        """The mean cross entropy of the batch, which the Trainer takes for `eval_loss`."""
+        """The mean cross entropy of the batch, as the Trainer scales it: the mean over processes is that of all tokens."""
         scores, trainer = self._scores, self.trainer
         assert scores is not None
-        sums = torch.stack([scores.nll.sum(), scores.counted.sum()])
+        nats, tokens = scores.nll.sum(), scores.counted.sum()
         if trainer.args.average_tokens_across_devices and trainer.model_accepts_loss_kwargs:
-            sums = trainer.accelerator.reduce(sums)
-        return sums[0] / sums[1]
+            nats, tokens = nats * trainer.accelerator.num_processes, trainer.accelerator.reduce(tokens)
+        return nats / tokens
 
     def _check_head(self, model: Any, inputs: Mapping[str, Any]) -> None:
         """Raise unless the head as it is read gives the model's own logits, at the first ids of the first batch."""

@@ -46,7 +46,8 @@ class LMEvalCallback(Callback):
         replicate: let every rank score all documents, for modules whose forward needs all ranks at once (FSDP, tensor
             parallel). By default (one process, DDP) the documents are distributed over the ranks.
         prog_bar: show the values in the progress bar, without their standard errors.
-        logger: send the values to the trainer's loggers. Other callbacks can monitor them in any case.
+        logger: send the values to the trainer's loggers, with reliability diagrams as `XentCallback` does. Other callbacks can
+            monitor the values in any case.
 
     Raises:
         MissingExtraError: lm-eval is not installed.
@@ -83,6 +84,7 @@ class LMEvalCallback(Callback):
         self.replicate = replicate
         self.prog_bar = prog_bar
         self.logger = logger
+        self._results: Mapping[str, Any] | None = None
 
     @cached_property
     def _task_manager(self) -> Any:
@@ -114,27 +116,25 @@ class LMEvalCallback(Callback):
         always = trainer.state.fn == "validate" or trainer.fast_dev_run
         due = always or (trainer.current_epoch + 1) % self.every_n_epochs == 0
         if due and not trainer.sanity_checking:
-            results = self._results(trainer, pl_module)
-            log_all(pl_module, _shared_values(trainer, results), prog_bar=self.prog_bar, logger=self.logger)
-            if results is not None and self.logger:
-                self._log_pictures(trainer, results)
+            log_all(pl_module, self.evaluate(trainer, pl_module), prog_bar=self.prog_bar, logger=self.logger)
+            self._log_pictures(trainer)
 
     def evaluate(self, trainer: Any, pl_module: Any) -> dict[str, float]:
         """Run the tasks now; every rank must call this. Returns the values that `on_validation_epoch_end` logs."""
-        return _shared_values(trainer, self._results(trainer, pl_module))
-
-    def _results(self, trainer: Any, pl_module: Any) -> Any:
-        """lm-eval's results; None on all ranks but the first."""
         import lm_eval
 
         with self._as_model(trainer, pl_module) as model:
             options = self._evaluate_options(trainer)
-            return lm_eval.simple_evaluate(model, tasks=self.tasks, task_manager=self._task_manager, **options)
+            results = lm_eval.simple_evaluate(model, tasks=self.tasks, task_manager=self._task_manager, **options)
+        self._results = results  # None on all ranks but the first
+        values: dict[str, float] = trainer.strategy.broadcast(logged_values(results), src=0)
+        return values
 
-    def _log_pictures(self, trainer: Any, results: Mapping[str, Any]) -> None:
+    def _log_pictures(self, trainer: Any) -> None:
         from xent_metrics.hosts.lm_eval.loggers import result_pictures
 
-        if trackers := trackers_of(trainer):
+        results, self._results = self._results, None
+        if results and self.logger and (trackers := trackers_of(trainer)):
             log_pictures(trackers, result_pictures(results, "lm_eval/"), trainer.global_step)
 
     @contextmanager
@@ -197,12 +197,6 @@ def _submodule(module: Any, path: str | None) -> Any:
             f"submodule={path!r}: {error}. Pass the name of the attribute that maps ids to logits"
         ) from error
     return module
-
-
-def _shared_values(trainer: Any, results: Mapping[str, Any] | None) -> dict[str, float]:
-    """The values of the first rank's results, on every rank."""
-    values: dict[str, float] = trainer.strategy.broadcast(logged_values(results), src=0)
-    return values
 
 
 def logged_values(results: Mapping[str, Any] | None) -> dict[str, float]:
