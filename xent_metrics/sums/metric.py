@@ -124,6 +124,8 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
             return score_tokens(logits, target, weight=weight, **options)
         if not callable(logits):
             raise InvalidInputError("expected update(logits, target) or update(scores); got logits without a target")
+        if weight is not None:
+            raise InvalidInputError("pass the weight to the function that computes the scores, not beside it")
         scores: TokenScores = logits(**options)
         return scores
 

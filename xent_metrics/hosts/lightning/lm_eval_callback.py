@@ -82,8 +82,7 @@ class LMEvalCallback(Callback):
         self.include_path = list(include_path or [])
         self.options = dict(options or {})
         self.replicate = replicate
-        self.prog_bar = prog_bar
-        self.logger = logger
+        self.prog_bar, self.logger = prog_bar, logger
         self._results: Mapping[str, Any] | None = None
 
     @cached_property
