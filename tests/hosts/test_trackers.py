@@ -7,7 +7,7 @@ import pytest
 import torch
 import wandb
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
-from support import trackers
+from support import distributed, strategy_jobs, trackers
 from support import trainer_jobs as jobs
 from support.lightning import bigrams, loader, trainer
 
@@ -53,8 +53,18 @@ def test_lightning(name, tmp_path):
     assert plots == {"val/expected_calibration_error_plot"}
 
 
-@pytest.mark.parametrize("route", ["logits", "hidden states"])
-@pytest.mark.parametrize("name", READERS)
+def test_one_rank_draws_what_all_ranks_added(tmp_path):
+    run = trainer(XentCallback(["expected_calibration_error"]), logger=TensorBoardLogger(tmp_path / "one"))
+    run.validate(bigrams(), loader(7), verbose=False)
+    run.logger.experiment.close()
+    collectives = distributed.run(2, strategy_jobs.pictured, str(tmp_path / "two"), 7)
+    assert collectives == [1, 1]
+    name = "val/expected_calibration_error_plot"
+    one, two = (trackers.tensorboard_picture(tmp_path / folder, name) for folder in ("one", "two"))
+    assert one == two
+
+
+@pytest.mark.parametrize(("name", "route"), [("tensorboard", "logits"), *((name, "hidden states") for name in READERS)])
 def test_the_trainer(name, route, tmp_path):
     metrics = TrainerMetrics(METRICS)
     model, given = (jobs.Bigrams(), {"metrics": metrics}) if route == "logits" else (jobs.tiny_llama(), {})

@@ -32,6 +32,14 @@ def in_tensorboard(folder):
     return {name: events.Scalars(name)[-1].value for name in tags["scalars"]}, set(tags["images"])
 
 
+def tensorboard_picture(folder, name):
+    """The last picture's file, as bytes."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    [path] = Path(folder).rglob("events.out.tfevents.*")
+    return EventAccumulator(str(path)).Reload().Images(name)[-1].encoded_image_string
+
+
 def in_mlflow(folder):
     import mlflow
 

@@ -57,31 +57,36 @@ def log_pictures(trackers: Iterable[Send], drawn: Mapping[str, Any], step: int |
 
 def of_lightning_logger(logger: Any) -> Send | None:
     """The tracker of one of Lightning's loggers; None if it takes no pictures."""
-    kind = type(logger).__name__
-    if kind == "TensorBoardLogger":
+    kinds = _kinds(logger)
+    if "TensorBoardLogger" in kinds:
         return _to_tensorboard(logger.experiment)
-    if kind == "WandbLogger":
+    if "WandbLogger" in kinds:
         return to_wandb(logger.experiment, "trainer/global_step")
-    if kind == "MLFlowLogger":
+    if "MLFlowLogger" in kinds:
         return _to_mlflow(logger.experiment, logger.run_id)
     return None
 
 
 def of_trainer_callback(callback: Any) -> Send | None:
     """The tracker of one of the callbacks that transformers makes for `report_to`; None if it takes no pictures."""
-    kind = type(callback).__name__
-    if kind == "TensorBoardCallback" and callback.tb_writer is not None:
+    kinds = _kinds(callback)
+    if "TensorBoardCallback" in kinds and callback.tb_writer is not None:
         return _to_tensorboard(callback.tb_writer)
-    if kind == "WandbCallback":
+    if "WandbCallback" in kinds:
         import wandb
 
         return None if wandb.run is None else to_wandb(wandb.run, "train/global_step")
-    if kind == "MLflowCallback":
+    if "MLflowCallback" in kinds:
         import mlflow
 
         run = mlflow.active_run()
         return None if run is None else _to_mlflow(mlflow.MlflowClient(), run.info.run_id)
-    return to_trackio("train/global_step") if kind == "TrackioCallback" else None
+    return to_trackio("train/global_step") if "TrackioCallback" in kinds else None
+
+
+def _kinds(tracker: Any) -> set[str]:
+    """The names of its class and of its base classes: `lightning` and `pytorch_lightning` have each logger of their own."""
+    return {kind.__name__ for kind in type(tracker).__mro__}
 
 
 def _to_tensorboard(writer: Any) -> Send:
