@@ -27,7 +27,7 @@ NOT_RUN = {
     "README.md": 1,  # a Trainer
     "docs/engines.md": 1,  # gpt2 from the network
     "docs/lightning.md": 1,  # a tokenizer
-    "docs/trainer.md": 1,  # a Trainer
+    "docs/trainer.md": 2,  # a Trainer
 }
 #: What is done with the blocks of each language. A ```text is no code; ```math is read by tests of the site.
 LANGUAGES = {"python", "py", "pycon", "yaml", "toml", "console", "text", "math"}

@@ -6,7 +6,7 @@ Each function draws on the axes it is given, so that it fits into any figure. `f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +24,7 @@ __all__ = [
     "INK",
     "MUTED",
     "ORANGE",
+    "as_pixels",
     "draw_by_group",
     "draw_curve",
     "draw_reliability",
@@ -95,6 +96,20 @@ def pyplot_axes(ax: Any = None) -> tuple[Any, Any]:
     from matplotlib import pyplot
 
     return pyplot.subplots() if ax is None else (ax.figure, ax)
+
+
+def as_pixels(plot: Callable[[], tuple[Any, Any]]) -> Any:
+    """The pixels ``(height, width, 3)``, uint8, of a figure that `plot` makes, as ``metric.plot`` does."""
+    _matplotlib()
+    from matplotlib import pyplot
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    drawn, _ = plot()
+    canvas = FigureCanvasAgg(drawn)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    pyplot.close(drawn)
+    return pixels
 
 
 def plot_reliability(bins: Mapping[str, Tensor], title: str, ax: Any = None) -> tuple[Any, Any]:

@@ -34,8 +34,9 @@ arguments = SFTConfig(
 )  # fmt: skip
 trainer = SFTTrainer(
     model, arguments, train_dataset=questions("train"), eval_dataset=questions("validation").select(range(100)),
-    processing_class=tokenizer, compute_metrics=metrics, preprocess_logits_for_metrics=metrics.preprocess_logits,
+    processing_class=tokenizer,
 )  # fmt: skip
+metrics.attach(trainer)  # from here on, every evaluation measures them
 
 trainer.remove_callback(PrinterCallback)  # prints every log
 trainer.train()

@@ -87,6 +87,27 @@ def test_a_second_evaluation_of_a_real_model_starts_afresh(tmp_path):
     assert found[0]["eval_bits_per_byte"] == pytest.approx(nats / tokens / np.log(2), rel=1e-6)
 
 
+def test_an_interrupted_evaluation_leaves_nothing_to_the_next(tmp_path):
+    metrics = TrainerMetrics(jobs.METRICS)
+    trainer = jobs.make_trainer(
+        jobs.Bigrams(), jobs.Breaking(jobs.examples(11)), tmp_path, metrics, batch_eval_metrics=True
+    )
+    with pytest.raises(OSError, match="the disk is gone"):
+        trainer.evaluate()
+    assert jobs.own_values(trainer.evaluate()) == bigrams(11)
+
+
+def test_reset_forgets_batches():
+    metrics, labels = TrainerMetrics(["perplexity"]), torch.ones(2, 5, dtype=torch.long)
+    certain = torch.nn.functional.one_hot(labels.roll(-1, 1), 8) * 100.0
+    states = [metrics.preprocess_logits(logits, labels) for logits in (certain, torch.zeros(2, 5, 8))]
+    assert metrics((states[0], None), compute_result=False) == {}
+    metrics.reset()
+    assert metrics((states[1], None))["perplexity"] == pytest.approx(8)
+    assert metrics((states[0], None), compute_result=False) == {}
+    assert metrics((states[1], None))["perplexity"] == pytest.approx(8**0.5)  # both count otherwise
+
+
 def test_masked_language_models_are_not_shifted():
     metrics = TrainerMetrics(["cross_entropy"], shift=False, standard_errors=False)
     logits, labels = torch.randn(2, 5, V), torch.randint(V, (2, 5))

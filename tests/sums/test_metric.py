@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -135,6 +136,19 @@ def test_equal_sums_are_equal_whatever_reads_them(batch):
     assert perplexity.compute() == used(CrossEntropy(), *batch).compute().exp()
 
 
+def test_a_function_scores_by_the_options_of_each_metric(batch):
+    logits, target = batch
+    members = {
+        "smooth": CrossEntropy(label_smoothing=0.1),
+        "rank": get_metric("mean_reciprocal_rank"),
+        "nats": CrossEntropy(),
+    }
+    collection, expected = TokenMetricCollection(members), TokenMetricCollection(members).clone()
+    collection.update(partial(score_tokens, logits, target))
+    expected.update(logits, target)
+    assert collection.compute() == expected.compute()
+
+
 BAD = [
     (lambda m, x, y: m(x, y[:, :-1]), InvalidInputError, "one target per row of logits"),
     (lambda m, x, y: m.update(x, y[:, :-1]), InvalidInputError, "one target per row of logits"),
@@ -142,6 +156,7 @@ BAD = [
     (lambda m, x, y: m(x), InvalidInputError, "got logits without a target"),
     (lambda m, x, y: m(score_tokens(x, y), y), InvalidInputError, "has its targets and weights in it; pass it alone"),
     (lambda m, x, y: m(x, y, weight=torch.ones(3)), InvalidInputError, "expected one weight per row"),
+    (lambda m, x, y: m(partial(score_tokens, x, y), weight=y), InvalidInputError, "pass the weight to the function"),
 ]
 
 

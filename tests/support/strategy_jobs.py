@@ -321,3 +321,15 @@ def evaluated(rank, size, kind, folder):
         run = trainer(size, kind, callback)
         run.validate(module(kind), DataLoader(Sequences(4), batch_size=2), verbose=False)
     return values(run)
+
+
+def pictured(rank, size, folder, count):
+    """A validation whose reliability diagram goes to TensorBoard."""
+    loggers = importlib.import_module("lightning.pytorch.loggers")
+    with launched(rank, size), counted() as calls:
+        callback = XentCallback(["expected_calibration_error"])
+        run = trainer(size, "ddp", callback, logger=loggers.TensorBoardLogger(folder))
+        run.validate(module("ddp"), DataLoader(Sequences(count), BATCH), verbose=False)
+        if rank == 0:
+            run.logger.experiment.close()
+    return len(calls)

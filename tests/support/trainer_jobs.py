@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import Trainer, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from support.lightning import Sequences, table
+from support.lightning import Sequences, V, table
 from support.strategy_jobs import counted, launched
 from xent_metrics.hosts.transformers import TrainerMetrics
 
@@ -36,6 +36,18 @@ def examples(count):
     ]
 
 
+class Breaking(list):
+    """Examples of which one can't be read, once; those of an earlier batch can."""
+
+    broken = True
+
+    def __getitem__(self, index):
+        if index == 5 and self.broken:
+            self.broken = False
+            raise OSError("the disk is gone")
+        return super().__getitem__(index)
+
+
 def collate(batch):
     pad = nn.utils.rnn.pad_sequence
     return {
@@ -44,17 +56,31 @@ def collate(batch):
     }
 
 
+def make_trainer(model, data, folder, metrics=None, preprocess=None, callbacks=None, **options):
+    """A Trainer on the CPU; with `metrics` as its `compute_metrics`, if they are given."""
+    arguments = TrainingArguments(
+        folder, use_cpu=True, disable_tqdm=True, label_names=["labels"],
+        **{"report_to": [], "per_device_eval_batch_size": 2, **options},
+    )  # fmt: skip
+    return Trainer(
+        model, arguments, train_dataset=data, eval_dataset=data, data_collator=collate, compute_metrics=metrics,
+        preprocess_logits_for_metrics=preprocess or (metrics and metrics.preprocess_logits), callbacks=callbacks,
+    )  # fmt: skip
+
+
 def evaluate(model, data, folder, metrics=None, preprocess=None, **options):
     metrics = metrics or TrainerMetrics(METRICS)
-    arguments = TrainingArguments(
-        folder, use_cpu=True, report_to=[], disable_tqdm=True, label_names=["labels"],
-        **{"per_device_eval_batch_size": 2, **options},
-    )  # fmt: skip
-    trainer = Trainer(
-        model, arguments, eval_dataset=data, data_collator=collate, compute_metrics=metrics,
-        preprocess_logits_for_metrics=preprocess or metrics.preprocess_logits,
-    )  # fmt: skip
-    found = trainer.evaluate()
+    return own_values(make_trainer(model, data, folder, metrics, preprocess, **options).evaluate())
+
+
+def attached(model, data, folder, metrics=None, **options):
+    """The values of hidden states."""
+    trainer = make_trainer(model, data, folder, **options)
+    (metrics or TrainerMetrics(METRICS)).attach(trainer)
+    return own_values(trainer.evaluate())
+
+
+def own_values(found):
     names = [
         name
         for name in found
@@ -67,3 +93,17 @@ def evaluated(rank, size, folder, count):
     with launched(rank, size), counted() as calls:
         found = [evaluate(Bigrams(), examples(count), folder, batch_eval_metrics=batch) for batch in (False, True)]
     return {"found": found, "collectives": len(calls)}
+
+
+def tiny_llama():
+    """A small causal model with a head of its own, the same in each process."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=V, max_position_embeddings=16, initializer_range=0.5, **sizes))
+
+
+def attached_in_each_process(rank, size, folder, count):
+    with launched(rank, size):
+        own, attached = (make_trainer(tiny_llama(), examples(count), folder) for _ in range(2))
+        TrainerMetrics(METRICS).attach(attached)
+        return {"found": attached.evaluate(), "loss": own.evaluate()["eval_loss"]}

@@ -108,21 +108,25 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
         weight: Any = None,
         extra_scores: Mapping[str, ExtraScore] | None = None,
     ) -> TokenScores:
-        """The scores that `update` would add, by this metric's own options (and `extra_scores` for other metrics)."""
+        """The scores that `update` would add, by this metric's own options (and `extra_scores` for other metrics).
+
+        In place of logits and target, a function may compute the scores of these options, as `score_hidden_states` does:
+        ``metric.score(partial(score_hidden_states, hidden_states, lm_head.weight, target))``.
+        """
         if isinstance(logits, TokenScores):
             if target is not None or weight is not None:
                 raise InvalidInputError("a TokenScores has its targets and weights in it; pass it alone")
             return logits
-        if target is None:
+        wanted = {**self.extra_scores(), **(extra_scores or {})}
+        options = {"ignore_index": self.ignore_index, "extra_scores": wanted, **self.scoring_options()}
+        if target is not None:
+            return score_tokens(logits, target, weight=weight, **options)
+        if not callable(logits):
             raise InvalidInputError("expected update(logits, target) or update(scores); got logits without a target")
-        return score_tokens(
-            logits,
-            target,
-            ignore_index=self.ignore_index,
-            weight=weight,
-            extra_scores={**self.extra_scores(), **(extra_scores or {})},
-            **self.scoring_options(),
-        )
+        if weight is not None:
+            raise InvalidInputError("pass the weight to the function that computes the scores, not beside it")
+        scores: TokenScores = logits(**options)
+        return scores
 
     def update(self, logits: Any, target: Any = None, *, weight: Any = None) -> None:
         """Add a batch: logits ``(…, V)`` and targets ``(…)``, or a `TokenScores`."""

@@ -6,7 +6,9 @@ import math
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from support.lightning import QUIET
+from support.trackers import in_tensorboard
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -107,6 +109,16 @@ def test_it_runs_every_nth_epoch_and_not_in_the_sanity_check(folder, monkeypatch
     )
     fit(LMEvalCallback(["texts"], include_path=[str(folder)], every_n_epochs=every_n_epochs), max_epochs=3)
     assert epochs == expected
+
+
+def test_reliability_diagrams_go_to_the_loggers(folder):
+    entry = {"metric": "expected_calibration_error", "num_bins": 4}
+    callback = LMEvalCallback(["texts"], include_path=[str(folder)], metrics=[entry])
+    _, trainer = fit(callback, max_epochs=1, logger=TensorBoardLogger(folder))
+    trainer.logger.experiment.close()
+    values, plots = in_tensorboard(folder)
+    assert values["lm_eval/texts/expected_calibration_error_stderr"] > 0
+    assert plots == {"lm_eval/texts/expected_calibration_error_plot"}
 
 
 def test_a_development_run_evaluates_a_few_documents(folder):

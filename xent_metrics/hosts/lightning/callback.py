@@ -16,8 +16,9 @@ import torch
 
 from xent_metrics.errors import MetricOptionError, MissingExtraError
 from xent_metrics.hosts.lightning.upstream import logged_names
+from xent_metrics.hosts.trackers import Send, of_lightning_logger
 
-__all__ = ["Callback", "log_all"]
+__all__ = ["Callback", "log_all", "trackers_of"]
 
 _PACKAGES = {"lightning": "lightning.pytorch", "pytorch_lightning": "pytorch_lightning"}
 
@@ -71,3 +72,10 @@ def log_all(module: Any, values: Mapping[str, Any], *, prog_bar: bool, logger: b
             sync_dist=True,
             rank_zero_only=True,
         )
+
+
+def trackers_of(trainer: Any) -> list[Send]:
+    """The trainer's loggers that take pictures; none on a rank that logs nothing, nor in the sanity check."""
+    if not trainer.is_global_zero or trainer.sanity_checking:
+        return []
+    return [send for logger in trainer.loggers if (send := of_lightning_logger(logger))]

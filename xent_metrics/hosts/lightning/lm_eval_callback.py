@@ -18,7 +18,8 @@ from typing import Any
 
 from xent_metrics.errors import InvalidInputError, MetricOptionError, MissingExtraError
 from xent_metrics.hosts.config import named_object
-from xent_metrics.hosts.lightning.callback import Callback, log_all
+from xent_metrics.hosts.lightning.callback import Callback, log_all, trackers_of
+from xent_metrics.hosts.trackers import log_pictures
 
 __all__ = ["LMEvalCallback", "logged_values"]
 
@@ -45,7 +46,8 @@ class LMEvalCallback(Callback):
         replicate: let every rank score all documents, for modules whose forward needs all ranks at once (FSDP, tensor
             parallel). By default (one process, DDP) the documents are distributed over the ranks.
         prog_bar: show the values in the progress bar, without their standard errors.
-        logger: send the values to the trainer's loggers. Other callbacks can monitor them in any case.
+        logger: send the values to the trainer's loggers, with reliability diagrams as `XentCallback` does. Other callbacks can
+            monitor the values in any case.
 
     Raises:
         MissingExtraError: lm-eval is not installed.
@@ -80,8 +82,8 @@ class LMEvalCallback(Callback):
         self.include_path = list(include_path or [])
         self.options = dict(options or {})
         self.replicate = replicate
-        self.prog_bar = prog_bar
-        self.logger = logger
+        self.prog_bar, self.logger = prog_bar, logger
+        self._results: Mapping[str, Any] | None = None
 
     @cached_property
     def _task_manager(self) -> Any:
@@ -114,6 +116,7 @@ class LMEvalCallback(Callback):
         due = always or (trainer.current_epoch + 1) % self.every_n_epochs == 0
         if due and not trainer.sanity_checking:
             log_all(pl_module, self.evaluate(trainer, pl_module), prog_bar=self.prog_bar, logger=self.logger)
+            self._log_pictures(trainer)
 
     def evaluate(self, trainer: Any, pl_module: Any) -> dict[str, float]:
         """Run the tasks now; every rank must call this. Returns the values that `on_validation_epoch_end` logs."""
@@ -122,8 +125,16 @@ class LMEvalCallback(Callback):
         with self._as_model(trainer, pl_module) as model:
             options = self._evaluate_options(trainer)
             results = lm_eval.simple_evaluate(model, tasks=self.tasks, task_manager=self._task_manager, **options)
+        self._results = results  # None on all ranks but the first
         values: dict[str, float] = trainer.strategy.broadcast(logged_values(results), src=0)
         return values
+
+    def _log_pictures(self, trainer: Any) -> None:
+        from xent_metrics.hosts.lm_eval.loggers import result_pictures
+
+        results, self._results = self._results, None
+        if results and self.logger and (trackers := trackers_of(trainer)):
+            log_pictures(trackers, result_pictures(results, "lm_eval/"), trainer.global_step)
 
     @contextmanager
     def _as_model(self, trainer: Any, pl_module: Any) -> Iterator[Any]:

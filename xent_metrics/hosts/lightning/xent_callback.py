@@ -12,11 +12,12 @@ from typing import Any
 
 from xent_metrics.errors import MetricOptionError
 from xent_metrics.hosts.config import build_metrics, named_object
-from xent_metrics.hosts.lightning.callback import Callback, log_all
+from xent_metrics.hosts.lightning.callback import Callback, log_all, trackers_of
 from xent_metrics.hosts.lightning.duplicates import without_duplicates
 from xent_metrics.hosts.lightning.stage import StageMetrics
 from xent_metrics.hosts.lightning.step_output import read
 from xent_metrics.hosts.lightning.upstream import active_loaders
+from xent_metrics.hosts.trackers import log_pictures, pictures
 from xent_metrics.sums.metric import NanPolicy
 
 __all__ = ["XentCallback"]
@@ -38,7 +39,8 @@ class XentCallback(Callback):
         nan_policy: "omit" skips nan rows and invalid targets, as in `TokenMetric.compute`.
         mask_duplicates: give weight 0 to samples that a DistributedSampler repeats to give every rank equally many.
         prog_bar: show the values in the progress bar, without their standard errors.
-        logger: send the values to the trainer's loggers. Other callbacks can monitor them in any case.
+        logger: send the values to the trainer's loggers, and with them a reliability diagram of each metric that has one, as
+            ``…_plot``, to TensorBoard, Weights & Biases and MLflow. Other callbacks can monitor the values in any case.
 
     To resume a training epoch from a checkpoint, use a loader that continues where it stopped (one with `state_dict` and
     `load_state_dict`, such as torchdata's StatefulDataLoader). Any other loader repeats the epoch's first samples.
@@ -91,12 +93,16 @@ class XentCallback(Callback):
             read_batch = without_duplicates(read_batch, active_loaders(trainer)[loader], batch_idx)
         self._running[stage].update(loader, *read_batch)
 
-    def _end(self, module: Any, stage: str) -> None:
+    def _end(self, trainer: Any, module: Any, stage: str) -> None:
         if stage not in self._running:
             return
-        values = self._running[stage].compute(nan_policy=self.nan_policy)
+        metrics, trackers = self._running[stage], trackers_of(trainer) if self.logger else []
+        with metrics.all.sync_context():
+            values = metrics.compute(nan_policy=self.nan_policy)
+            drawn = pictures(metrics.all.members()) if trackers else {}
         del self._running[stage]  # only now: a failed sync must not lose the sums
         log_all(module, values, prog_bar=self.prog_bar, logger=self.logger)
+        log_pictures(trackers, drawn, trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         """The sums so far of an unfinished training epoch, over all ranks; every rank must call this, as Lightning does."""
@@ -121,7 +127,7 @@ class XentCallback(Callback):
         self._add(trainer, module, "train", outputs, batch, batch_idx, 0)
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        self._end(module, "train")
+        self._end(trainer, module, "train")
 
     def on_validation_epoch_start(self, trainer: Any, module: Any) -> None:
         self._begin(trainer, module, "val")
@@ -132,7 +138,7 @@ class XentCallback(Callback):
         self._add(trainer, module, "val", outputs, batch, batch_idx, dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
-        self._end(module, "val")
+        self._end(trainer, module, "val")
 
     def on_test_epoch_start(self, trainer: Any, module: Any) -> None:
         self._begin(trainer, module, "test")
@@ -143,4 +149,4 @@ class XentCallback(Callback):
         self._add(trainer, module, "test", outputs, batch, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self, trainer: Any, module: Any) -> None:
-        self._end(module, "test")
+        self._end(trainer, module, "test")

@@ -15,8 +15,9 @@ sums, which rank 0 adds. The task side starts no collective of its own.
     command.py       `xent lm-eval`                   groups.py           exact values of groups
     resume.py        its `--resume`                   journal.py          results on disk
     rescore.py       `xent rescore`                   rescored_run.py     a rescored run's files
-    model_names.py   the models' names, for lm-eval   upstream.py         lm-eval's private names
-    python_docs.py   an offline corpus                models/, engines/   the models
+    model_names.py   the models' names, for lm-eval   loggers.py          pictures and samples in trackers
+    python_docs.py   an offline corpus                upstream.py         lm-eval's private names
+    models/, engines/   the models
 """
 
 from __future__ import annotations

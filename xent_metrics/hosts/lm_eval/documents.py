@@ -7,6 +7,7 @@ its documents' sums, from which a group's value follows (groups.py).
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -102,6 +103,12 @@ class TotalValue(float):
         self = cls(float(metric.value_of(total)))
         self.metric, self.meaning, self.states = metric, meaning, states
         return self
+
+    def filled_metric(self) -> TokenMetric:
+        """A copy of the metric that holds these sums as those of all processes: for its plot, which then syncs nothing."""
+        metric = copy.deepcopy(self.metric)
+        metric.hold(exact_sum.merge(self.states))
+        return metric
 
     def __reduce__(self) -> tuple[Any, ...]:
         return float, (float(self),)

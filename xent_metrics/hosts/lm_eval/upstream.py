@@ -22,6 +22,7 @@ from dataclasses import fields
 from functools import partial, wraps
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, aggregation_registry, metric_registry
@@ -351,22 +352,27 @@ def around_evaluate(instead: Callable[..., Any]) -> Iterator[None]:
 
 
 @contextmanager
-def as_command(arguments: Sequence[str], task_manager: Any) -> Iterator[Callable[[], None]]:
-    """lm-eval's command, to be called, with `arguments` and our task manager.
+def as_command(
+    arguments: Sequence[str], task_manager: Any, loggers: Mapping[str, type] = MappingProxyType({})
+) -> Iterator[Callable[[], None]]:
+    """lm-eval's command, to be called, with `arguments`, our task manager, and our loggers by the names of lm-eval's.
 
-    The command looks up `lm_eval.tasks.TaskManager` each time it makes one, and reads `sys.argv`, as read in lm-eval
-    0.4.13 (lm_eval/_cli). Both are put back afterwards. If the command comes to bind the name when it is imported,
-    replace it in the module that binds it.
+    The command looks up `lm_eval.tasks.TaskManager` and the names of `lm_eval.loggers` each time it makes one, and reads
+    `sys.argv`, as read in lm-eval 0.4.13 (lm_eval/_cli). All are put back afterwards. If the command comes to bind the
+    names when it is imported, replace them in the module that binds them.
     """
+    import lm_eval.loggers
     import lm_eval.tasks
     from lm_eval.__main__ import cli_evaluate
 
-    before = sys.argv, lm_eval.tasks.TaskManager
+    before = sys.argv, lm_eval.tasks.TaskManager, {name: getattr(lm_eval.loggers, name) for name in loggers}
     sys.argv, lm_eval.tasks.TaskManager = ["lm-eval", *arguments], task_manager
+    vars(lm_eval.loggers).update(loggers)
     try:
         yield cli_evaluate
     finally:
-        sys.argv, lm_eval.tasks.TaskManager = before
+        sys.argv, lm_eval.tasks.TaskManager, theirs = before
+        vars(lm_eval.loggers).update(theirs)
 
 
 # Models.

@@ -26,16 +26,15 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from xent_metrics.errors import InvalidInputError
 from xent_metrics.hosts.lm_eval.models.forward import Forward
-from xent_metrics.hosts.lm_eval.models.head import Head
 from xent_metrics.hosts.lm_eval.models.masks import Trees
 from xent_metrics.hosts.lm_eval.models.packing import Row
 from xent_metrics.hosts.lm_eval.models.rope_switch import RopeSwitch
 from xent_metrics.hosts.lm_eval.models.sizes import bytes_per_id, costs_on, free_memory, ids_that_fit
 from xent_metrics.hosts.lm_eval.models.transfer import send
 from xent_metrics.hosts.lm_eval.models.upstream import attention_implementation, without_looking_for_packed_texts
+from xent_metrics.hosts.lm_head import Head
 from xent_metrics.scoring.backends import first_result
 from xent_metrics.scoring.inputs import LOGITS_DTYPES
-from xent_metrics.scoring.score import score_hidden_states
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
 
 __all__ = ["HFForward", "repeated"]
@@ -262,16 +261,8 @@ class HFForward(Forward):
         if head is None:
             return super()._scored(states, targets, extra_scores)
         device = head.weight.device
-        return score_hidden_states(
-            states.to(device),
-            head.weight,
-            send(targets, device),
-            bias=head.bias,
-            logit_scale=head.scale,
-            logit_softcap=head.softcap,
-            token_bytes=self._num_bytes(len(head.weight), device),
-            extra_scores=extra_scores,
-        )
+        table = self._num_bytes(len(head.weight), device)
+        return head.score(states, send(targets, device), token_bytes=table, extra_scores=extra_scores)
 
 
 def repeated(cache: Any, times: int) -> Any:

@@ -1,4 +1,4 @@
-"""The language model head: from the last hidden states to the logits."""
+"""The head of a Hugging Face model: from the last hidden states to the logits."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from xent_metrics.errors import InvalidInputError
 from xent_metrics.scoring.inputs import LOGITS_DTYPES
+from xent_metrics.scoring.score import score_hidden_states
+from xent_metrics.scoring.scores import TokenScores
 
 __all__ = ["Head"]
 
@@ -45,12 +47,26 @@ class Head:
             logits = logits * self.scale
         return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
 
+    def score(self, states: Tensor, target: Tensor, **options: Any) -> TokenScores:
+        """Score targets ``(…)`` under hidden states ``(…, H)``, on the head's device; options as for `score_hidden_states`."""
+        device = self.weight.device
+        return score_hidden_states(
+            states.to(device),
+            self.weight,
+            target.to(device),
+            bias=self.bias,
+            logit_scale=self.scale,
+            logit_softcap=self.softcap,
+            **options,
+        )
+
 
 def _scale(config: Any) -> float | None:
     """The factor of the logits; None means 1."""
-    if (factor := getattr(config, "logit_scale", None)) is not None:  # Cohere
-        return float(factor)
-    if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
-        return 1 / float(divisor)
-    factor = getattr(config, "lm_head_multiplier", None)  # Falcon-H1
+    if (
+        scaling := getattr(config, "logits_scaling", None)
+    ) is not None:  # Granite divides by it, HyperCLOVA X multiplies
+        return float(scaling) if config.model_type.startswith("hyperclovax") else 1 / float(scaling)
+    names = ("logit_scale", "lm_head_multiplier", "output_multiplier")  # Cohere, Falcon-H1, Muse
+    factor = next((factor for name in names if (factor := getattr(config, name, None)) is not None), None)
     return None if factor is None else float(factor)

@@ -1,0 +1,54 @@
+"""`--wandb_args` and `--trackio_args` of lm-eval's command: values, standard errors, pictures and samples of our metrics."""
+
+import json
+import sys
+from functools import partial
+
+import wandb
+from support import trackers
+from support.hf_model import tiny_model, tiny_tokenizer
+
+from xent_metrics.hosts.lm_eval.command import run
+from xent_metrics.hosts.lm_eval.loggers import sample_columns
+from xent_metrics.hosts.lm_eval.task_manager import XentTaskManager
+
+TASK = "xent_python_docs_cloze"
+METRICS = "bits_per_byte,expected_calibration_error:num_bins=5,cross_entropy:name=nats_per_token"
+NAMES = ["bits_per_byte", "expected_calibration_error", "nats_per_token"]
+
+
+def test_values_errors_pictures_and_samples_arrive(tmp_path, monkeypatch):
+    for name, value in trackers.environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "trackio", trackio := trackers.Trackio())
+    quick = partial(XentTaskManager, include_defaults=False)  # indexing lm-eval's own tasks takes seconds
+    monkeypatch.setattr("xent_metrics.hosts.lm_eval.command.XentTaskManager", quick)
+    tiny_model("gpt2").save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    try:
+        run(
+            ["run", "--model", "xent-hf", "--model_args", f"pretrained={tmp_path / 'model'},dtype=float32", "--tasks", TASK,
+             "--device", "cpu", "--limit", "2", "--log_samples", "--output_path", str(tmp_path / "out"),
+             "--wandb_args", "project=p", "--trackio_args", "project=p"],
+            METRICS,
+        )  # fmt: skip
+    finally:
+        wandb.teardown()
+    [path] = (tmp_path / "out").rglob("results_*.json")
+    results = json.loads(path.read_text())["results"][TASK]
+    expected = {f"{TASK}/{name}{end}": results[f"{name}{end},none"] for name in NAMES for end in ("", "_stderr")}
+    for values, plots in (trackers.in_wandb(tmp_path), trackio.found()):
+        assert {name: values[name] for name in expected} == expected
+        assert plots == {f"{TASK}/expected_calibration_error_plot"}
+    [table] = tmp_path.rglob(f"{TASK}_eval_results*.table.json")  # of the samples
+    columns = json.loads(table.read_text())["columns"]
+    assert {"bits_per_byte of the document", "expected_calibration_error", "nats_per_token"} <= set(columns)
+    assert sum(f"{TASK}/sample" in entry for entry in trackio.logged) == 2
+
+
+def test_columns_of_lm_evals_own_metrics_stay():
+    samples = [
+        {"metrics": ["bits_per_byte", "acc", "nats_sums"], "bits_per_byte": (-3.0, 4), "acc": 1.0, "nats_sums": {}}
+    ]
+    assert sample_columns(samples) == (["bits_per_byte", "acc"], samples)
+    assert sample_columns([]) == ([], [])

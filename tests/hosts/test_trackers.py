@@ -1,0 +1,121 @@
+"""Values, standard errors and pictures in real trackers, offline; trackio alone is a stand-in."""
+
+import sys
+
+import mlflow
+import pytest
+import torch
+import wandb
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
+from support import distributed, strategy_jobs, trackers
+from support import trainer_jobs as jobs
+from support.lightning import bigrams, loader, trainer
+
+from xent_metrics import get_metric
+from xent_metrics.hosts.lightning import XentCallback
+from xent_metrics.hosts.trackers import of_trainer_callback, pictures
+from xent_metrics.hosts.transformers import TrainerMetrics
+from xent_metrics.metrics import MeanConfidence
+
+METRICS = ["perplexity", "expected_calibration_error", {"metric": "rms_calibration_error", "binning": "mass"}]
+NAMES = ["perplexity", "expected_calibration_error", "rms_calibration_error"]
+READERS = {"tensorboard": trackers.in_tensorboard, "wandb": trackers.in_wandb, "mlflow": trackers.in_mlflow}
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path, monkeypatch):
+    for name, value in trackers.environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+
+
+def lightning_logger(name, folder):
+    if name == "tensorboard":
+        return TensorBoardLogger(folder / name)
+    return WandbLogger(save_dir=folder) if name == "wandb" else MLFlowLogger(tracking_uri=trackers.uri(folder))
+
+
+def finish(name):
+    if name == "wandb":
+        wandb.finish()
+        wandb.teardown()  # it would keep the first folder
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_lightning(name, tmp_path):
+    run = trainer(XentCallback(METRICS), max_epochs=1, logger=lightning_logger(name, tmp_path))
+    run.fit(bigrams(), loader(), loader())
+    finish(name)
+    values, plots = READERS[name](tmp_path)
+    expected = {f"val/{metric}{end}" for metric in NAMES for end in ("", "_stderr")}
+    assert {key: values[key] for key in expected} == {
+        key: pytest.approx(run.callback_metrics[key].item(), rel=1e-6) for key in expected
+    }
+    assert plots == {"val/expected_calibration_error_plot"}
+
+
+def test_one_rank_draws_what_all_ranks_added(tmp_path):
+    run = trainer(XentCallback(["expected_calibration_error"]), logger=TensorBoardLogger(tmp_path / "one"))
+    run.validate(bigrams(), loader(7), verbose=False)
+    run.logger.experiment.close()
+    collectives = distributed.run(2, strategy_jobs.pictured, str(tmp_path / "two"), 7)
+    assert collectives == [1, 1]
+    name = "val/expected_calibration_error_plot"
+    one, two = (trackers.tensorboard_picture(tmp_path / folder, name) for folder in ("one", "two"))
+    assert one == two
+
+
+@pytest.mark.parametrize(("name", "route"), [("tensorboard", "logits"), *((name, "hidden states") for name in READERS)])
+def test_the_trainer(name, route, tmp_path):
+    metrics = TrainerMetrics(METRICS)
+    model, given = (jobs.Bigrams(), {"metrics": metrics}) if route == "logits" else (jobs.tiny_llama(), {})
+    if name == "mlflow":  # the callback keeps one that was set before
+        mlflow.set_tracking_uri(trackers.uri(tmp_path))
+    run = jobs.make_trainer(
+        model, jobs.examples(5), tmp_path, report_to=[name], max_steps=1, eval_strategy="steps", eval_steps=1,
+        save_strategy="no", logging_strategy="no", **given,
+    )  # fmt: skip
+    metrics.attach(run)
+    run.train()
+    mlflow.flush_async_logging()
+    finish(name)
+    [found] = [entry for entry in run.state.log_history if "eval_perplexity" in entry]
+    values, plots = READERS[name](tmp_path)
+    start = "eval_" if name == "mlflow" else "eval/"  # as the Trainer's callbacks name them
+    expected = {f"{start}{metric}{end}" for metric in NAMES for end in ("", "_stderr")}
+    assert {key: values[key] for key in expected} == {
+        key: pytest.approx(found[key.replace("/", "_")], rel=1e-6) for key in expected
+    }
+    assert plots == {"eval/expected_calibration_error_plot"}
+
+
+def test_trackio(monkeypatch):
+    trackio = trackers.Trackio()
+    monkeypatch.setitem(sys.modules, "trackio", trackio)
+    send = of_trainer_callback(type("TrackioCallback", (), {})())
+    metric = get_metric("expected_calibration_error")
+    metric.update(torch.zeros(2, 3), torch.tensor([0, 1]))
+    for name, picture in pictures({"calibration": metric}, "eval/").items():
+        send(name, picture, 3)
+    assert trackio.logged == [
+        {"eval/calibration_plot": trackio.logged[0]["eval/calibration_plot"], "train/global_step": 3}
+    ]
+    assert trackio.found()[1] == {"eval/calibration_plot"}
+
+
+def test_pictures_are_of_metrics_that_draw_something_and_have_data(monkeypatch):
+    full, empty, mass = (get_metric("expected_calibration_error", **each) for each in ({}, {}, {"binning": "mass"}))
+    scores = full.score(torch.zeros(2, 3), torch.tensor([0, 1]))
+    for metric in (full, mass, confidence := MeanConfidence()):
+        metric.update(scores)
+    drawn = pictures({"full": full, "empty": empty, "mass": mass, "confidence": confidence})
+    assert [*drawn] == ["full_plot"]
+    assert drawn["full_plot"].std() > 10  # something is drawn
+    monkeypatch.setattr("xent_metrics.hosts.trackers.find_spec", lambda name: None)
+    assert pictures({"full": full}) == {}
+
+
+def test_what_cannot_be_drawn_is_left_out_with_a_warning():
+    metric = get_metric("expected_calibration_error")
+    metric.update(torch.zeros(2, 3), torch.tensor([0, 7]))
+    with pytest.warns(UserWarning, match="calibration: no picture for the trackers: .*7|1 targets"):
+        assert pictures({"calibration": metric}) == {}
