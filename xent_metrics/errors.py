@@ -91,8 +91,8 @@ class InvalidTargetError(InvalidInputError):
     >>> metric.compute()
     Traceback (most recent call last):
     xent_metrics.errors.InvalidTargetError: cross_entropy: 1 targets were neither a class in [0, V) nor
-        ignore_index=-100 (or, for soft targets, not a distribution), or had a weight below 0. Mask what should not count with
-        ignore_index; `compute(nan_policy='omit')` gives the value without them [E002]
+        ignore_index=-100 (or, for soft targets, not a distribution), or had a weight or a number of bytes below 0. Mask what
+        should not count with ignore_index; `compute(nan_policy='omit')` gives the value without them [E002]
     """
 
     code = "E002"
@@ -224,7 +224,7 @@ class MetricOptionError(XentMetricsError, TypeError):
     >>> from xent_metrics import get_metric
     >>> get_metric("top_k_accuracy", k=0)
     Traceback (most recent call last):
-    xent_metrics.errors.MetricOptionError: top_k_accuracy: k is a whole number of at least 1; got 0 [E009]
+    xent_metrics.errors.MetricOptionError: top_k_accuracy: k is a whole number from 1 to 2^31; got 0 [E009]
     """
 
     code = "E009"
