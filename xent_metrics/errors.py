@@ -102,9 +102,10 @@ class CapacityError(XentMetricsError, OverflowError):
     """A sum left the range in which it is exact.
 
     Cause: a term of 2^62 (5·10^18) or more, or a sum beyond ±2^78 (3·10^23): usually weights or logits that are far too large.
-    A sum never wraps.
+    A sum never wraps. Or sums so small, usually by weights of 1e-14 and less, that rounding to 2^-64 may show in their sixth
+    digit.
 
-    Cure: look for enormous weights. Scaling all weights of a metric by the same factor doesn't change its value.
+    Cure: look for enormous or tiny weights. Scaling all weights of a metric by the same factor doesn't change its value.
 
     >>> import torch
     >>> from xent_metrics import get_metric

@@ -76,3 +76,11 @@ def test_the_base_models_loss_has_the_bits_of_its_own_scores():
     same = score_pair(base, base, target)
     assert (same.nll == same.extra_scores["base_nll"]).all()
     assert (same.extra_scores["probability_change"] == 0).all()
+
+
+def test_a_rows_divergences_do_not_depend_on_the_other_rows():
+    base, other = noisy_pair(0.1)
+    whole = score_pair(base, other).extra_scores
+    for row in range(0, 300, 17):
+        alone = score_pair(base[row : row + 1], other[row : row + 1]).extra_scores
+        assert all(alone[name][0] == whole[name][row] for name in whole)

@@ -18,10 +18,13 @@ from torch import Tensor
 from xent_metrics.errors import InvalidInputError
 from xent_metrics.scoring.devices import chunk_rows, chunks, widest_float
 from xent_metrics.scoring.inputs import as_tensor
+from xent_metrics.scoring.rows import first_argmax
 from xent_metrics.scoring.score import score_tokens
 from xent_metrics.scoring.scores import TokenScores
 
 __all__ = ["score_pair"]
+
+_FAR = 80.0  # a ratio of e^80 between two probabilities, beside which the smaller one is nothing, fits in a float32
 
 
 @torch.no_grad()
@@ -55,7 +58,7 @@ def score_pair(
         InvalidInputError: shapes or devices differ, targets are distributions, or the temperature isn't positive.
 
     >>> score_pair(torch.zeros(1, 4), torch.tensor([[0.0, 0.0, 0.0, -torch.inf]])).extra_scores["kl_divergence"]
-    tensor([inf])
+    tensor([inf], dtype=torch.float64)
     """
     base, other = as_tensor(logits), as_tensor(other_logits)
     _check_pair(base, other, temperature)
@@ -98,27 +101,22 @@ def _compare(base: Tensor, other: Tensor, temperature: float) -> dict[str, Tenso
 
 
 def _compare_chunk(log_p: Tensor, log_q: Tensor) -> dict[str, Tensor]:
-    p, q, log_ratio = log_p.exp(), log_q.exp(), log_p - log_q
-    m = (p + q) / 2
-    to_mean = _divergence(p, m, _log_ratio_to_mean(log_ratio)), _divergence(q, m, _log_ratio_to_mean(-log_ratio))
+    """The divergences as sums of terms of which none is negative, so that small ones don't drown in larger ones.
+
+    Σ p ln(p/q) = Σ [p ln(p/q) + q − p], with q − p = p · expm1(ln(q/p)) where they are close.
+    """
+    p, q = log_p.exp(), log_q.exp()
+    log_ratio = torch.where(log_p == log_q, 0.0, log_p - log_q)  # of two that are impossible, too
+    at_least = log_ratio.clamp(min=-_FAR)
+    q_over_p, p_over_q = torch.expm1(-at_least), torch.expm1(log_ratio.clamp(max=_FAR))  # q/p − 1, p/q − 1
+    more = torch.where(log_ratio.abs() < 1, p * q_over_p, q - p)
+    to_mean = p * torch.log1p(q_over_p / 2) + q * torch.log1p(p_over_q / 2)  # p ln(m/p) + q ln(m/q), m = (p + q)/2
     return {
-        "kl_divergence": _divergence(p, q, log_ratio),
-        "jensen_shannon_divergence": 0.5 * (to_mean[0] + to_mean[1]),
-        "soft_cross_entropy": -_times(p, log_q).sum(-1),
-        "same_top": log_p.argmax(-1) == log_q.argmax(-1),
+        "kl_divergence": (p * at_least + more).clamp(min=0.0).sum(-1),
+        "jensen_shannon_divergence": to_mean.clamp(max=0.0).sum(-1).abs() / 2,
+        "soft_cross_entropy": -torch.where(p == 0, 0.0, p * log_q).sum(-1),
+        "same_top": first_argmax(log_p) == first_argmax(log_q),
     }
-
-
-def _divergence(p: Tensor, q: Tensor, log_ratio: Tensor) -> Tensor:
-    """Σ_v p ln(p/q) as Σ_v (p ln(p/q) + q − p), which is equal and has no negative terms that small ones would drown in."""
-    close = p * (log_ratio + torch.expm1(-log_ratio))
-    apart = _times(p, log_ratio) + (q - p)
-    return torch.where(log_ratio.abs() < 1, close, apart).clamp(min=0.0).sum(-1)
-
-
-def _log_ratio_to_mean(log_ratio: Tensor) -> Tensor:
-    """ln(p/m) of ln(p/q), with m = (p + q)/2; where p/q is below e^-80, p is nothing beside m."""
-    return -torch.log1p(torch.expm1(-log_ratio.clamp(min=-80.0)) / 2)
 
 
 def _tempered(logits: Tensor, temperature: float) -> Tensor:
@@ -126,9 +124,4 @@ def _tempered(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _log_prob(logits: Tensor, temperature: float) -> Tensor:
-    return torch.log_softmax(logits.to(widest_float(logits.device)) / temperature, dim=-1)
-
-
-def _times(prob: Tensor, values: Tensor) -> Tensor:
-    """p · value, which is 0 if p is 0, whatever the value; nan among the probabilities stays nan."""
-    return torch.where(prob == 0, 0.0, prob * values)
+    return torch.log_softmax(_tempered(logits.to(widest_float(logits.device)), temperature), dim=-1)
