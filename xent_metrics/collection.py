@@ -229,7 +229,7 @@ def _values(members: list[TokenMetric], nan_policy: NanPolicy) -> list[Tensor]:
     if not at_once:
         return [metric.compute(nan_policy=nan_policy) for metric in members]
     packed, sizes = torch.cat(states).cpu(), [len(state) for state in states]
-    if needs_attention(packed, sizes):
+    if needs_attention(members, packed):
         for metric, state in zip(members, torch.split(packed, sizes), strict=True):
             metric.check_state(state, nan_policy)
     sums = torch.split(exact_sum.to_float(packed, finite_only=nan_policy == "omit"), sizes)

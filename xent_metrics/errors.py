@@ -91,8 +91,8 @@ class InvalidTargetError(InvalidInputError):
     >>> metric.compute()
     Traceback (most recent call last):
     xent_metrics.errors.InvalidTargetError: cross_entropy: 1 targets were neither a class in [0, V) nor
-        ignore_index=-100 (or, for soft targets, not a distribution), or had a weight below 0. Mask what should not count with
-        ignore_index; `compute(nan_policy='omit')` gives the value without them [E002]
+        ignore_index=-100 (or, for soft targets, not a distribution), or had a weight or a number of bytes below 0. Mask what
+        should not count with ignore_index; `compute(nan_policy='omit')` gives the value without them [E002]
     """
 
     code = "E002"
@@ -102,9 +102,10 @@ class CapacityError(XentMetricsError, OverflowError):
     """A sum left the range in which it is exact.
 
     Cause: a term of 2^62 (5·10^18) or more, or a sum beyond ±2^78 (3·10^23): usually weights or logits that are far too large.
-    A sum never wraps.
+    A sum never wraps. Or sums so small, usually by weights of 1e-14 and less, that rounding to 2^-64 may show in their sixth
+    digit.
 
-    Cure: look for enormous weights. Scaling all weights of a metric by the same factor doesn't change its value.
+    Cure: look for enormous or tiny weights. Scaling all weights of a metric by the same factor doesn't change its value.
 
     >>> import torch
     >>> from xent_metrics import get_metric
@@ -224,7 +225,7 @@ class MetricOptionError(XentMetricsError, TypeError):
     >>> from xent_metrics import get_metric
     >>> get_metric("top_k_accuracy", k=0)
     Traceback (most recent call last):
-    xent_metrics.errors.MetricOptionError: top_k_accuracy: k is a whole number of at least 1; got 0 [E009]
+    xent_metrics.errors.MetricOptionError: top_k_accuracy: k is a whole number from 1 to 2^31; got 0 [E009]
     """
 
     code = "E009"

@@ -17,7 +17,7 @@ from xent_metrics import (
     TokenMetricCollection,
     score_tokens,
 )
-from xent_metrics.errors import InvalidInputError, InvalidTargetError
+from xent_metrics.errors import InvalidInputError, InvalidTargetError, MetricOptionError
 from xent_metrics.metrics import (
     BinaryCrossEntropy,
     BrierScore,
@@ -116,3 +116,8 @@ class TestBinary:
             BinaryCrossEntropy().update(score_tokens(torch.zeros(1, 5), torch.tensor([1])))
         with pytest.raises(InvalidInputError, match="binary is 'logits' or 'probabilities'; got 'odds'"):
             score_tokens(torch.zeros(3), torch.zeros(3).long(), binary="odds")
+
+    @pytest.mark.parametrize("from_logits", ["false", 0, None])
+    def test_from_logits_is_true_or_false(self, from_logits):
+        with pytest.raises(MetricOptionError, match="from_logits is True or False; got"):
+            BinaryCrossEntropy(from_logits=from_logits)

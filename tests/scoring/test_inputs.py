@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from xent_metrics import CrossEntropy, score_hidden_states, score_tokens
-from xent_metrics.errors import InvalidInputError
+from xent_metrics import CrossEntropy, get_metric, score_hidden_states, score_tokens
+from xent_metrics.errors import InvalidInputError, InvalidTargetError
 from xent_metrics.scoring import inputs
 from xent_metrics.scoring.inputs import as_tensor, on_device
 from xent_metrics.scoring.rows import RowScorer
@@ -177,6 +177,21 @@ L, T = torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.long)
         ),
         ((torch.zeros(2, 7, 3, 5), torch.zeros(2, 3, 5).long()), {}, r"The classes come last: .* rows of 7"),
         ((L, T), {"ignore_index": None}, r"ignore_index is an int; got None"),
+        ((L.to_sparse(), T), {}, r"expected a dense tensor; got a sparse_coo one\. `\.to_dense\(\)` makes it dense"),
+        ((L[0].to_sparse_csr(), T[0]), {}, r"expected a dense tensor; got a sparse_csr one"),
+        ((L.to_mkldnn(), T), {}, r"expected a dense tensor; got a mkldnn one"),
+        ((L, T.to_sparse()), {}, r"expected a dense tensor; got a sparse_coo one"),
+        ((L, T), {"weight": torch.ones(2, 3).to_sparse()}, r"expected a dense tensor; got a sparse_coo one"),
+        (
+            (L, torch.nested.nested_tensor([T[0], T[1, :2]])),
+            {},
+            r"got a nested one\. .*; pad targets with ignore_index",
+        ),
+        (
+            (L, np.ma.masked_array(T.numpy(), T.numpy() == 0)),
+            {},
+            r"masked elements, and its mask is not read\. Mask targets with ignore_index, `target\.filled\(-100\)`",
+        ),
     ],
 )
 def test_what_cannot_be_scored_says_why(arguments, options, message):
@@ -225,3 +240,35 @@ def test_what_is_on_the_device_already_or_is_one_number_is_not_warned_of():
         on_device(torch.ones(3), torch.device("meta"), "x")
 
     assert warned(move) == []
+
+
+def test_a_masked_array_without_a_mask_is_an_array():
+    assert score_tokens(L, np.ma.masked_array(T.numpy())).nll.equal(score_tokens(L, T).nll)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_sign_that_is_yet_to_be_applied_is(dtype):
+    """Views of complex tensors have torch's negative bit, which kernels that read memory don't see."""
+    logits = torch.randn(40, 300).to(dtype)
+    target = torch.arange(40)
+    negative = torch._neg_view(logits)
+    assert negative.is_neg()
+    assert score_tokens(negative, target).nll.equal(score_tokens(-logits, target).nll)
+
+
+def test_rows_of_a_negative_number_of_bytes_are_invalid():
+    target = torch.tensor([[0, 1, 2], [3, 3, 2]])
+    scores = score_tokens(L, target, token_bytes=torch.tensor([-1, -2, 3, 4]), ignore_index=3)
+    assert scores.invalid is not None
+    assert scores.invalid.equal(target < 2)
+    metric = get_metric("bits_per_byte", ignore_index=3)
+    metric.update(scores)
+    with pytest.raises(InvalidTargetError, match="had a weight or a number of bytes below 0"):
+        metric.compute()
+
+
+def test_arrays_stay_on_the_host_whatever_the_default_device(batch):
+    logits, target = batch
+    with torch.device("meta"):  # as under `torch.set_default_device("cuda")`
+        found = score_tokens(logits.numpy(), target.numpy())
+    assert found.nll.equal(score_tokens(logits, target).nll)

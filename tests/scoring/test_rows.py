@@ -131,3 +131,13 @@ def test_the_way_of_other_devices_gives_the_same_scores_and_bits_that_depend_on_
     for part in (score_tokens(logits, target), score_tokens(logits.flip(0), target.flip(0)).map(lambda x: x.flip(0))):
         for name, value in scores.fields().items():
             torch.testing.assert_close(part.fields()[name], value, equal_nan=True, rtol=0, atol=0)
+
+
+def test_no_row_is_scored_on_another_device_than_its_logits():
+    logits, target = torch.randn(4, 6, 300).half(), torch.randint(300, (4, 6))
+    entropy = {"entropy": ExtraScore(lambda log_prob, index: -(log_prob.exp() * log_prob).sum(-1))}
+    want = score_tokens(logits, target, extra_scores=entropy)
+    with torch.device("meta"):  # a default device, as of `torch.set_default_device("cuda")`
+        found = score_tokens(logits, target, extra_scores=entropy)
+    assert found.nll.equal(want.nll)
+    assert found.extra_scores["entropy"].equal(want.extra_scores["entropy"])

@@ -192,3 +192,9 @@ def test_weights_apply_and_rows_that_do_not_count_are_zero():
             assert weighted.weighted(ones)[3].isnan(), "an invalid row is nan in every sum"
     assert scores.weighted(scores.nll)[:3].tolist() == [torch.tensor(0.1).double().item(), 0, 6]
     assert scores.weighted(torch.ones(4, 2))[2:].tolist()[0] == [2, 2]
+
+
+@pytest.mark.parametrize("name", ["num_bytes", "num_words"])
+def test_a_text_has_no_negative_length(name):
+    with pytest.raises(InvalidInputError, match=rf"{name} holds whole numbers from 0; got -4"):
+        from_loglikelihoods([-1.0, -2.0], **{name: [3, -4]})

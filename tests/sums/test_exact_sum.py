@@ -204,3 +204,12 @@ def test_a_float32_has_the_sums_of_the_same_number_in_float64_and_bins_those_of_
 def test_every_half_precision_number_is_its_float64(dtype):
     values = torch.arange(-(2**15), 2**15).short().view(dtype)
     assert torch.equal(exact_sum.exact(values), exact_sum.exact(values.double()))
+
+
+@given(st.lists(st.floats(-(2.0**60), 2.0**60), min_size=1, max_size=20))
+def test_what_is_rounded_away_is_what_is_missing_from_the_sum(values):
+    tensor = torch.tensor(values, dtype=torch.float64)
+    rest = exact_sum.rounded_away(tensor)
+    assert (rest.abs() <= 0.5).all()
+    missing = sum(map(Fraction, values)) - exact_sum.to_fraction(exact_sum.exact_sum(tensor))
+    assert missing == sum(map(Fraction, rest.tolist())) * Fraction(exact_sum.FINEST)

@@ -232,7 +232,9 @@ def test_a_weight_below_0_is_an_error_and_left_out_by_nan_policy_omit(weight):
     logits, target = torch.randn(4, 6), torch.tensor([0, 1, 2, -100])
     metric.update(logits, target, weight=torch.tensor([1.0, weight, 2.0, weight]))
     rest.update(logits[[0, 2]], target[[0, 2]], weight=torch.tensor([1.0, 2.0]))
-    with pytest.raises(InvalidTargetError, match=r"1 targets were neither .* or had a weight below 0"):
+    with pytest.raises(
+        InvalidTargetError, match=r"1 targets were neither .* or had a weight or a number of bytes below 0"
+    ):
         metric.compute()
     assert metric.compute(nan_policy="omit") == rest.compute()
 
@@ -253,3 +255,29 @@ def test_a_metric_that_does_not_call_super_init_is_told_so(built, install):
         MetricOptionError, match=r"Forgetful.__init__ doesn't call super\(\).__init__\(\*\*kwargs\), which"
     ):
         Forgetful() if built == "by hand" else get_metric("forgetful")
+
+
+@pytest.mark.parametrize(("factor", "fits"), [(1e-12, True), (1e-15, False), (1e-18, False), (1e-40, False)])
+def test_weights_too_small_for_exact_sums_are_an_error(factor, fits, batch):
+    logits, target = batch
+    weight = factor * torch.ones(target.shape, dtype=torch.float64)
+    alone, together = CrossEntropy(), TokenMetricCollection(["cross_entropy", "token_accuracy"])
+    for metric in (alone, together):
+        metric.update(logits, target, weight=weight)
+    if fits:
+        assert alone.compute().item() == pytest.approx(used(CrossEntropy(), *batch).compute().item(), rel=1e-6)
+        return
+    for metric in (alone, together):
+        with pytest.raises(
+            CapacityError, match=r"so small that the rounding of terms to 2\^-64 .* Multiply all weights"
+        ):
+            metric.compute()
+
+
+def test_a_few_tiny_weights_are_no_error(batch):
+    logits, target = batch
+    weight = torch.full(target.shape, 1e-30, dtype=torch.float64)
+    weight.view(-1)[-2:] = 1.0
+    metric = CrossEntropy()
+    metric.update(logits, target, weight=weight)
+    assert metric.compute().isfinite()

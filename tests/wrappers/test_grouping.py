@@ -78,3 +78,14 @@ def test_groups_of_other_kinds_never_share_a_state():
         for by in (Position([0, 3]), Position([0, 4]), Frequency([0, 3], counts=[1]), Frequency([0, 3], counts=[5]))
     }
     assert len(names) == 4
+
+
+@pytest.mark.parametrize("by", [lambda: Position([0, 8]), lambda: Frequency([0, 5], list(range(V)))])
+def test_groups_built_on_meta_are_those_of_any_device(batch, by):
+    want = Grouped(CrossEntropy(), by=by())
+    want.update(*batch)
+    with torch.device("meta"):
+        metric = Grouped(CrossEntropy(), by=by())
+    torch.nn.ModuleList([metric]).to_empty(device="cpu")
+    metric.update(*batch)
+    assert metric.by_group() == want.by_group()

@@ -8,6 +8,8 @@ import torch
 
 from xent_metrics import CrossEntropy, Perplexity, TokenMetricCollection, get_metric, score_tokens
 from xent_metrics.analysis import StandardError, standard_error_from_moments
+from xent_metrics.errors import CapacityError
+from xent_metrics.scoring.pairs import score_pair
 from xent_metrics.testing import no_host_sync
 from xent_metrics.wrappers.standard_error import standard_error
 
@@ -195,3 +197,38 @@ def test_an_update_waits_for_no_device():
     with no_host_sync() as device:
         scores = like.map(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
         assert error.exact_sums(scores).shape == error.state.shape
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-6, 1e-7])
+@pytest.mark.parametrize("name", ["rms_probability_change", "kl_divergence", "jensen_shannon_divergence"])
+def test_errors_of_tiny_values_are_those_of_the_documents(name, scale):
+    generator = torch.Generator().manual_seed(6)
+    base = torch.randn(SEQUENCES, LENGTH, VOCAB, generator=generator)
+    other = base + scale * torch.randn(base.shape, generator=generator)
+    target = torch.randint(VOCAB, (SEQUENCES, LENGTH), generator=generator)
+    metric, error = get_metric(name), StandardError(get_metric(name))
+    error.update((base, other), target)
+    states = torch.stack([metric.exact_sums(score_pair(*row)) for row in zip(base, other, target, strict=True)])
+    assert error.compute().item() == pytest.approx(standard_error(metric, states), rel=1e-8)
+    assert error.compute() > 0
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "expected_calibration_error"])
+def test_the_scale_of_the_weights_does_not_change_the_error(name):
+    scores, weight = sequences(), torch.rand(SEQUENCES, LENGTH, dtype=torch.float64) + 0.5
+    found = []
+    for factor in (1.0, 1e-9, 1e-12):
+        error = StandardError(get_metric(name))
+        error.update(dataclasses.replace(scores, weight=factor * weight))
+        found.append(error.compute().item())
+    assert found == pytest.approx([found[0]] * 3, rel=1e-6)
+
+
+@pytest.mark.parametrize("token_bytes", [None, BYTES])
+def test_weights_too_small_for_the_sums_are_refused_by_the_error_as_by_the_metric(token_bytes):
+    scores = dataclasses.replace(sequences(), weight=torch.full((SEQUENCES, LENGTH), 1e-16, dtype=torch.float64))
+    metric = CrossEntropy() if token_bytes is None else get_metric("bits_per_byte", token_bytes=token_bytes)
+    for each in (metric, StandardError(metric), TokenMetricCollection([StandardError(metric)])):
+        each.update(scores)
+        with pytest.raises(CapacityError, match=r"so small that .* Multiply all weights by one factor"):
+            each.compute()

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from xent_metrics.errors import InvalidInputError
+from xent_metrics.errors import InvalidInputError, MetricOptionError
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums.ratio import RatioMetric
 from xent_metrics.sums.shared_sums import TOKENS, SharedSum
@@ -32,6 +32,7 @@ class BinaryCrossEntropy(RatioMetric):
 
     Raises:
         InvalidInputError: scores of another number of classes than two.
+        MetricOptionError: a `from_logits` that is neither True nor False.
 
     >>> import torch
     >>> metric = BinaryCrossEntropy(from_logits=False)
@@ -55,7 +56,9 @@ class BinaryCrossEntropy(RatioMetric):
 
     def __init__(self, from_logits: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.from_logits = bool(from_logits)
+        if not isinstance(from_logits, bool):
+            raise MetricOptionError(f"{self.name}: from_logits is True or False; got {from_logits!r}")
+        self.from_logits = from_logits
 
     def scoring_options(self) -> dict[str, Any]:
         return {"binary": "logits" if self.from_logits else "probabilities"}

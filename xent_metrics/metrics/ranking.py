@@ -54,7 +54,7 @@ class TopKAccuracy(_OfRank):
     Reference: Russakovsky et al. (2015), ImageNet Large Scale Visual Recognition Challenge, arXiv:1409.0575.
 
     Raises:
-        MetricOptionError: `k` is not a whole number of at least 1.
+        MetricOptionError: `k` is not a whole number from 1 to 2^31.
 
     >>> metric = TopKAccuracy(k=2)
     >>> metric.update(torch.tensor([[3.0, 2.0, 1.0]]).expand(3, 3), torch.tensor([0, 1, 2]))
@@ -73,8 +73,8 @@ class TopKAccuracy(_OfRank):
 
     def __init__(self, k: int = 5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-            raise MetricOptionError(f"{self.name}: k is a whole number of at least 1; got {k!r}")
+        if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= 2**31:
+            raise MetricOptionError(f"{self.name}: k is a whole number from 1 to 2^31; got {k!r}")
         self.k = k
 
     def sum_names(self) -> tuple[str, SharedSum]:

@@ -104,6 +104,9 @@ def make_plan(logits_shape: torch.Size, device: torch.device, target: Any, optio
     weight = _check_weight(options.weight, shape, device)
     if weight is not None:
         targets = _apply_weight(targets, weight)
+    num_bytes = _num_bytes(targets, options.token_bytes, vocab_size)
+    if num_bytes is not None:
+        targets = targets._replace(invalid=targets.invalid | (num_bytes < 0))
     if options.extra_scores and targets.soft is not None:
         raise InvalidInputError(f"{', '.join(options.extra_scores)} need integer targets; got distributions")
     return ScoringPlan(
@@ -114,7 +117,7 @@ def make_plan(logits_shape: torch.Size, device: torch.device, target: Any, optio
         counted=targets.counted,
         invalid=targets.invalid,
         weight=weight,
-        num_bytes=_num_bytes(targets, options.token_bytes, vocab_size),
+        num_bytes=num_bytes,
         label_smoothing=options.label_smoothing,
         class_weight=_check_class_weight(options.class_weight, vocab_size, device),
         extra_scores=options.extra_scores or {},
@@ -130,10 +133,15 @@ def as_tensor(array: Any) -> Tensor:
         array: a tensor, a NumPy array, anything with ``__dlpack__`` (JAX, TensorFlow, CuPy), or nested lists of numbers.
 
     Raises:
-        InvalidInputError: torch can't make a tensor of it.
+        InvalidInputError: torch can't make a tensor of it; or it has elements that are masked, or not in rows and columns.
     """
     if isinstance(array, Tensor):
-        return array.detach()
+        return _strided(array)
+    if np.ma.is_masked(array):
+        raise InvalidInputError(
+            "got a NumPy array with masked elements, and its mask is not read. Mask targets with ignore_index, "
+            "`target.filled(-100)`, and rows with `weight`"
+        )
     try:
         if isinstance(array, np.ndarray):
             return _from_numpy(array)
@@ -144,12 +152,25 @@ def as_tensor(array: Any) -> Tensor:
         ) from error
 
 
+def _strided(tensor: Tensor) -> Tensor:
+    """The tensor without its gradients, and without a sign or a conjugation that is yet to be applied."""
+    if tensor.layout != torch.strided or tensor.is_nested:
+        if tensor.is_nested:
+            raise InvalidInputError(
+                "expected a dense tensor; got a nested one. `.to_padded_tensor(padding)` makes it dense; pad targets with "
+                "ignore_index"
+            )
+        layout = str(tensor.layout).removeprefix("torch.").removeprefix("_")
+        raise InvalidInputError(f"expected a dense tensor; got a {layout} one. `.to_dense()` makes it dense")
+    return tensor.detach().resolve_neg().resolve_conj()
+
+
 def _from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
     if any(stride < 0 for stride in array.strides):
         array = array.copy()  # torch has no negative strides
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # "not writable": nothing here writes
-        return torch.as_tensor(array)
+        return torch.as_tensor(array, device="cpu")
 
 
 def on_device(array: Any, device: torch.device, name: str) -> Tensor:

@@ -3,35 +3,28 @@
     scores = score_pair(base_logits, other_logits, target)       # P from the base, Q from the other
     for metric in metrics: metric.update(scores)
 
-Everything is computed in log space from the two log-softmaxes, in float32 or wider, without waiting for the device.
+The divergences are sums of terms of which none is negative, in float64: models that differ by the rounding of their weights
+have divergences of 1e-9 and less, which the differences of float32 log-probabilities don't hold. Nothing waits for the device.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from xent_metrics.errors import InvalidInputError
-from xent_metrics.scoring.devices import chunk_rows, chunks
+from xent_metrics.scoring.devices import chunk_rows, chunks, widest_float
 from xent_metrics.scoring.inputs import as_tensor
+from xent_metrics.scoring.rows import first_argmax
 from xent_metrics.scoring.score import score_tokens
 from xent_metrics.scoring.scores import TokenScores
 
 __all__ = ["score_pair"]
 
-#: The extra scores that `score_pair` gives of each row.
-PAIR_SCORES = (
-    "kl_divergence",
-    "jensen_shannon_divergence",
-    "soft_cross_entropy",
-    "same_top",
-    "base_nll",
-    "probability_change",
-)
+_FAR = 80.0  # a ratio of e^80 between two probabilities, beside which the smaller one is nothing, fits in a float32
 
 
 @torch.no_grad()
@@ -65,18 +58,26 @@ def score_pair(
         InvalidInputError: shapes or devices differ, targets are distributions, or the temperature isn't positive.
 
     >>> score_pair(torch.zeros(1, 4), torch.tensor([[0.0, 0.0, 0.0, -torch.inf]])).extra_scores["kl_divergence"]
-    tensor([inf])
+    tensor([inf], dtype=torch.float64)
     """
     base, other = as_tensor(logits), as_tensor(other_logits)
     _check_pair(base, other, temperature)
     if target is None:
         target = base.argmax(-1)
-    own = score_tokens(_tempered(other, temperature), target, ignore_index=ignore_index, weight=weight)
+    scored = [
+        score_tokens(_tempered(x, temperature), target, ignore_index=ignore_index, weight=weight) for x in (base, other)
+    ]
+    own = scored[1]
     if own.target is None:
         raise InvalidInputError("expected integer targets for two models' logits; got distributions")
-    columns = _compare(base, other, own.target, temperature)
+    base_nll, other_nll = (x.nll.to(widest_float(base.device)) for x in scored)
+    columns = {
+        **_compare(base, other, temperature),
+        "base_nll": base_nll,
+        "probability_change": torch.exp(-other_nll) - torch.exp(-base_nll),
+    }
     extra_scores = {name: torch.where(own.counted, x, torch.zeros_like(x)) for name, x in columns.items()}
-    nll = torch.where(extra_scores["base_nll"].isnan(), torch.nan, own.nll)
+    nll = torch.where(base_nll.isnan(), torch.nan, own.nll)
     return dataclasses.replace(own, nll=nll, extra_scores=extra_scores)
 
 
@@ -90,28 +91,31 @@ def _check_pair(base: Tensor, other: Tensor, temperature: float) -> None:
         raise InvalidInputError(f"temperature is positive; got {temperature!r}")
 
 
-def _compare(base: Tensor, other: Tensor, index: Tensor, temperature: float) -> dict[str, Tensor]:
-    """`PAIR_SCORES` of all rows, in the shape of `index`."""
+def _compare(base: Tensor, other: Tensor, temperature: float) -> dict[str, Tensor]:
+    """The scores of whole distributions, of all rows."""
     vocab_size = base.shape[-1]
-    size = chunk_rows(2 * vocab_size, base.device)  # two models' logits per row
-    flat = base.reshape(-1, vocab_size), other.reshape(-1, vocab_size), index.reshape(-1)
-    parts = [
-        _compare_chunk(_log_prob(p, temperature), _log_prob(q, temperature), ids) for p, q, ids in chunks(size, *flat)
-    ]
-    return {name: torch.cat([part[name] for part in parts]).reshape(index.shape) for name in PAIR_SCORES}
+    size = chunk_rows(4 * vocab_size, base.device)  # two models' logits per row, twice as wide
+    flat = base.reshape(-1, vocab_size), other.reshape(-1, vocab_size)
+    parts = [_compare_chunk(_log_prob(p, temperature), _log_prob(q, temperature)) for p, q in chunks(size, *flat)]
+    return {name: torch.cat([part[name] for part in parts]).reshape(base.shape[:-1]) for name in parts[0]}
 
 
-def _compare_chunk(log_p: Tensor, log_q: Tensor, index: Tensor) -> dict[str, Tensor]:
+def _compare_chunk(log_p: Tensor, log_q: Tensor) -> dict[str, Tensor]:
+    """The divergences as sums of terms of which none is negative, so that small ones don't drown in larger ones.
+
+    Σ p ln(p/q) = Σ [p ln(p/q) + q − p], with q − p = p · expm1(ln(q/p)) where they are close.
+    """
     p, q = log_p.exp(), log_q.exp()
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    base_nll, other_nll = (-x.gather(-1, index[:, None]).squeeze(-1) for x in (log_p, log_q))
+    log_ratio = torch.where(log_p == log_q, 0.0, log_p - log_q)  # of two that are impossible, too
+    at_least = log_ratio.clamp(min=-_FAR)
+    q_over_p, p_over_q = torch.expm1(-at_least), torch.expm1(log_ratio.clamp(max=_FAR))  # q/p − 1, p/q − 1
+    more = torch.where(log_ratio.abs() < 1, p * q_over_p, q - p)
+    to_mean = p * torch.log1p(q_over_p / 2) + q * torch.log1p(p_over_q / 2)  # p ln(m/p) + q ln(m/q), m = (p + q)/2
     return {
-        "kl_divergence": _expected(p, log_p - log_q),
-        "jensen_shannon_divergence": 0.5 * (_expected(p, log_p - log_m) + _expected(q, log_q - log_m)),
-        "soft_cross_entropy": -_expected(p, log_q),
-        "same_top": log_p.argmax(-1) == log_q.argmax(-1),
-        "base_nll": base_nll,
-        "probability_change": torch.exp(-other_nll) - torch.exp(-base_nll),
+        "kl_divergence": (p * at_least + more).clamp(min=0.0).sum(-1),
+        "jensen_shannon_divergence": to_mean.clamp(max=0.0).sum(-1).abs() / 2,
+        "soft_cross_entropy": -torch.where(p == 0, 0.0, p * log_q).sum(-1),
+        "same_top": first_argmax(log_p) == first_argmax(log_q),
     }
 
 
@@ -120,10 +124,4 @@ def _tempered(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _log_prob(logits: Tensor, temperature: float) -> Tensor:
-    tempered = _tempered(logits, temperature)
-    return torch.log_softmax(tempered, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-
-
-def _expected(prob: Tensor, values: Tensor) -> Tensor:
-    """Σ p · value, where a term is 0 if p is 0, whatever the value; nan among the probabilities stays nan."""
-    return torch.where(prob == 0, 0.0, prob * values).sum(-1)
+    return torch.log_softmax(_tempered(logits.to(widest_float(logits.device)), temperature), dim=-1)

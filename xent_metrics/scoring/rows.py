@@ -177,7 +177,7 @@ class RowScorer:
         rows = min(self.plan.chunk_rows, self.plan.counted.numel())
         wide = torch.promote_types(chunk.dtype, torch.float32)
         if self._buffer is None or self.plan.extra_scores:
-            self._buffer = torch.empty(count, rows, self.plan.vocab_size, dtype=wide)
+            self._buffer = torch.empty(count, rows, self.plan.vocab_size, dtype=wide, device=chunk.device)
         return self._buffer[:, : len(chunk)]
 
     def scores(self) -> TokenScores:

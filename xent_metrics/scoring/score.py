@@ -46,7 +46,7 @@ def score_tokens(
         ignore_index: the target that doesn't count.
         weight: ``(…)``, the weight of each row in every sum. A row of weight 0 doesn't count; a negative weight or nan
             makes a row invalid.
-        token_bytes: ``(V,)`` from `xent_metrics.token_bytes`, to get `num_bytes`.
+        token_bytes: ``(V,)`` from `xent_metrics.token_bytes`, to get `num_bytes`. A negative entry makes its rows invalid.
         label_smoothing: as in `torch.nn.functional.cross_entropy`. This and `class_weight` give `loss` and `loss_weight`;
             nll and the other scores don't change.
         class_weight: ``(V,)``, as `weight` in `torch.nn.functional.cross_entropy`.

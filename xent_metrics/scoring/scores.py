@@ -78,7 +78,8 @@ class TokenScores:
         weight: the row's weight in every sum; None means 1.
         loss: the training loss under label smoothing or class weights, as `torch.nn.functional.cross_entropy` defines it.
         loss_weight: the divisor of that loss, the target's class weight.
-        invalid: True if the target is out of range or not a distribution, or the weight is negative or nan; nll is nan then.
+        invalid: True if the target is out of range or not a distribution, the weight is negative or nan, or the entry of
+            `token_bytes` is negative; nll is nan then.
         row_kind: "token", "document" or "choice".
         vocab_size: V; None for loglikelihoods.
         ignore_index: the target that was ignored; None if none could be (distributions, loglikelihoods).
@@ -337,6 +338,9 @@ def from_loglikelihoods(
     Returns:
         `TokenScores` with nll, counted and the lengths.
 
+    Raises:
+        InvalidInputError: a length below 0.
+
     >>> from_loglikelihoods([-2.5], num_bytes=[4]).nll
     tensor([2.5000], dtype=torch.float64)
     """
@@ -345,6 +349,9 @@ def from_loglikelihoods(
     counted: dict[str, Any] = {
         name: torch.as_tensor(value, dtype=torch.int64) for name, value in lengths.items() if value is not None
     }
+    for name, values in counted.items():
+        if bool((values < 0).any()):
+            raise InvalidInputError(f"{name} holds whole numbers from 0; got {int(values.min())}")
     return TokenScores(
         nll=nll,
         counted=torch.ones_like(nll, dtype=torch.bool),

@@ -56,7 +56,9 @@ class CheckpointedMetric(PackedMetric):
         entries = super().state_dict(destination, prefix, keep_vars)
         if self._persistent[self._state_name]:
             rank, size = rank_in(self.process_group)
-            entries[prefix + _ORIGIN] = torch.tensor([int(self._is_synced), 0 if self._is_synced else rank, size])
+            entries[prefix + _ORIGIN] = torch.tensor(
+                [int(self._is_synced), 0 if self._is_synced else rank, size], device="cpu"
+            )
         return entries
 
     def _load_from_state_dict(

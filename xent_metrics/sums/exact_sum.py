@@ -24,8 +24,8 @@ from torch import Tensor
 from xent_metrics.scoring.devices import widest_float
 
 __all__ = [
-    "ROW", "carry", "exact", "exact_sum", "exact_sum_by_bin", "exact_sums", "exact_sums_by_bin", "merge", "overflowed",
-    "to_float", "to_fraction",
+    "FINEST", "ROW", "carry", "exact", "exact_sum", "exact_sum_by_bin", "exact_sums", "exact_sums_by_bin", "merge",
+    "overflowed", "rounded_away", "to_float", "to_fraction",
 ]  # fmt: skip
 
 ROW = 8
@@ -36,6 +36,8 @@ _MOST = 1 << 16  # … so that this many rows can be added before the next carry
 _LARGEST = float(2**62)  # a single value at or beyond this is counted as leaving the range
 _SCALE = 2.0**_BITS
 _UNITS = _SCALE**2  # per 1
+#: The unit to which values are rounded.
+FINEST = 1 / _UNITS
 
 
 def exact_sum(values: Tensor) -> Tensor:
@@ -71,6 +73,16 @@ def exact_sums_by_bin(values: Tensor, bins: Tensor, num_bins: int) -> Tensor:
 def exact(values: Tensor) -> Tensor:
     """Each value as the sum of itself alone, ``(…)`` to ``(…, 8)``."""
     return carry(torch.cat(_columns(values)).movedim(0, -1))
+
+
+def rounded_away(values: Tensor) -> Tensor:
+    """What a sum loses of each float, in units of `FINEST`: in [−½, ½], exact, and enough for another sum to hold the rest.
+
+    >>> rounded_away(torch.tensor([1.0, 3 * 2.0**-66]))
+    tensor([ 0.0000, -0.2500])
+    """
+    units = values * _UNITS
+    return units - units.round()
 
 
 def _columns(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ import inspect
 import warnings
 from abc import ABCMeta
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -32,10 +31,15 @@ from xent_metrics.scoring.scores import ExtraScore, TokenScores
 from xent_metrics.sums import exact_sum
 from xent_metrics.sums.layout import COUNTS
 from xent_metrics.sums.options import check_options
-from xent_metrics.sums.placement import refuse_capture, warn_of_waiting
+from xent_metrics.sums.packed import one_at_a_time
+from xent_metrics.sums.placement import refuse_capture, warn_of_waiting, with_memory
+from xent_metrics.sums.shared_sums import TOKENS
 from xent_metrics.sums.summing import NanPolicy, SummingMetric
 
-__all__ = ["NanPolicy", "TokenMetric", "needs_attention"]
+__all__ = ["NanPolicy", "TokenMetric", "largest_of", "needs_attention"]
+
+#: A mean term of which rounding to 2^-64 may change the sixth digit.
+_LEAST = exact_sum.FINEST * 2**19
 
 
 class _LaidOut(ABCMeta):
@@ -43,6 +47,10 @@ class _LaidOut(ABCMeta):
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         check_options(cls, kwargs)
+        with with_memory():
+            return cls._built(*args, **kwargs)
+
+    def _built(cls, *args: Any, **kwargs: Any) -> Any:
         metric = super().__call__(*args, **kwargs)
         if "ignore_index" not in vars(metric):
             raise MetricOptionError(
@@ -176,24 +184,35 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
 
     def check_state(self, state: Tensor, nan_policy: NanPolicy = "propagate") -> None:
         """Raise or warn for what is wrong with a state on the CPU, as `compute` does."""
-        if not needs_attention(state, [len(state)]):
+        if not needs_attention([self], state):
             return
         counts = self.layout.counts(state)
         invalid = counts["invalid_targets"]
         if invalid and nan_policy != "omit":
             raise InvalidTargetError(
                 f"{self.name}: {invalid} targets were neither a class in [0, V) nor ignore_index={self.ignore_index} "
-                "(or, for soft targets, not a distribution), or had a weight below 0. Mask what should not count with "
-                "ignore_index; `compute(nan_policy='omit')` gives the value without them"
+                "(or, for soft targets, not a distribution), or had a weight or a number of bytes below 0. Mask what should "
+                "not count with ignore_index; `compute(nan_policy='omit')` gives the value without them"
             )
         if bool(exact_sum.overflowed(state)):
             raise CapacityError(f"{self.name}: a sum left ±2^78, the range in which it is exact")
+        rows = counts["counted"] - counts["nan"] - counts["infinite"]
+        largest = self.largest_sum(state)
+        if largest < rows * _LEAST and (largest or TOKENS.name in self.layout.rows):
+            raise CapacityError(
+                f"{self.name}: the sums over its {rows} rows are at most {largest:.2g}, so small that the rounding of terms to "
+                "2^-64 may show in their sixth digit. Multiply all weights by one factor, which doesn't change the value"
+            )
         if counts["nan"] and nan_policy != "omit":
             warnings.warn(
                 f"{self.name}: {counts['nan']} of {counts['counted']} rows gave nan; `compute(nan_policy='omit')` sums the "
                 "rest",
                 stacklevel=2,
             )
+
+    def largest_sum(self, state: Tensor) -> float:
+        """The largest magnitude of the sums that weights enter."""
+        return largest_of(state[len(COUNTS) :])
 
     def forward(self, logits: Any, target: Any = None, *, weight: Any = None) -> Any:
         """Add a batch and return its own value; with `dist_sync_on_step`, that of all processes' batches.
@@ -203,7 +222,7 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
         refuse_capture(self.name, self.state.device)
         scores = self.score(logits, target, weight=weight)
         batch = self.exact_sums(scores)  # what can't be scored raises here, before anything is changed
-        if not (self.dist_sync_on_step or self._is_synced):
+        if not (self.dist_sync_on_step or self._is_synced) and type(self).compute is TokenMetric.compute:
             self.update(scores)
             value = self.value_of(self._on_own_device(batch))
             self._forward_cache: Any = value
@@ -226,7 +245,9 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
             )
         self._update_count += incoming_state._update_count if isinstance(incoming_state, Metric) else 1
         self._computed = None
-        self._set_state(exact_sum.merge(torch.stack([self.state, incoming[self._state_name].to(self.state.device)])))
+        added = incoming[self._state_name].to(self.state.device)
+        with one_at_a_time():
+            self._set_state(exact_sum.merge(torch.stack([self.state, added])))
 
     def set_dtype(self, dst_type: str | torch.dtype) -> TokenMetric:
         """Do nothing: sums are integers and values are float64, whatever the model's dtype."""
@@ -247,8 +268,18 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
         return figure, axes
 
 
-def needs_attention(packed: Tensor, sizes: Sequence[int]) -> bool:
-    """True if states on the CPU, packed one after the other, have invalid targets, nan, infinities or a sum out of range."""
-    invalid = COUNTS.index("invalid_targets")
-    rows = [start + invalid for start in accumulate([0, *sizes[:-1]])]
-    return bool(packed[:, 4:].any()) or bool(packed[rows, 2:4].any())
+def needs_attention(metrics: Sequence[TokenMetric], packed: Tensor) -> bool:
+    """True if states on the CPU, packed one after the other, have invalid targets, nan, infinities or sums out of range."""
+    if bool(packed[:, 4:].any()):
+        return True
+    counted, invalid = COUNTS.index("counted"), COUNTS.index("invalid_targets")
+    for metric, state in zip(metrics, torch.split(packed, [metric.layout.size for metric in metrics]), strict=True):
+        rows = exact_sum.to_float(state[[counted, invalid]]).tolist()
+        if rows[1] or metric.largest_sum(state) < rows[0] * _LEAST:
+            return True
+    return False
+
+
+def largest_of(sums: Tensor) -> float:
+    """The largest magnitude of exact sums, ``(rows, 8)``, without nan and infinities."""
+    return float(exact_sum.to_float(sums, finite_only=True).abs().amax())

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -20,9 +21,10 @@ from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from xent_metrics.sums import exact_sum
+from xent_metrics.sums.placement import keeping_values
 from xent_metrics.sums.sync import SharedSync, all_reduce_states
 
-__all__ = ["PackedMetric", "add_together"]
+__all__ = ["PackedMetric", "add_together", "one_at_a_time"]
 
 
 class PackedMetric(Metric):
@@ -54,10 +56,11 @@ class PackedMetric(Metric):
 
     def add_sums(self, sums: Tensor) -> None:
         """Add exact sums ``(rows, 8)`` to the state, now or at the end of `add_together`."""
-        if self._held_back is None:
-            self._set_state(exact_sum.carry(self.state + sums))
-        else:
-            self._held_back.append(sums)
+        with one_at_a_time():
+            if self._held_back is None:
+                self._set_state(exact_sum.carry(self.state + sums))
+            else:
+                self._held_back.append(sums)
 
     @property
     def local_state(self) -> Tensor:
@@ -153,6 +156,8 @@ class PackedMetric(Metric):
         given = dict(zip(names, args, strict=False)) | kwargs
         should_unsync = given.pop("should_unsync", True)
         was_synced = self._is_synced  # then whoever synced it unsyncs it
+        if was_synced and self._in_compute:
+            given["should_sync"] = False  # the value of what it holds
         self.sync(**given)
         try:
             yield
@@ -174,7 +179,12 @@ class PackedMetric(Metric):
         super().reset()
         self.was_restored_alone = False
 
-    # Copies.
+    # Places and copies.
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> PackedMetric:
+        """Move the sums with their values, also for `to_empty`."""
+        super()._apply(keeping_values(fn), exclude_state)
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is alone; a copy of a collection links its members again."""
@@ -188,8 +198,21 @@ class PackedMetric(Metric):
         return other
 
 
+_adding = threading.RLock()
+
+
+def one_at_a_time() -> AbstractContextManager[object]:
+    """A context for one thread at a time, in which a state is read, added to and replaced: threads may update one metric."""
+    return nullcontext() if torch.compiler.is_compiling() else _adding
+
+
 def add_together(metrics: Sequence[PackedMetric], update: Callable[[], None]) -> None:
     """Call `update`, which updates these metrics, and add to all their states in one go; if it raises, to none."""
+    with one_at_a_time():
+        _add_together(metrics, update)
+
+
+def _add_together(metrics: Sequence[PackedMetric], update: Callable[[], None]) -> None:
     for metric in metrics:
         metric._held_back = []
     try:

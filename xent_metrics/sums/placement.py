@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 from xent_metrics.errors import CaptureError
 
-__all__ = ["refuse_capture", "warn_of_waiting"]
+__all__ = ["keeping_values", "refuse_capture", "warn_of_waiting", "with_memory"]
 
 _warned_of: set[torch.device] = set()
+
+
+def with_memory() -> AbstractContextManager[object]:
+    """A context for building what has values from the start: on the CPU if the default device is meta.
+
+    Models are built on meta and get their weights later, in the memory that `to_empty` gives them. Nobody would fill a
+    metric's sums and tables.
+
+    >>> with torch.device("meta"), with_memory():
+    ...     torch.zeros(1)
+    tensor([0.])
+    """
+    return torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext()
+
+
+def keeping_values(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A function for `nn.Module._apply` that gives tensors the place and dtype that `function` gives them, and their values.
+
+    `Module.to_empty` gives memory as it comes. A tensor that is on meta has no values, and becomes zeros.
+
+    >>> keeping_values(torch.empty_like)(torch.tensor([1, 2]))
+    tensor([1, 2])
+    """
+
+    @functools.wraps(function)  # torchmetrics tells conversions of the dtype by the name
+    def apply(tensor: Tensor) -> Tensor:
+        moved = function(tensor)
+        if moved is tensor or moved.is_meta or type(moved) is not Tensor:  # a fake tensor has no values, either
+            return moved
+        return torch.zeros_like(moved) if tensor.is_meta else tensor.to(moved.device, moved.dtype)
+
+    return apply
 
 
 def refuse_capture(metric: str, device: torch.device) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from xent_metrics.errors import InvalidInputError, MetricOptionError
 from xent_metrics.scoring.inputs import as_tensor
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.sums.options import readable
+from xent_metrics.sums.placement import keeping_values, with_memory
 
 __all__ = ["Document", "Frequency", "Grouping", "Label", "Position", "in_groups"]
 
@@ -66,6 +67,11 @@ class Grouping(nn.Module):
             raise MetricOptionError(f"each group needs a name of its own; got {list(labels)}")
         self.labels, self.described = tuple(labels), described
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Grouping:
+        """Move the tables with their values, also for `to_empty`."""
+        super()._apply(keeping_values(fn), recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def __call__(self, scores: TokenScores) -> Tensor:
         raise TypeError(f"{type(self).__name__} defines no __call__(scores), which gives the group of each row")
 
@@ -104,7 +110,8 @@ class Position(Grouping):
 
     def __init__(self, edges: Sequence[int]) -> None:
         super().__init__(_ranges(edges), f"position {list(edges)}")
-        self.register_buffer("edges", torch.tensor(list(edges)), persistent=False)
+        with with_memory():
+            self.register_buffer("edges", torch.tensor(list(edges)), persistent=False)
 
     def __call__(self, scores: TokenScores) -> Tensor:
         assert isinstance(self.edges, Tensor)
@@ -123,7 +130,9 @@ class Frequency(Grouping):
     requires = frozenset({"target"})
 
     def __init__(self, edges: Sequence[int], counts: Any) -> None:
-        bucket = torch.searchsorted(torch.tensor(list(edges)), as_tensor(counts).long().contiguous(), right=True) - 1
+        with with_memory():
+            counts = as_tensor(counts).long().contiguous()
+        bucket = torch.searchsorted(torch.tensor(list(edges), device=counts.device), counts, right=True) - 1
         super().__init__(_ranges(edges), f"frequency {list(edges)} {readable(bucket)}")
         self.register_buffer("bucket", bucket, persistent=False)  # (V,)
 

@@ -27,7 +27,7 @@ from xent_metrics.plugins import as_metric
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
 from xent_metrics.sums import exact_sum
 from xent_metrics.sums.layout import COUNTS
-from xent_metrics.sums.metric import TokenMetric
+from xent_metrics.sums.metric import TokenMetric, largest_of
 from xent_metrics.sums.shared_sums import SharedSum, shared_key
 from xent_metrics.sums.taking import by_sequence, take_sums_by_sequence
 from xent_metrics.sums.terms import Binned, Terms
@@ -160,7 +160,8 @@ class _Sequences(SharedSum):
     def terms(self, scores: TokenScores) -> Tensor:
         counted = scores.counted & ~scores.broken
         counted = counted if scores.weight is None else counted & (scores.weight != 0)
-        return counted.reshape(_shape(scores)).any(dim=1)
+        count = len(scores) if scores.nll.ndim else 1
+        return counted.reshape(count, scores.num_rows // max(count, 1)).any(dim=1)
 
 
 _SEQUENCES = _Sequences()
@@ -176,8 +177,9 @@ class StandardError(TokenMetric):
         metric: the metric or its registered name; its own state is not used.
         kwargs: as for `TokenMetric`.
 
-    The state holds the metric's sums, the sums of all products of two of them, and the number of sequences: 9 rows of 8
-    integers for a ratio, 1,084 for 15 bins of three kinds. It merges, syncs and resumes like every metric.
+    The state holds the metric's sums, the sums of all products of two of them (to 2^-128, since products of small sums are
+    smaller still), and the number of sequences: 12 rows of 8 integers for a ratio, 2,119 for 15 bins of three kinds. It
+    merges, syncs and resumes like every metric.
 
     Raises:
         MetricOptionError: the metric's value has no slope in its sums, so the delta method has no error for it.
@@ -244,6 +246,11 @@ class StandardError(TokenMetric):
         products = _products([sums[name].transpose(0, 1) for name in self._sum_names])
         return {**own, _products_name(self._sum_names): products}
 
+    def largest_sum(self, state: Tensor) -> float:
+        """The largest magnitude of the metric's sums, without their products."""
+        sums = self.layout.by_name(state)
+        return largest_of(torch.cat([sums[name] for name in self._sum_names]))
+
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
         return self._error(self.metric.value, sums)
 
@@ -277,7 +284,8 @@ class StandardError(TokenMetric):
             parts = zip(own.items(), torch.split(rows, sizes), strict=True)
             return value({name: part.reshape(like.shape) for (name, like), part in parts})
 
-        products = _symmetric(sums[_products_name(self._sum_names)], len(total))
+        high, low = sums[_products_name(self._sum_names)].chunk(2)
+        products = _symmetric(high + low * exact_sum.FINEST, len(total))
         return standard_error_from_moments(of_rows, total, products, sums[_SEQUENCES.name])
 
 
@@ -286,18 +294,15 @@ def _products_name(names: Iterable[str]) -> str:
 
 
 def _products(sums: Sequence[Tensor]) -> Binned:
-    """The products of all pairs of columns of exact sums by sequence, each ``(B, bins, 8)``: ``(B, R (R + 1) / 2)``."""
+    """The products of all pairs of columns of exact sums by sequence, each ``(B, bins, 8)``: ``(B, R (R + 1))``.
+
+    The first half of the bins is for the products, the second for what their sums round away.
+    """
     rows = exact_sum.to_float(torch.cat(list(sums), dim=1), finite_only=True)  # (B, R); the total has the nan
     first, second = torch.triu_indices(rows.shape[1], rows.shape[1], device=rows.device)
     products = rows.index_select(1, first) * rows.index_select(1, second)
-    pairs = torch.arange(len(first), device=rows.device).expand_as(products)
-    return Binned(products, pairs, len(first))
-
-
-def _shape(scores: TokenScores) -> tuple[int, int]:
-    """How many sequences there are, and how many rows in each."""
-    count = scores.nll.shape[0] if scores.nll.ndim else 1
-    return count, scores.nll.numel() // max(count, 1)
+    both = torch.cat([products, exact_sum.rounded_away(products)], dim=1)
+    return Binned(both, torch.arange(both.shape[1], device=rows.device).expand_as(both), both.shape[1])
 
 
 def _symmetric(upper: Tensor, size: int) -> Tensor:

@@ -51,7 +51,7 @@ class DocumentValue(float):
 
 
 class DocumentSums(dict[str, Any]):
-    """The same sums under ``<name>_stderr``, for the standard error. Serialised as floats by the name of the sum.
+    """The same sums under ``<name>_stderr``, for the standard error. Serialised as float64, 53 bits, by the name of the sum.
 
     Logged samples keep them, as ``<name>_sums`` (names_in_results.py), so that two runs can be compared later.
     """
