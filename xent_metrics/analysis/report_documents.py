@@ -24,7 +24,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("the report needs tqdm: pip install 'xent-metrics[analysis,plots]'") from error
 
-__all__ = ["Packed", "pack_documents"]
+__all__ = ["Packed", "document_loss", "pack_documents"]
 
 _LONGEST_TEXT = 20_000  # characters shown of one document
 _TEXT = 12_000_000  # characters in total, about 8 MB of the page
@@ -54,7 +54,7 @@ class _Entry:
     @property
     def loss(self) -> float:
         """The sort key: the loss in the first run that has one."""
-        losses = [_loss(sample) for sample in self.samples.values()]
+        losses = [document_loss(sample) for sample in self.samples.values()]
         return next((loss for loss in losses if not math.isnan(loss)), -math.inf)
 
 
@@ -84,7 +84,7 @@ def _add_task(found: dict[tuple[str, str], _Entry], task: TaskRun, letter: str) 
         entry.samples[letter] = sample
 
 
-def _loss(sample: Sample) -> float:
+def document_loss(sample: Sample) -> float:
     """The mean nll in nats per token; without tokens the logged sum of nats; otherwise nan."""
     if sample.tokens:
         return sample.tokens.mean_nll
@@ -116,7 +116,7 @@ class _Packer:
         return shown
 
     def _view(self, sample: Sample) -> dict[str, Any]:
-        loss = _loss(sample)
+        loss = document_loss(sample)
         view: dict[str, Any] = {} if math.isnan(loss) else {"loss": round(min(loss, _MOST_NLL), 3)}
         if choices := choices_in(sample.raw):
             view["choices"] = [_number(choice.loglikelihood) for choice in choices]

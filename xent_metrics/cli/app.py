@@ -29,6 +29,7 @@ from xent_metrics.cli.plugins import plugins
 from xent_metrics.cli.report import report
 from xent_metrics.cli.rescore import rescore
 from xent_metrics.cli.tasks import tasks
+from xent_metrics.cli.view import view
 from xent_metrics.errors import XentMetricsError
 
 __all__ = ["app", "main"]
@@ -84,6 +85,7 @@ app.command()(compare)
 app.command()(compare_models)
 app.command()(intervals)
 app.command()(report)
+app.command()(view)
 app.command()(rescore)
 app.command()(new_plugin)
 app.add_typer(plot.app, name="plot")
