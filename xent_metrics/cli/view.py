@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["view"]
 
+_DOCUMENTS_IN_EXPORT = 20
+
 
 def view(
     folder: Annotated[Path, typer.Argument(help="Folder that holds lm-eval's output folders, at any depth.")],
@@ -38,22 +40,31 @@ def view(
     """Show runs and checkpoints, those to come included: tables, metrics over training, differences, documents."""
     from xent_metrics.errors import InvalidInputError
     from xent_metrics.view.folder import RunFolder
-    from xent_metrics.view.site import Site
 
     if not folder.is_dir():
         raise InvalidInputError(f"no folder {folder}; expected one that holds output folders of lm-eval")
     runs = RunFolder(folder)
     baselines = _baselines(runs, against)
     if export is not None:
-        from xent_metrics.view.export import export_site
+        _export(runs, export, documents, baselines)
+    else:
+        _serve(runs, host, port, documents, baselines)
 
-        first = [run.slug for run in runs.snapshot().runs[:1]]
-        most = 20 if documents is None else documents
-        site = Site(runs, most_documents=most, baselines=first if baselines is None else baselines)
-        print_note(f"{export_site(site, export)} pages")
-        print(export / "index.html")
-        return
+
+def _export(runs: RunFolder, target: Path, documents: int | None, baselines: list[str] | None) -> None:
+    from xent_metrics.view.export import export_site
+    from xent_metrics.view.site import Site
+
+    first = [run.slug for run in runs.snapshot().runs[:1]]
+    most = _DOCUMENTS_IN_EXPORT if documents is None else documents
+    pages = export_site(Site(runs, most_documents=most, baselines=first if baselines is None else baselines), target)
+    print_note(f"{pages} pages")
+    print(target / "index.html")
+
+
+def _serve(runs: RunFolder, host: str, port: int, documents: int | None, baselines: list[str] | None) -> None:
     from xent_metrics.view.server import is_loopback, serve
+    from xent_metrics.view.site import Site
 
     if not is_loopback(host):
         print_note(f"Listening on {host}: whoever reaches this machine can read the runs.")
@@ -64,9 +75,10 @@ def _baselines(runs: RunFolder, against: list[str] | None) -> list[str] | None:
     """The slugs of the runs that are named."""
     from xent_metrics.errors import InvalidInputError
 
-    named = {run.name: run.slug for run in runs.snapshot().runs}
+    found = runs.snapshot().runs
+    named = {run.key: run.slug for run in found} | {run.name: run.slug for run in found}
     for name in against or ():
         if name not in named:
-            shown = ", ".join(list(named)[:10]) or "none"
+            shown = ", ".join(run.name for run in found[:10]) or "none"
             raise InvalidInputError(f"no run {name!r} in the folder; its first runs: {shown}")
     return [named[name] for name in against] if against else None

@@ -10,8 +10,8 @@ import hashlib
 import os
 import re
 import time
-from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Mapping
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -118,7 +118,7 @@ class RunFolder:
         results, problems = _find(self.root)
         self._read = {stamp: self._read.get(stamp) or self._summary(stamp, results[stamp]) for stamp in results}
         found = self._read.values()
-        runs = sorted((each for each in found if isinstance(each, RunSummary)), key=lambda run: _natural(run.name))
+        runs = sorted(_told_apart(found), key=lambda run: _natural(run.name))
         problems += [each for each in found if isinstance(each, Problem)]
         problems += [Problem(run.name, text) for run in runs for text in run.problems]
         problems += _same_names(runs)
@@ -217,6 +217,13 @@ def _natural(name: str) -> list[str]:
     return [part.zfill(20) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
+def _told_apart(found: Iterable[RunSummary | Problem]) -> list[RunSummary]:
+    """The runs; those of one name get their whole folders as their names."""
+    runs = [each for each in found if isinstance(each, RunSummary)]
+    counts = Counter(run.name for run in runs)
+    return [run if counts[run.name] == 1 else replace(run, name=run.key) for run in runs]
+
+
 def _same_names(runs: list[RunSummary]) -> list[Problem]:
     """A note for each model that several runs of one training step name: they are told apart by their folders."""
     by_model: dict[tuple[str, Any], list[RunSummary]] = defaultdict(list)
@@ -243,6 +250,8 @@ def _state(run: RunSummary, task: str) -> Any:
 def _read_task(run: RunSummary, task: str) -> Run:
     if run.tasks[task].is_group:
         raise ComparisonError(f"{task} is a group, which has no documents of its own: see its tasks")
+    if not run.path.is_file():
+        raise ComparisonError(f"{run.path} is gone")
     try:
         read = read_run(run.path, tasks=[task])
     except ComparisonError:

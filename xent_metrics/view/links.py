@@ -32,7 +32,7 @@ def slug(text: str) -> str:
     """A short name for a text, in which its end can be read; a hash tells apart what reads alike.
 
     >>> slug("runs/Step 10"), slug("runs/step_10"), slug("<b>")
-    ('runs-step-10-87e9dd3b', 'runs-step-10-6ef3d0d0', 'b-8f5a8a23')
+    ('runs-step-10-269673de', 'runs-step-10-3c444e1c', 'b-507ca5a2')
     """
     readable = re.sub(r"[^a-z0-9]+", "-", text.lower())[-_LONGEST:].strip("-")
     return f"{readable}-{digest(text)[:8]}" if readable else digest(text)[:8]
@@ -47,7 +47,7 @@ def page_name(kind: str, *slugs: str) -> str:
     """The name of a page.
 
     >>> page_name("chart", slug("lambada"), slug("acc"))
-    'chart--lambada-1cdb7f9f--acc-1c30ca3a.html'
+    'chart--lambada-b34138a0--acc-41432230.html'
     """
     return _BETWEEN.join((kind, *slugs)) + ".html"
 

@@ -6,6 +6,7 @@ A request must name a host that the server was started for, so that a site that 
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Collection
 from ipaddress import ip_address
@@ -27,6 +28,8 @@ except ImportError as error:
     raise MissingExtraError("the page needs Starlette and uvicorn: pip install 'xent-metrics[view]'") from error
 
 __all__ = ["Guard", "allowed_hosts", "application", "is_loopback", "serve"]
+
+_log = logging.getLogger(__name__)
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -97,6 +100,10 @@ def application(site: Site, hosts: Collection[str] | None) -> Starlette:
             return Response(site.page(name), media_type="text/html")
         except PageNotFoundError as error:
             return Response(site.message("Not found", f"{error}."), status_code=404, media_type="text/html")
+        except Exception as error:  # whatever is in files of somebody else's; the other pages are served
+            _log.exception("%s can't be shown", name)
+            text = f"{type(error).__name__}: {error}. The other pages may still work; the server's log has more."
+            return Response(site.message("This can't be shown", text), status_code=500, media_type="text/html")
 
     def version(request: Request) -> Response:
         return JSONResponse({"version": site.folder.snapshot().version})

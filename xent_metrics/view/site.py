@@ -103,6 +103,10 @@ class Site:
             package_version=__version__,
             version=found.version,
             counts=(len(found.runs), len(found.tasks)),
+            known={
+                "step": any(run.training.step is not None for run in found.runs),
+                "tokens": any(run.training.tokens is not None for run in found.runs),
+            },
         )
         return page.encode("utf-8", errors="backslashreplace")  # a lone surrogate in a name
 

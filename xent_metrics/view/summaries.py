@@ -38,9 +38,14 @@ class TaskSummary:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One results file. `name` is its folder in the folder of runs, with the date if the folder holds several."""
+    """One results file.
+
+    `key` is its folder in the folder of runs, with the date if the folder holds several; `name` is the key without a folder
+    that lm-eval named at random, as it does where the model's arguments have no name.
+    """
 
     path: Path
+    key: str
     name: str
     model: str
     date: str
@@ -52,10 +57,10 @@ class RunSummary:
     @cached_property
     def slug(self) -> str:
         """The run in names of pages."""
-        return slug(self.name)
+        return slug(self.key)
 
 
-def read_summary(path: Path, name: str) -> RunSummary:
+def read_summary(path: Path, key: str) -> RunSummary:
     """Read a results file.
 
     Raises:
@@ -65,24 +70,35 @@ def read_summary(path: Path, name: str) -> RunSummary:
     problems: list[str] = []
     tasks = {task.name: task for task in _tasks(results, problems)}
     date = re.search(r"\d{4}-\d\d-\d\dT[\d-]+", path.stem)
-    model = str(results.get("model_name") or path.parent.name)
-    facts = dict(_facts(results))
+    name, model = _names(results, path, key)
     return RunSummary(
-        path,
-        name,
-        model,
-        _readable_date(date[0] if date else ""),
-        training_of(name, results),
-        tasks,
-        tuple(problems),
-        facts,
+        path=path,
+        key=key,
+        name=name,
+        model=model,
+        date=_readable_date(date[0] if date else ""),
+        training=training_of(name, results),
+        tasks=tasks,
+        problems=tuple(problems),
+        facts=dict(_facts(results)),
     )
 
 
+def _names(results: Mapping[str, Any], path: Path, key: str) -> tuple[str, str]:
+    """The names of the run and of its model."""
+    config = _part(results, "config")
+    model = str(results.get("model_name") or path.parent.name)
+    named_at_random = model == path.parent.name and config.get("model") and model not in str(config.get("model_args"))
+    if not named_at_random:
+        return key, model
+    folder, _, date = key.partition(f"/{model}")
+    return folder + date, str(config["model"])
+
+
 def _readable_date(date: str) -> str:
-    """``2026-11-29T04-05-06.123`` as ``2026-11-29 04:05:06``."""
+    """``2026-11-29T04-05-06.123`` as ``2026-11-29 04:05``."""
     day, _, time = date.partition("T")
-    return f"{day} {time[:8].replace('-', ':')}".strip()
+    return f"{day} {time[:5].replace('-', ':')}".strip()
 
 
 def _tasks(results: Mapping[str, Any], problems: list[str]) -> Iterator[TaskSummary]:
@@ -119,7 +135,7 @@ def _facts(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     config = _part(results, "config")
     for key in ("model", "model_args", "limit", "batch_size"):
         if config.get(key) not in (None, ""):
-            yield key.replace("_", " "), str(config[key])
+            yield "lm-eval's model" if key == "model" else key.replace("_", " "), str(config[key])
     for key in ("lm_eval_version", "transformers_version"):
         if results.get(key):
             yield key.replace("_", " "), str(results[key])

@@ -178,7 +178,7 @@ def _difference(row: RunComparison) -> dict[str, Any]:
         "metric": row.metric,
         "unit": row.unit,
         "reason": None,
-        "values": (number(result.value_a), number(result.value_b)),
+        "both": (number(result.value_a), number(result.value_b)),
         "difference": result.shown(result.difference, 4),
         "exact": result.difference,
         "interval": f"{result.shown(result.low)} … {result.shown(result.high)}",
