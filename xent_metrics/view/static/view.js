@@ -97,7 +97,10 @@ if (text && detail) {
 }
 
 // The folder: ask for its version, and put the page's new content in place of the old when it has changed.
+let asking = false;
 async function follow() {
+  if (asking || document.hidden) return;
+  asking = true;
   try {
     const { version } = await (await fetch("version.json", { cache: "no-store" })).json();
     if (version !== root.dataset.version) await replace();
@@ -105,6 +108,8 @@ async function follow() {
   } catch {
     status.textContent = "The server doesn't answer; this is what it last said.";
     status.dataset.lost = "yes";
+  } finally {
+    asking = false;
   }
 }
 
@@ -123,5 +128,5 @@ async function replace() {
 }
 
 enhance();
-if ("live" in root.dataset) setInterval(() => { if (!document.hidden) follow(); }, 2000);
+if ("live" in root.dataset) setInterval(follow, 2000);
 root.dataset.ready = "yes";
