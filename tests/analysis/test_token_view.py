@@ -7,8 +7,7 @@ import math
 import pytest
 
 from xent_metrics.analysis.runs import read_run
-from xent_metrics.analysis.samples import Sample
-from xent_metrics.analysis.token_view import by_domain, by_frequency, by_position, document_loss
+from xent_metrics.analysis.token_view import by_domain, by_frequency, by_position
 from xent_metrics.errors import ComparisonError
 
 
@@ -31,11 +30,3 @@ def test_loss_by_position_frequency_and_domain_adds_up(token_runs):
     assert dict(zip(labels, intervals, strict=True))["plain"].value == pytest.approx(nats / size / math.log(2))
     with pytest.raises(ComparisonError, match=r"not every document has the field 'topic'.*fields: \['kind', 'text'\]"):
         by_domain(task, "bits_per_byte", "topic")
-
-
-def test_the_loss_of_a_document_is_its_tokens_mean_or_else_its_logged_nats(token_runs, runs):
-    [sample, *_] = read_run(token_runs[0]).tasks["t"].samples
-    assert document_loss(sample) == sample.tokens.mean_nll
-    [sample, *_] = read_run(runs[0] / "a").tasks["t"].samples
-    assert document_loss(sample) == sample.raw["bits_per_token_stderr"]["nats"]
-    assert math.isnan(document_loss(Sample("key", {})))

@@ -17,7 +17,6 @@ from typing import Any
 from xent_metrics.analysis.logged import Tokens, choices_in, context_in, text_in
 from xent_metrics.analysis.runs import Run, TaskRun
 from xent_metrics.analysis.samples import Sample
-from xent_metrics.analysis.token_view import document_loss
 from xent_metrics.errors import MissingExtraError
 
 try:
@@ -25,7 +24,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("the report needs tqdm: pip install 'xent-metrics[analysis,plots]'") from error
 
-__all__ = ["Packed", "pack_documents"]
+__all__ = ["Packed", "document_loss", "pack_documents"]
 
 _LONGEST_TEXT = 20_000  # characters shown of one document
 _TEXT = 12_000_000  # characters in total, about 8 MB of the page
@@ -83,6 +82,16 @@ def _add_task(found: dict[tuple[str, str], _Entry], task: TaskRun, letter: str) 
     for number, sample in enumerate(task.samples):
         entry = found.setdefault((task.name, sample.key), _Entry(task.name, number))
         entry.samples[letter] = sample
+
+
+def document_loss(sample: Sample) -> float:
+    """The mean nll in nats per token; without tokens the logged sum of nats; otherwise nan."""
+    if sample.tokens:
+        return sample.tokens.mean_nll
+    for sums in sample.all_sums():
+        if nats := next((v for n, v in sums.items() if n.startswith("nats") and isinstance(v, float)), None):
+            return nats
+    return math.nan
 
 
 class _Packer:

@@ -1,8 +1,6 @@
-"""The loss of a document, and by token position, by token frequency and by a field of the document, from logged samples."""
+"""The loss by token position, by token frequency, and by a field of the document, from logged samples."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -10,13 +8,12 @@ from torch.nn.utils.rnn import pad_sequence
 from xent_metrics.analysis.intervals import Interval, delta_interval
 from xent_metrics.analysis.logged import HOW_TO_LOG_TOKENS, Tokens
 from xent_metrics.analysis.runs import TaskRun
-from xent_metrics.analysis.samples import Sample
 from xent_metrics.errors import ComparisonError
 from xent_metrics.metrics import CrossEntropy
 from xent_metrics.scoring.scores import TokenScores
 from xent_metrics.wrappers.grouping import Frequency, Grouping, Position
 
-__all__ = ["by_domain", "by_frequency", "by_position", "document_loss"]
+__all__ = ["by_domain", "by_frequency", "by_position"]
 
 _EDGES = (0, 1, 4, 16, 64, 256, 1024, 4096)
 _MOST_DOMAINS = 40
@@ -67,16 +64,6 @@ def by_domain(task: TaskRun, name: str, field: str) -> tuple[list[str], list[Int
         )
     rows = {label: [i for i, value in enumerate(values) if str(value) == label] for label in labels}
     return labels, [delta_interval(task.metrics[name], states[rows[label]]) for label in labels]
-
-
-def document_loss(sample: Sample) -> float:
-    """The mean nll in nats per token; without tokens the logged sum of nats; otherwise nan."""
-    if sample.tokens:
-        return sample.tokens.mean_nll
-    for sums in sample.all_sums():
-        if nats := next((v for n, v in sums.items() if n.startswith("nats") and isinstance(v, float)), None):
-            return nats
-    return math.nan
 
 
 def _documents(task: TaskRun) -> list[Tokens]:

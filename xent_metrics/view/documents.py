@@ -9,9 +9,10 @@ from typing import Any
 
 from xent_metrics.analysis.intervals import Interval, delta_interval
 from xent_metrics.analysis.logged import Tokens, choices_in, context_in, text_in
+from xent_metrics.analysis.report_documents import document_loss
 from xent_metrics.analysis.runs import TaskRun
 from xent_metrics.analysis.samples import Sample
-from xent_metrics.analysis.token_view import by_frequency, by_position, document_loss
+from xent_metrics.analysis.token_view import by_frequency, by_position
 from xent_metrics.errors import ComparisonError
 from xent_metrics.metrics import CrossEntropy
 from xent_metrics.view.charts import Chart, Point, Series, chart

@@ -14,8 +14,6 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from xent_metrics.errors import InvalidInputError, MissingExtraError
-from xent_metrics.view.links import INDEX, PageNotFoundError
-from xent_metrics.view.site import ASSETS, CONTENT_SECURITY_POLICY, Site, asset
 
 try:
     import uvicorn
@@ -27,6 +25,9 @@ try:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 except ImportError as error:
     raise MissingExtraError("the page needs Starlette and uvicorn: pip install 'xent-metrics[view]'") from error
+
+from xent_metrics.view.links import INDEX, PageNotFoundError
+from xent_metrics.view.site import ASSETS, CONTENT_SECURITY_POLICY, Site, asset
 
 __all__ = ["Guard", "allowed_hosts", "application", "is_loopback", "serve"]
 
