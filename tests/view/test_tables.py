@@ -85,7 +85,7 @@ def test_differences_are_those_of_xent_compare(written):
     [row] = [row for row in rows if row["metric"] == "cross_entropy"]
     assert (row["better"], row["difference"][0]) == ("chosen run", "+")  # its temperature suits the texts better
     reasons = {row["metric"]: row["reason"] for row in shown["rows"] if row["name"] == other.name}
-    assert reasons["cross_entropy"] == "the task versions differ: Yaml in A, None in this run"
+    assert reasons["cross_entropy"] == "the task versions differ: Yaml in A, None in B"
 
 
 def test_differences_are_made_a_page_at_a_time(tmp_path, monkeypatch):

@@ -159,7 +159,7 @@ class RunFolder:
         key = (_state(a, task), _state(b, task))
         with self._samples_lock:
             if key not in self._comparisons:
-                self._comparisons[key] = compare_runs(self.task(a, task), self.task(b, task), called="this run")
+                self._comparisons[key] = compare_runs(self.task(a, task), self.task(b, task))
             while len(self._comparisons) > _COMPARISONS_KEPT:
                 self._comparisons.popitem(last=False)
             return self._comparisons[key]
