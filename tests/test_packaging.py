@@ -55,7 +55,7 @@ def test_the_wheel_has_the_task_configs_and_the_types(tmp_path):
         f"xent_metrics/{path.relative_to(ROOT / 'xent_metrics')}" for path in (ROOT / "xent_metrics").rglob("*.py")
     }
     configs = {f"xent_metrics/task_configs/{path.name}" for path in (ROOT / "task_configs").glob("*.yaml")}
-    endings = "*.j2", "*.tmpl"
+    endings = "*.j2", "*.tmpl", "*.css", "*.js"
     templates = {str(path.relative_to(ROOT)) for ending in endings for path in (ROOT / "xent_metrics").rglob(ending)}
     assert len(templates) >= 18
     assert len(configs) >= 10

@@ -24,7 +24,7 @@ errors files version hookspecs
 scoring plots samplers
 sums metrics plugins
 wrappers collection functional task_folders analysis
-hosts testing explain doctor cli demo
+hosts testing explain doctor view cli demo
 """
 ORDER = {room: place for place, room in enumerate(ROOMS.split())}
 SOURCES = sources()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
+from support.browser import body_contrast, chromium, open_page
 from support.lm_eval import ScoredBigramLM, config, evaluate, saved
 from support.logged_runs import HOSTILE, listed, write_run
 from typer.testing import CliRunner
@@ -29,26 +28,13 @@ from xent_metrics.hosts.lm_eval.models.logged_tokens import LoggedRolling
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    profile = tmp_path_factory.mktemp("profile")
-    for argument in (
-        "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", f"--user-data-dir={profile}",
-    ):  # fmt: skip
-        options.add_argument(argument)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService("/usr/bin/chromedriver"))
-    yield driver
-    driver.quit()
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 def opened(browser, page: Path) -> float:
     """Seconds until the page is ready."""
-    start = time.perf_counter()
-    browser.get(page.as_uri())
-    while browser.execute_script("return document.documentElement.dataset.ready") != "yes":
-        assert time.perf_counter() - start < 60
-        time.sleep(0.02)
-    return time.perf_counter() - start
+    return open_page(browser, page.as_uri())
 
 
 @pytest.fixture(scope="module")
@@ -207,27 +193,8 @@ def test_light_and_dark_schemes_have_contrast(page, browser):
             "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
         )
         opened(browser, page)
-        ink, paper = (
-            [
-                int(part)
-                for part in re.findall(r"\d+", browser.execute_script(f"return getComputedStyle(document.body).{name}"))
-            ][:3]
-            for name in ("color", "backgroundColor")
-        )
-        assert contrast(ink, paper) > 7  # WCAG AAA
+        assert body_contrast(browser) > 7  # WCAG AAA
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
-
-
-def contrast(first, second):
-    """WCAG 2.1's contrast ratio."""
-
-    def luminance(colour):
-        parts = [c / 255 for c in colour]
-        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
 
 
 def test_ten_thousand_documents_open(browser, tmp_path):

@@ -77,3 +77,18 @@ def test_a_folder_of_several_runs_is_refused(runs):
     base, _ = runs
     with pytest.raises(ComparisonError, match=r"holds several runs; pass one of these folders: \S+a\S*, \S+b"):
         read_run(base)
+
+
+def test_only_the_wanted_tasks_are_read(runs, tmp_path):
+    base, _ = runs
+    [path] = (base / "a").rglob("results_*.json")
+    results = json.loads(path.read_text(encoding="utf-8"))
+    for part in ("results", "configs"):
+        results[part]["other"] = results[part]["t"]
+    copy = tmp_path / path.name
+    copy.write_text(json.dumps(results), encoding="utf-8")
+    run = read_run(copy, tasks=["t"])
+    assert list(run.tasks) == ["t"]
+    assert not any("other" in problem for problem in run.problems)
+    assert list(read_run(copy).tasks) == ["t", "other"]
+    assert read_run(copy, tasks=[]).tasks == {}

@@ -16,7 +16,7 @@ from xent_metrics.task_folders import task_configs_folder
 HEAVY = {"torch", "numpy", "torchmetrics", "lm_eval", "lightning", "transformers", "matplotlib", "scipy", "yaml"}
 HOSTS = {"lm_eval", "lightning", "pytorch_lightning", "transformers", "accelerate", "peft", "datasets", "tokenizers"}
 BUILT_IN = [
-    "metrics", "explain", "plugins", "tasks", "lm-eval", "compare", "compare-models", "intervals", "report", "rescore",
+    "metrics", "explain", "plugins", "tasks", "lm-eval", "compare", "compare-models", "intervals", "report", "rescore", "view",
     "new-plugin", "plot",
     "plot curve", "plot reliability", "plot position",
 ]  # fmt: skip

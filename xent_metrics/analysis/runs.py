@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,7 @@ from xent_metrics.errors import ComparisonError, MissingExtraError
 from xent_metrics.plugins import provenance
 from xent_metrics.sums.metric import TokenMetric
 
-__all__ = ["Run", "TaskRun", "read_run"]
+__all__ = ["Run", "TaskRun", "load_results", "read_run", "reported_values"]
 
 
 @dataclass
@@ -111,30 +111,43 @@ class Run:
     results: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_run(folder: str | Path) -> Run:
+def read_run(folder: str | Path, *, tasks: Collection[str] | None = None) -> Run:
     """Read the newest results in an lm-eval output folder, or one results file, and the samples beside it.
 
     Args:
         folder: the folder given as `--output_path`, or a results file.
+        tasks: the tasks to read, of those that the run has; all by default.
 
     Raises:
         ComparisonError: there are no results, or they are not lm-eval's.
     """
     path = _newest(Path(folder))
+    results = load_results(path)
+    problems: list[str] = []
+    found = {}
+    for name, config in results["configs"].items():
+        if tasks is not None and name not in tasks:
+            continue
+        if isinstance(results["results"].get(name), dict):
+            found[name] = _task(name, config, results, _samples_path(path, name), problems)
+        else:
+            problems.append(f"task {name}: configured, but without results")
+    return Run(path, str(results.get("model_name") or path.parent.name), found, problems, results)
+
+
+def load_results(path: Path) -> dict[str, Any]:
+    """All that a results file says.
+
+    Raises:
+        ComparisonError: it isn't readable, or not lm-eval's.
+    """
     results = _load(path)
     if not isinstance(results.get("results"), dict) or not isinstance(results.get("configs"), dict):
         raise ComparisonError(
             f"{path}: expected lm-eval's results with `results` and `configs`; got {', '.join(results) or 'nothing'}. "
             f"The format read is lm-eval 0.4's (this file: {results.get('lm_eval_version', 'no version')})"
         )
-    problems: list[str] = []
-    tasks = {}
-    for name, config in results["configs"].items():
-        if isinstance(results["results"].get(name), dict):
-            tasks[name] = _task(name, config, results, _samples_path(path, name), problems)
-        else:
-            problems.append(f"task {name}: configured, but without results")
-    return Run(path, str(results.get("model_name") or path.parent.name), tasks, problems, results)
+    return results
 
 
 def _newest(path: Path) -> Path:
@@ -164,7 +177,7 @@ def _samples_path(results: Path, task: str) -> Path:
 
 
 def _task(name: str, config: Any, results: Mapping[str, Any], samples: Path, problems: list[str]) -> TaskRun:
-    values, errors = _values(results["results"][name])
+    values, errors = reported_values(results["results"][name])
     damaged: list[str] = []
     others: list[str] = []
     configured = configured_metrics(config, name, others)
@@ -252,8 +265,8 @@ def _agree(value: float, reported: float) -> bool:
     return both_nan or math.isclose(value, reported, rel_tol=1e-6, abs_tol=1e-9)
 
 
-def _values(found: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
-    """Values and standard errors by the metric's name, with its filter if there is one."""
+def reported_values(found: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+    """A task's values and standard errors in the results, by the metric's name, with its filter if there is one."""
     values: dict[str, float] = {}
     errors: dict[str, float] = {}
     for key, value in found.items():

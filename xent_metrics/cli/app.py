@@ -30,6 +30,7 @@ from xent_metrics.cli.report import report
 from xent_metrics.cli.rescore import rescore
 from xent_metrics.cli.series import series
 from xent_metrics.cli.tasks import tasks
+from xent_metrics.cli.view import view
 from xent_metrics.errors import XentMetricsError
 
 __all__ = ["app", "main"]
@@ -86,6 +87,7 @@ app.command()(compare_models)
 app.command()(series)
 app.command()(intervals)
 app.command()(report)
+app.command()(view)
 app.command()(rescore)
 app.command()(new_plugin)
 app.add_typer(plot.app, name="plot")

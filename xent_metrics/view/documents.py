@@ -1,0 +1,197 @@
+"""What the pages of documents show: a task of a run with all of its documents, and one document token by token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from xent_metrics.analysis.intervals import Interval, delta_interval
+from xent_metrics.analysis.logged import Tokens, choices_in, context_in, text_in
+from xent_metrics.analysis.report_documents import document_loss
+from xent_metrics.analysis.runs import TaskRun
+from xent_metrics.analysis.samples import Sample
+from xent_metrics.analysis.token_view import by_frequency, by_position
+from xent_metrics.errors import ComparisonError
+from xent_metrics.metrics import CrossEntropy
+from xent_metrics.view.charts import Chart, Point, Series, chart
+from xent_metrics.view.folder import RunFolder
+from xent_metrics.view.links import PageNotFoundError, digest, page_name, slug
+from xent_metrics.view.summaries import RunSummary
+from xent_metrics.view.tables import number, run_cells
+
+__all__ = ["DOCUMENTS_PER_PAGE", "LEVELS", "Shown", "document", "documents", "token_level"]
+
+DOCUMENTS_PER_PAGE = 100
+#: Classes h0 to h15 of the style sheet colour tokens by their loss, up to so many nats.
+LEVELS, _HOT = 16, 8.0
+_LONGEST_TEXT = 20_000  # characters of one document
+_START = 80  # characters of a document in the list
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A document in the list of a task: those with the highest loss come first."""
+
+    sample: Sample
+    loss: float
+
+    @property
+    def slug(self) -> str:
+        """The document in names of pages; the same in every run."""
+        return digest(self.sample.key)
+
+
+def _by_loss(task: TaskRun, most: int | None) -> list[Shown]:
+    shown = [Shown(sample, document_loss(sample)) for sample in task.samples]
+    return sorted(shown, key=lambda each: -math.inf if math.isnan(each.loss) else each.loss, reverse=True)[:most]
+
+
+def documents(folder: RunFolder, run: RunSummary, name: str, page: int, most: int | None) -> dict[str, Any]:
+    """A task of a run: values with intervals, the loss by position and frequency, and its documents.
+
+    Args:
+        folder: of the run.
+        run: one of its runs.
+        name: of the task.
+        page: of the documents, from 1 on.
+        most: how many documents are shown, from the highest loss down; None for all.
+
+    Raises:
+        ComparisonError: the samples can't be read.
+    """
+    read = folder.task(run, name)
+    task = read.tasks[name]
+    shown = _by_loss(task, most)
+    start, pages = (page - 1) * DOCUMENTS_PER_PAGE, max(1, math.ceil(len(shown) / DOCUMENTS_PER_PAGE))
+    return {
+        "run": run_cells(run),
+        "task": (name, page_name("task", slug(name))),
+        "problems": read.problems,
+        "values": [_value(task, key) for key in task.values],
+        "charts": list(_charts(task)),
+        "rows": [_row(run, name, each) for each in shown[start : start + DOCUMENTS_PER_PAGE]],
+        "shown": len(shown),
+        "documents": len(task.samples),
+        "pages": [(each, _page_of_documents(run, name, each)) for each in range(1, pages + 1)],
+        "page": page,
+    }
+
+
+def _page_of_documents(run: RunSummary, task: str, page: int) -> str:
+    return page_name("documents", run.slug, slug(task), *([str(page)] if page > 1 else []))
+
+
+def _value(task: TaskRun, key: str) -> dict[str, Any]:
+    """A value with the interval over its documents, or the reason why there is none."""
+    metric, states = task.metrics.get(key), None
+    if metric is not None:
+        states = task.states(key)
+    row = {"metric": key, "unit": metric.value_unit if metric else "lm-eval's own", "value": number(task.values[key])}
+    if metric is None or states is None:
+        own = (
+            "it is lm-eval's own, and not the mean of its logged samples"
+            if metric is None
+            else "some samples lack its sums"
+        )
+        return row | {"reason": task.why_unusable(key) or own}
+    found = delta_interval(metric, states)
+    missing = math.isnan(found.low)
+    return row | {
+        "reason": "no interval: it needs two documents, and a metric with a standard error" if missing else None,
+        "error": "" if math.isnan(found.standard_error) else f"± {found.standard_error:.2g}",
+        "interval": "" if missing else f"{number(found.low)} … {number(found.high)}",
+    }
+
+
+def _charts(task: TaskRun) -> Iterator[Chart]:
+    """The loss by position and by frequency, if tokens were logged."""
+    for title, x_label, group in (
+        ("Loss by position", "position of the token in the document or answer", by_position),
+        ("Loss by token frequency", "occurrences of the token in these documents", by_frequency),
+    ):
+        try:
+            labels, intervals = group(task)
+        except ComparisonError:  # no tokens
+            return
+        points = [_point(place, label, each) for place, (label, each) in enumerate(zip(labels, intervals, strict=True))]
+        drawn = chart([Series("", points)], title=title, x_label=x_label, unit=CrossEntropy.value_unit, labels=labels)
+        if drawn is not None:
+            yield drawn
+
+
+def _point(place: int, label: str, found: Interval) -> Point:
+    text = f"{label}: {number(found.value)} ({number(found.low)} … {number(found.high)})"
+    return Point(place, found.value, found.low, found.high, text)
+
+
+def _row(run: RunSummary, task: str, shown: Shown) -> dict[str, Any]:
+    sample = shown.sample
+    text = sample.tokens.text if sample.tokens else text_in(sample.raw)
+    return {
+        "href": page_name("document", run.slug, slug(task), shown.slug),
+        "number": str(sample.raw.get("doc_id", "")),
+        "loss": number(shown.loss),
+        "tokens": len(sample.tokens) if sample.tokens else "",
+        "text": text.strip()[:_START] or "(empty)",
+    }
+
+
+def document(folder: RunFolder, run: RunSummary, name: str, wanted: str, most: int | None) -> dict[str, Any]:
+    """One document: its context, its tokens by loss, and its choices. `wanted` is its slug.
+
+    Raises:
+        PageNotFoundError: the run has no such document.
+        ComparisonError: the samples can't be read.
+    """
+    shown = _by_loss(folder.task(run, name).tasks[name], most)
+    place = next((place for place, each in enumerate(shown) if each.slug == wanted), None)
+    if place is None:
+        raise PageNotFoundError(f"{run.name} has no such document of {name}")
+    sample = shown[place].sample
+    around = {"before": place - 1, "after": place + 1}
+    near = {
+        side: page_name("document", run.slug, slug(name), shown[at].slug) if 0 <= at < len(shown) else ""
+        for side, at in around.items()
+    }
+    tokens = sample.tokens
+    return near | {
+        "run": run_cells(run),
+        "task": (name, page_name("documents", run.slug, slug(name))),
+        "number": str(sample.raw.get("doc_id", "")),
+        "loss": number(shown[place].loss),
+        "context": context_in(sample.raw)[-_LONGEST_TEXT:],
+        "tokens": list(_tokens(tokens)) if tokens else [],
+        "text": "" if tokens else text_in(sample.raw)[:_LONGEST_TEXT],
+        "cut": (len(tokens) if tokens else len(text_in(sample.raw))),
+        "choices": [
+            {"text": choice.text, "is_gold": choice.is_gold, "loglikelihood": number(choice.loglikelihood)}
+            for choice in choices_in(sample.raw)
+        ],
+    }
+
+
+def token_level(nll: float) -> str:
+    """The class that colours a token by its loss in nats.
+
+    >>> token_level(0.0), token_level(4.0), token_level(50.0), token_level(float("nan"))
+    ('h0', 'h8', 'h15', 'hn')
+    """
+    return "hn" if math.isnan(nll) else f"h{round((LEVELS - 1) * min(max(nll, 0.0) / _HOT, 1.0))}"
+
+
+def _tokens(tokens: Tokens) -> Iterator[tuple[str, str, str]]:
+    """Each token's text, class and what is said of it, as far as `_LONGEST_TEXT` goes."""
+    total = 0
+    for place, (text, nll) in enumerate(zip(tokens.texts, tokens.nll, strict=True)):
+        total += len(text)
+        if total > _LONGEST_TEXT:
+            return
+        said = "nan" if math.isnan(nll) else f"{nll:.2f} nats, probability {100 * math.exp(-nll):.2f} %"
+        likely = "   ".join(f'"{other}" {100 * share:.1f} %' for other, share in _alternatives(tokens, place))
+        yield text, token_level(nll), f'"{text}": {said}' + (f"\nlikely: {likely}" if likely else "")
+
+
+def _alternatives(tokens: Tokens, place: int) -> list[tuple[str, float]]:
+    return list(tokens.alternatives[place]) if place < len(tokens.alternatives) else []
