@@ -155,8 +155,8 @@ def test_a_task_is_read_again_when_its_samples_change(root):
     with samples.open("a") as file:
         file.write('{"doc_hash": "half a l')
     again = runs.task(run, "t")
-    assert len(again.tasks["t"].samples) == len(first.tasks["t"].samples) == 10
-    assert any("is skipped: it is cut off or not JSON" in problem for problem in again.problems)
+    assert len(again.task.samples) == len(first.task.samples) == 10
+    assert any("is skipped: it is cut off or not JSON" in problem for problem in again.run.problems)
 
 
 def test_samples_that_cannot_be_read_are_an_error_that_says_why(root, monkeypatch):

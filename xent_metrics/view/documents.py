@@ -4,48 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from xent_metrics.analysis.intervals import Interval, delta_interval
 from xent_metrics.analysis.logged import Tokens, choices_in, context_in, text_in
-from xent_metrics.analysis.report_documents import document_loss
 from xent_metrics.analysis.runs import TaskRun
-from xent_metrics.analysis.samples import Sample
 from xent_metrics.analysis.token_view import by_frequency, by_position
 from xent_metrics.errors import ComparisonError
 from xent_metrics.metrics import CrossEntropy
 from xent_metrics.view.charts import Chart, Point, Series, chart
-from xent_metrics.view.folder import RunFolder
-from xent_metrics.view.links import PageNotFoundError, digest, page_name, slug
+from xent_metrics.view.folder import Ranked, RunFolder
+from xent_metrics.view.links import PageNotFoundError, page_name, slug
 from xent_metrics.view.summaries import RunSummary
 from xent_metrics.view.tables import number, run_cells
 
-__all__ = ["DOCUMENTS_PER_PAGE", "LEVELS", "Shown", "document", "documents", "token_level"]
+__all__ = ["DOCUMENTS_PER_PAGE", "LEVELS", "document", "documents", "token_level"]
 
 DOCUMENTS_PER_PAGE = 100
 #: Classes h0 to h15 of the style sheet colour tokens by their loss, up to so many nats.
 LEVELS, _HOT = 16, 8.0
 _LONGEST_TEXT = 20_000  # characters of one document
 _START = 80  # characters of a document in the list
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A document in the list of a task: those with the highest loss come first."""
-
-    sample: Sample
-    loss: float
-
-    @property
-    def slug(self) -> str:
-        """The document in names of pages; the same in every run."""
-        return digest(self.sample.key)
-
-
-def _by_loss(task: TaskRun, most: int | None) -> list[Shown]:
-    shown = [Shown(sample, document_loss(sample)) for sample in task.samples]
-    return sorted(shown, key=lambda each: -math.inf if math.isnan(each.loss) else each.loss, reverse=True)[:most]
 
 
 def documents(folder: RunFolder, run: RunSummary, name: str, page: int, most: int | None) -> dict[str, Any]:
@@ -61,17 +40,16 @@ def documents(folder: RunFolder, run: RunSummary, name: str, page: int, most: in
     Raises:
         ComparisonError: the samples can't be read.
     """
-    read = folder.task(run, name)
-    task = read.tasks[name]
-    shown = _by_loss(task, most)
+    opened = folder.task(run, name)
+    task, shown = opened.task, opened.by_loss[:most]
     start, pages = (page - 1) * DOCUMENTS_PER_PAGE, max(1, math.ceil(len(shown) / DOCUMENTS_PER_PAGE))
     return {
         "run": run_cells(run),
         "task": (name, page_name("task", slug(name))),
-        "problems": read.problems,
+        "problems": opened.run.problems,
         "values": [_value(task, key) for key in task.values],
         "charts": list(_charts(task)),
-        "rows": [_row(run, name, each) for each in shown[start : start + DOCUMENTS_PER_PAGE]],
+        "rows": [_row(run, task, each) for each in shown[start : start + DOCUMENTS_PER_PAGE]],
         "shown": len(shown),
         "documents": len(task.samples),
         "pages": [(each, _page_of_documents(run, name, each)) for each in range(1, pages + 1)],
@@ -126,11 +104,11 @@ def _point(place: int, label: str, found: Interval) -> Point:
     return Point(place, found.value, found.low, found.high, text)
 
 
-def _row(run: RunSummary, task: str, shown: Shown) -> dict[str, Any]:
-    sample = shown.sample
+def _row(run: RunSummary, task: TaskRun, shown: Ranked) -> dict[str, Any]:
+    sample = task.samples[shown.place]
     text = sample.tokens.text if sample.tokens else text_in(sample.raw)
     return {
-        "href": page_name("document", run.slug, slug(task), shown.slug),
+        "href": page_name("document", run.slug, slug(task.name), shown.slug),
         "number": str(sample.raw.get("doc_id", "")),
         "loss": number(shown.loss),
         "tokens": len(sample.tokens) if sample.tokens else "",
@@ -145,11 +123,12 @@ def document(folder: RunFolder, run: RunSummary, name: str, wanted: str, most: i
         PageNotFoundError: the run has no such document.
         ComparisonError: the samples can't be read.
     """
-    shown = _by_loss(folder.task(run, name).tasks[name], most)
+    opened = folder.task(run, name)
+    shown = opened.by_loss[:most]
     place = next((place for place, each in enumerate(shown) if each.slug == wanted), None)
     if place is None:
         raise PageNotFoundError(f"{run.name} has no such document of {name}")
-    sample = shown[place].sample
+    sample = opened.task.samples[shown[place].place]
     around = {"before": place - 1, "after": place + 1}
     near = {
         side: page_name("document", run.slug, slug(name), shown[at].slug) if 0 <= at < len(shown) else ""

@@ -7,6 +7,7 @@ all else is shown. Nothing is ever written into the folder.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import time
@@ -18,13 +19,14 @@ from pathlib import Path
 from threading import Lock, RLock
 from typing import Any
 
+from xent_metrics.analysis.report_documents import document_loss
 from xent_metrics.analysis.run_comparison import RunComparison, compare_runs
-from xent_metrics.analysis.runs import Run, load_results, read_run
+from xent_metrics.analysis.runs import Run, TaskRun, load_results, read_run
 from xent_metrics.errors import ComparisonError
-from xent_metrics.view.links import slug
+from xent_metrics.view.links import digest, slug
 from xent_metrics.view.summaries import RunSummary, read_summary
 
-__all__ = ["Problem", "RunFolder", "Snapshot"]
+__all__ = ["OpenedTask", "Problem", "Ranked", "RunFolder", "Snapshot"]
 
 _SECONDS_BETWEEN_SCANS = 1.0
 _TASKS_KEPT = 4  # with their samples, which may be large
@@ -81,6 +83,31 @@ class Snapshot:
         return {slug(name): name for name in (*self.metrics, *self.tasks)}
 
 
+@dataclass(frozen=True)
+class Ranked:
+    """A document of a task: its loss, its place among the samples, and its slug, which is the same in every run."""
+
+    loss: float
+    place: int
+    slug: str
+
+
+@dataclass
+class OpenedTask:
+    """A task of a run with its samples; the run has no other task, and its problems are those of this one."""
+
+    run: Run
+    task: TaskRun
+
+    @cached_property
+    def by_loss(self) -> list[Ranked]:
+        """The documents, those with the highest loss first and those without one last."""
+        ranked = [
+            Ranked(document_loss(sample), place, digest(sample.key)) for place, sample in enumerate(self.task.samples)
+        ]
+        return sorted(ranked, key=lambda each: math.inf if math.isnan(each.loss) else -each.loss)
+
+
 #: Which file it is, and in which state.
 _Stamp = tuple[str, int, int]
 
@@ -98,7 +125,7 @@ class RunFolder:
         self._scanned = -float("inf")
         self._snapshot = Snapshot((), (), "")
         self._read: dict[_Stamp, RunSummary | Problem] = {}
-        self._tasks: OrderedDict[Any, Run] = OrderedDict()
+        self._tasks: OrderedDict[Any, OpenedTask] = OrderedDict()
         self._comparisons: OrderedDict[Any, list[RunComparison]] = OrderedDict()
 
     def snapshot(self, *, now: bool = False) -> Snapshot:
@@ -135,8 +162,8 @@ class RunFolder:
         except Exception as error:
             return Problem(name, f"{path}: not a results file of lm-eval: {type(error).__name__}: {error}")
 
-    def task(self, run: RunSummary, task: str) -> Run:
-        """One task of a run with its samples; the run's `problems` are those of this task.
+    def task(self, run: RunSummary, task: str) -> OpenedTask:
+        """One task of a run with its samples.
 
         Raises:
             ComparisonError: the files can't be read, or the task is a group, which has no documents of its own.
@@ -159,7 +186,7 @@ class RunFolder:
         key = (_state(a, task), _state(b, task))
         with self._samples_lock:
             if key not in self._comparisons:
-                self._comparisons[key] = compare_runs(self.task(a, task), self.task(b, task))
+                self._comparisons[key] = compare_runs(self.task(a, task).run, self.task(b, task).run)
             while len(self._comparisons) > _COMPARISONS_KEPT:
                 self._comparisons.popitem(last=False)
             return self._comparisons[key]
@@ -247,7 +274,7 @@ def _state(run: RunSummary, task: str) -> Any:
     return (str(run.path), task, tuple(stamps))
 
 
-def _read_task(run: RunSummary, task: str) -> Run:
+def _read_task(run: RunSummary, task: str) -> OpenedTask:
     if run.tasks[task].is_group:
         raise ComparisonError(f"{task} is a group, which has no documents of its own: see its tasks")
     if not run.path.is_file():
@@ -262,4 +289,4 @@ def _read_task(run: RunSummary, task: str) -> Run:
         ) from error
     if task not in read.tasks:
         raise ComparisonError(f"{run.path}: task {task} has no configuration, so its samples can't be read")
-    return read
+    return OpenedTask(read, read.tasks[task])
