@@ -11,7 +11,7 @@ from fractions import Fraction
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, multiple, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, multiple, rule
 
 from xent_metrics import CrossEntropy, StandardError, TokenMetricCollection, TokenScores
 from xent_metrics.sums.exact_sum import to_fraction
@@ -50,6 +50,10 @@ class Life(RuleBasedStateMachine):
     """Each metric goes with the rows that it should hold."""
 
     metrics = Bundle("metrics")
+
+    @initialize(target=metrics)
+    def build_two(self):
+        return multiple((CrossEntropy(), []), (CrossEntropy(), []))
 
     @rule(target=metrics)
     def build(self):

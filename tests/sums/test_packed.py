@@ -81,8 +81,9 @@ def test_memory_that_is_given_anew_keeps_the_sums():
     metric.update(torch.zeros(2, 4), torch.tensor([0, 1]))
     before = metric.state.clone()
     model = torch.nn.ModuleList([metric])
-    model.to_empty(device="cpu")
-    assert metric.state.equal(before)
+    for module in (metric, model):
+        module.to_empty(device="cpu")
+        assert metric.state.equal(before)
     model.to("meta").to_empty(device="cpu")  # what was on meta is gone
     assert not metric.state.any()
     metric.reset()

@@ -181,8 +181,10 @@ class PackedMetric(Metric):
 
     # Places and copies.
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> PackedMetric:
-        """Move the sums with their values, also for `to_empty`."""
+    def _apply(  # type: ignore[override]  # takes what torchmetrics and torch pass
+        self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "", recurse: bool = True
+    ) -> PackedMetric:
+        """Move the sums with their values, also for `to_empty`, which passes `recurse`."""
         super()._apply(keeping_values(fn), exclude_state)
         return self
 
