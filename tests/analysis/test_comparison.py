@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -71,7 +73,10 @@ def test_a_verdict_needs_both_the_interval_and_the_p_value(documents):
     result = compare(CrossEntropy(), *few, num_resamples=99)
     assert result.high < 0
     assert result.p_value == 2 / 2**5  # five documents can't show more
-    assert result.better is None
+    assert (result.favoured, result.better) == ("B", None)
+    assert replace(result, p_holm=0.05).better == "B"
+    wide = replace(result, p_holm=0.01, high=0.1)
+    assert (wide.better, wide.significant) == (None, False)
 
 
 def test_empty_documents_are_not_compared(documents):

@@ -219,6 +219,7 @@ def test_an_interval_says_when_it_may_not_cover(documents):
     y, x = documents
     assert delta_interval(CrossEntropy(), packed(y, x)).note == ""
     assert "9 documents are few" in delta_interval(CrossEntropy(), packed(y[:9], x[:9])).note
+    assert "9 documents are few" in bootstrap(CrossEntropy(), packed(y[:9], x[:9]), num_resamples=99).note
     tail = np.append(np.full(29, 3.0) + np.random.default_rng(0).normal(size=29) / 10, 60.0)
     found = delta_interval(CrossEntropy(), packed(tail, np.ones(30, dtype=int)))
     assert "a few of the 30 documents decide it" in found.note

@@ -23,7 +23,7 @@ def test_the_ends_solve_halls_transformation():
     gamma = stats.skew(y, bias=False)
     assert lean == pytest.approx(gamma / np.sqrt(30))
     a, error = lean / 3, stats.sem(y)
-    quantile = stats.t.ppf(0.975, 29) * (1 + 2.25 * lean**2)
+    quantile = stats.t.ppf(0.975, 29) * (1 + 2.56 * lean**2)
     for end, sign in ((below, 1), (-above, -1)):
         root = optimize.brentq(lambda t, q=sign * quantile: np.expm1(2 * a * t) / (2 * a) + a / 2 - q, -20, 20)
         assert end == pytest.approx(root * error, rel=1e-9)

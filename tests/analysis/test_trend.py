@@ -81,10 +81,12 @@ def test_a_small_shift_has_a_range():
     assert sum(first <= 25 <= last for first, last in ranges) >= len(ranges) - 1
 
 
-def test_two_shifts_are_found_one_by_one():
+@pytest.mark.parametrize("sizes", [(0.2, -0.3), (0.3, -0.2)])
+def test_two_shifts_are_found_one_by_one(sizes):
+    """The stronger one first, and the other on either side of it."""
     steps, values = made_up(2, count=80)
-    values[20:] += 0.2
-    values[60:] -= 0.3
+    values[20:] += sizes[0]
+    values[60:] += sizes[1]
     assert [found.place for found in shifts(steps, values)] == [20, 60]
 
 

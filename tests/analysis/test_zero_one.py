@@ -33,6 +33,16 @@ def test_newcombes_interval_is_the_published_one():
     assert newcombe_interval(a, b, 0.95) == pytest.approx((-0.3404, -0.0569), abs=1e-4)
 
 
+def test_newcombes_correlation_is_corrected_for_continuity():
+    """Written out for 20 right in both, 12 in A, 2 in B and 16 in neither, of 50."""
+    a, b = table(20, 12, 2, 16)
+    (low_a, high_a), (low_b, high_b) = (wilson_interval(each, 0.95) for each in (a, b))
+    phi = (20 * 16 - 12 * 2 - 50 / 2) / np.sqrt(32 * 18 * 22 * 28)
+    sides = [(0.44 - low_b, high_a - 0.64), (high_b - 0.44, 0.64 - low_a)]
+    below, above = (np.sqrt(x**2 - 2 * phi * x * y + y**2) for x, y in sides)
+    assert newcombe_interval(a, b, 0.95) == pytest.approx((-0.2 - below, -0.2 + above), rel=1e-9)
+
+
 def test_runs_that_agree_on_every_document_still_have_an_interval():
     low, high = newcombe_interval(*table(53, 0, 0, 1), 0.95)
     assert -0.1 < low < 0 < high < 0.1

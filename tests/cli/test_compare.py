@@ -101,6 +101,17 @@ def test_three_runs_make_a_matrix_per_metric(valued_runs, tmp_path):
     assert "corrected for all 9 comparisons" in " ".join(table.split())
 
 
+def test_a_value_that_depends_on_the_pair_is_left_out_of_the_matrix(valued_runs, tmp_path):
+    base, _ = valued_runs
+    write_run(tmp_path, 1.9, texts=TEXTS[1:])
+    arguments = ["compare", base / "a", base / "b", tmp_path, "--num-resamples", "99", "--shared-documents"]
+    [first] = [
+        line for line in xent(*arguments).partition("t: bits_per_token")[0].splitlines() if line.startswith("│ A ")
+    ]
+    assert first.split("│")[2].strip() == ""
+    assert first.count("+") + first.count("-") == 2
+
+
 def test_with_a_baseline_each_run_is_compared_in_full_with_the_first(valued_runs, tmp_path):
     base, _ = valued_runs
     write_run(tmp_path, 1.9)

@@ -60,8 +60,8 @@ def test_metrics_are_those_of_fifty_digits(name, options, dtype, batch):
 
 
 @pytest.mark.parametrize("name", buildable())
-def test_a_value_is_within_the_metrics_bounds(name):
-    low, high = get_metric(name).bounds
+def test_a_value_is_within_the_metrics_range(name):
+    low, high = get_metric(name).value_range
     assert low < high
     for seed in range(3):
         found = Case.of(get_metric(name), seed=seed).used().compute()

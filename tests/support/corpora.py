@@ -26,7 +26,7 @@ def ends(value, leave_one_out, weights):
     error = np.sqrt((size - 1) * leave_one_out.var(axis=1))
     effective = weights.sum(axis=1) ** 2 / (weights**2).sum(axis=1)
     lean = np.clip(stats.skew(-leave_one_out, axis=1, bias=False) / np.sqrt(size), -0.5, 0.5)
-    quantile = np.maximum(stats.t.ppf(0.975, effective - 1), stats.t.ppf(0.975, size - 1) * (1 + 2.25 * lean**2))
+    quantile = np.maximum(stats.t.ppf(0.975, effective - 1), stats.t.ppf(0.975, size - 1) * (1 + 2.56 * lean**2))
     most = np.sqrt(quantile**2 + 0.8) - quantile
     a = np.clip(lean / 3, -most, most)
 

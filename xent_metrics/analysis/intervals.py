@@ -102,7 +102,7 @@ def delta_interval(metric: TokenMetric, states: Tensor | SumsByDocument, *, conf
 
 def _within(metric: TokenMetric, value: float, low: float, high: float) -> tuple[float, float]:
     """The ends, no further than the metric's range; a value that rounding put outside of it stays inside the interval."""
-    least, most = metric.bounds
+    least, most = metric.value_range
     return (low if math.isnan(low) else min(value, max(least, low))), (
         high if math.isnan(high) else max(value, min(most, high))
     )

@@ -4,7 +4,7 @@ T = (θ̂ − θ)/SE leans by about γ/√D if the documents have skewness γ, a
 bad documents that the sample happens to lack. Hall's transformation h(T) = (e^{2aT} − 1)/2a + a/2 with a = γ/(3√D) takes the
 lean away, so the ends are Student's quantiles through its inverse. γ is the adjusted skewness of the documents' influences.
 
-Two things were chosen by simulation (benchmarks/interval_coverage.py). The quantile is widened by 1 + (1.5 γ/√D)², since a
+Two things were chosen by simulation (benchmarks/interval_coverage.py). The quantile is widened by 1 + (1.6 γ/√D)², since a
 skewness that is estimated from few documents is too small where it matters. And γ/√D counts up to 0.5, and no further than to
 where the inverse nears infinity. Beyond, `reliability_note` says that the interval may not cover. It can't say so of a tail of
 which the sample holds nothing, and no interval can cover for that.
@@ -57,7 +57,7 @@ def reach(estimates: Tensor, influences: Tensor, confidence_level: float) -> Rea
     if not math.isfinite(effective * error):
         return Reach(math.nan, math.nan, lean)
     counted = min(_MOST_LEAN, max(-_MOST_LEAN, lean))
-    quantile = max(effective, plain * (1 + (1.5 * counted) ** 2))  # a few long documents raise both: count them once
+    quantile = max(effective, plain * (1 + (1.6 * counted) ** 2))  # a few long documents raise both: count them once
     # 1 + 2a(−q − a/2) = least, solved for a ≥ 0
     furthest = math.sqrt(quantile**2 + 1 - _LEAST_ARGUMENT) - quantile
     a = min(furthest, max(-furthest, counted / 3))

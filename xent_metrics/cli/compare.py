@@ -220,15 +220,16 @@ def _print_metric(found: dict[tuple[str, str], tuple[Pair, RunComparison]], runs
 
     rows = [row for _, row in found.values()]
     letters, reasons = list(_by_letter(runs)), _reasons(rows)
-    values: dict[str, float | None] = {}
+    values: dict[str, set[float | None]] = {letter: set() for letter in letters}
     for (first, second), (_, row) in found.items():
-        values |= {first: row.value_a, second: row.value_b}
+        values[first].add(row.value_a)
+        values[second].add(row.value_b)
     columns = [Column("run", bold=True), Column("value", justify="right")]
     columns += [Column(f"{letter} −", justify="right", drop=place) for place, letter in enumerate(letters[1:], 1)]
     cells = [
         [
             letter,
-            "" if values.get(letter) is None else f"{values[letter]:.4g}",
+            _only(values[letter]),
             *(_matrix_cell(found.get((letter, other)), reasons) for other in letters[1:]),
         ]
         for letter in letters
@@ -236,6 +237,11 @@ def _print_metric(found: dict[tuple[str, str], tuple[Pair, RunComparison]], runs
     unit = f" ({rows[0].unit})" if rows[0].unit else ""
     print_table(columns, cells, title=f"{rows[0].task}: {rows[0].metric}{unit}")
     print_reasons(reasons)
+
+
+def _only(values: set[float | None]) -> str:
+    """A run's value, unless its pairs share other documents and so have other values."""
+    return f"{value:.4g}" if len(values) == 1 and (value := next(iter(values))) is not None else ""
 
 
 def _matrix_cell(found: tuple[Pair, RunComparison] | None, reasons: list[str]) -> str:

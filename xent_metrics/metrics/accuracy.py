@@ -28,7 +28,7 @@ class TokenAccuracy(RatioMetric):
     formula = "Σ [argmax p = target] / tokens"
     latex = r"\frac{1}{N} \sum_t \left[\operatorname{argmax}_v p_t(v) = y_t\right]"
     value_unit = "share of tokens"
-    bounds = (0.0, 1.0)
+    value_range = (0.0, 1.0)
     reference = "1 minus the 0–1 loss of Hastie et al. (2009), The Elements of Statistical Learning, section 7.2"
     use_when = "To see how often the likeliest token is the right one."
     hides = (

@@ -46,7 +46,7 @@ class BinaryCrossEntropy(RatioMetric):
     formula = "−Σ [y ln p + (1 − y) ln(1 − p)] / rows"
     latex = r"-\frac{1}{N} \sum_t \left[y_t \ln p_t + (1 - y_t) \ln(1 - p_t)\right]"
     value_unit = "nats per row"
-    bounds = (0.0, math.inf)
+    value_range = (0.0, math.inf)
     reference = "Good (1952), Rational Decisions"
     use_when = "For classifiers with one logit, or one probability, per row."
     hides = (

@@ -137,7 +137,7 @@ class BitsPerByte(_PerByte):
     formula = "−Σ ln p(target) / (ln 2 · bytes)"
     latex = r"-\frac{\sum_t \ln p_t(y_t)}{\ln 2 \cdot \sum_t \mathrm{bytes}(y_t)}"
     value_unit = "bits per byte"
-    bounds = (0.0, math.inf)
+    value_range = (0.0, math.inf)
     reference = "Gao et al. (2020), arXiv:2101.00027"
     use_when = (
         "To compare models with different tokenizers on the same text. It is the rate at which the model would "
@@ -176,7 +176,7 @@ class BytePerplexity(_PerByte):
     formula = "exp(−Σ ln p(target) / bytes)"
     latex = r"\exp\left(-\frac{\sum_t \ln p_t(y_t)}{\sum_t \mathrm{bytes}(y_t)}\right)"
     value_unit = "per byte"
-    bounds = (1.0, math.inf)
+    value_range = (1.0, math.inf)
     reference = "2 to the bits per byte of Gao et al. (2020), arXiv:2101.00027"
     use_when = "Where a benchmark reports it. It is 2 to the power of bits_per_byte, and says the same."
     hides = "All that bits_per_byte hides. It is not far above 1 for good models, so that differences look small."
@@ -203,7 +203,7 @@ class WordPerplexity(_PerLength):
     formula = "exp(−Σ ln p(target) / words)"
     latex = r"\exp\left(-\frac{\sum_t \ln p_t(y_t)}{\mathrm{words}}\right)"
     value_unit = "per word"
-    bounds = (1.0, math.inf)
+    value_range = (1.0, math.inf)
     reference = "Jelinek et al. (1977), Perplexity: a measure of the difficulty of speech recognition tasks"
     use_when = "To compare with published values on corpora of words, such as WikiText."
     hides = (

@@ -79,7 +79,7 @@ class ExpectedCalibrationError(_Gaps):
     formula = "Σ_b n_b/N · |accuracy_b − confidence_b|"
     latex = r"\sum_{b=1}^{M} \frac{n_b}{N} \left|\mathrm{acc}_b - \mathrm{conf}_b\right|"
     value_unit = "probability"
-    bounds = (0.0, 1.0)
+    value_range = (0.0, 1.0)
     reference = "Guo et al. (2017), arXiv:1706.04599"
     use_when = (
         "To see whether the top-1 confidence can be read as the probability of being right, for instance to abstain "
@@ -120,7 +120,7 @@ class MaximumCalibrationError(_Gaps):
     formula = "max_b |accuracy_b − confidence_b|"
     latex = r"\max_b \left|\mathrm{acc}_b - \mathrm{conf}_b\right|"
     value_unit = "probability"
-    bounds = (0.0, 1.0)
+    value_range = (0.0, 1.0)
     reference = "Naeini et al. (2015)"
     use_when = "Where the worst range of confidence matters more than the average, and every bin holds many tokens."
     hides = "How many tokens the worst bin holds: it may be a single one. More bins give a higher value."
@@ -150,7 +150,7 @@ class RMSCalibrationError(_Gaps):
     formula = "√(Σ_b n_b/N · (accuracy_b − confidence_b)²)"
     latex = r"\sqrt{\sum_{b=1}^{M} \frac{n_b}{N} \left(\mathrm{acc}_b - \mathrm{conf}_b\right)^2}"
     value_unit = "probability"
-    bounds = (0.0, 1.0)
+    value_range = (0.0, 1.0)
     reference = "Hendrycks et al. (2019), arXiv:1812.04606"
     use_when = "As the expected calibration error, where large gaps should count more than many small ones."
     hides = "All that the expected calibration error hides."
@@ -174,7 +174,7 @@ class MeanConfidence(RatioMetric):
     formula = "Σ confidence / tokens"
     latex = r"\frac{1}{N} \sum_t \max_v p_t(v)"
     value_unit = "probability"
-    bounds = (0.0, 1.0)
+    value_range = (0.0, 1.0)
     reference = "Guo et al. (2017), arXiv:1706.04599, section 2"
     use_when = "To see how sure a model is of what it says, of generated text in particular, beside its accuracy."
     hides = "Whether it is right to be sure: no target enters. A model that is sure of everything has the best value."
@@ -207,7 +207,7 @@ class Overconfidence(TokenMetric):
     formula = "(Σ confidence − Σ [argmax p = target]) / tokens"
     latex = r"\frac{1}{N} \sum_t \left(\max_v p_t(v) - \left[\operatorname{argmax}_v p_t(v) = y_t\right]\right)"
     value_unit = "probability"
-    bounds = (-1.0, 1.0)
+    value_range = (-1.0, 1.0)
     reference = "Lichtenstein et al. (1982), Calibration of probabilities: the state of the art to 1980"
     use_when = "To know the direction of miscalibration, which the calibration errors leave out."
     hides = "Gaps of opposite signs cancel: 0 doesn't mean calibrated."

@@ -54,7 +54,7 @@ class CalibrationLoss(ConfidenceBins):
         r"\mathrm{acc}_b) \ln \frac{1 - \mathrm{acc}_b}{1 - \mathrm{conf}_b}\right]"
     )
     value_unit = "nats per token"
-    bounds = (0.0, math.inf)
+    value_range = (0.0, math.inf)
     reference = "Bröcker (2009), arXiv:0806.0813; Kull & Flach (2015)"
     use_when = (
         "To see in nats how much of the cross entropy is due to miscalibration of the top-1, beside refinement_loss."

@@ -51,7 +51,7 @@ class CalibrationWeightedCrossEntropy(ConfidenceBins):
         r" - \mathrm{conf}_b\right|"
     )
     value_unit = "nats per token"
-    bounds = (0.0, math.inf)
+    value_range = (0.0, math.inf)
     reference = "xent-metrics; the gaps are those of Guo et al. (2017), arXiv:1706.04599"
     use_when = "To have loss and calibration in one number, and to train with the same weights (its method loss)."
     hides = (

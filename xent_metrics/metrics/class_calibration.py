@@ -76,7 +76,7 @@ class FullCalibrationError(_Residuals):
     formula = "Σ_b |Σ_b y − Σ_b p| / tokens, over all classes' p"
     latex = r"\frac{1}{N} \sum_{b=1}^{M} \left|\sum_{(t, v) \in B_b} \left([v = y_t] - p_t(v)\right)\right|"
     value_unit = "probability per token"
-    bounds = (0.0, math.inf)
+    value_range = (0.0, math.inf)
     reference = "Liu et al. (2024), arXiv:2406.11345"
     use_when = (
         "For language models that are sampled from: it looks at the probabilities of all tokens, not at the top-1's "
@@ -139,7 +139,7 @@ class ClasswiseCalibrationError(_Residuals):
     formula = "1/K Σ_k Σ_b n_kb/N · |frequency_kb − p_kb|"
     latex = r"\frac{1}{K} \sum_{k=1}^{K} \sum_{b=1}^{M} \frac{n_{kb}}{N} \left|\mathrm{freq}_{kb} - \bar{p}_{kb}\right|"
     value_unit = "probability"
-    bounds = (0.0, math.inf)
+    value_range = (0.0, math.inf)
     reference = "Kull et al. (2019), arXiv:1910.12656"
     use_when = "For classification with few classes, where the probability of each class is used."
     hides = (

@@ -55,7 +55,7 @@ class CrossEntropy(_NatsPerToken):
     formula = "−Σ ln p(target) / tokens"
     latex = r"-\frac{1}{N} \sum_t \ln p_t(y_t)"
     value_unit = "nats per token"
-    bounds = (0.0, math.inf)
+    value_range = (0.0, math.inf)
     reference = "Shannon (1948), A Mathematical Theory of Communication"
     use_when = (
         "It is what training minimises: use it to follow a training, and to compare models with the same tokenizer on"
@@ -149,7 +149,7 @@ class Perplexity(_NatsPerToken):
     formula = "exp(−Σ ln p(target) / tokens)"
     latex = r"\exp\left(-\frac{1}{N} \sum_t \ln p_t(y_t)\right)"
     value_unit = "per token"
-    bounds = (1.0, math.inf)
+    value_range = (1.0, math.inf)
     reference = "Jelinek et al. (1977), Perplexity: a measure of the difficulty of speech recognition tasks"
     use_when = (
         "Where tables report it. It is the cross entropy on a scale on which a uniform choice among k tokens is k."

@@ -67,7 +67,7 @@ class PredictionEntropy(_MeanOfRows):
     formula = "−Σ_t Σ_v p_v ln p_v / tokens"
     latex = r"-\frac{1}{N} \sum_t \sum_v p_t(v) \ln p_t(v)"
     value_unit = "nats per token"
-    bounds = (0.0, math.inf)
+    value_range = (0.0, math.inf)
     reference = "Shannon (1948), A Mathematical Theory of Communication"
     use_when = (
         "Beside the cross entropy: it is the loss that the model itself expects. A cross entropy above it is a sign "
@@ -97,7 +97,7 @@ class BrierScore(_MeanOfRows):
     formula = "Σ_t Σ_v (p_v − y_v)² / tokens"
     latex = r"\frac{1}{N} \sum_t \sum_v \left(p_t(v) - [v = y_t]\right)^2"
     value_unit = "squared error per token"
-    bounds = (0.0, 2.0)
+    value_range = (0.0, 2.0)
     reference = "Brier (1950), Verification of Forecasts Expressed in Terms of Probability"
     use_when = (
         "As a proper score with bounds, in which one very unlikely target doesn't decide; for multiple choice, over "
@@ -128,7 +128,7 @@ class ZLoss(_MeanOfRows):
     formula = "Σ_t (ln Σ_v exp(logits_v))² / tokens"
     latex = r"\frac{1}{N} \sum_t \left(\ln \sum_v e^{z_t(v)}\right)^2"
     value_unit = "squared nats per token"
-    bounds = (0.0, math.inf)
+    value_range = (0.0, math.inf)
     reference = "Chowdhery et al. (2022), arXiv:2204.02311"
     use_when = (
         "To watch whether the logits drift during training. Adding a constant to all logits changes no probability, "

@@ -74,7 +74,7 @@ class KLDivergence(_PairMean):
     formula = "Σ_tokens Σ_v p_v ln(p_v / q_v) / tokens"
     latex = r"\frac{1}{N} \sum_t \sum_v p_t(v) \ln \frac{p_t(v)}{q_t(v)}"
     value_unit = "nats per token"
-    bounds = (0.0, math.inf)
+    value_range = (0.0, math.inf)
     reference = "Kullback and Leibler (1951), On information and sufficiency"
     use_when = "To see how much quantising, pruning or distilling has changed the predictions. It needs no targets."
     hides = (
@@ -107,7 +107,7 @@ class SoftCrossEntropy(_PairMean):
     formula = "−Σ_tokens Σ_v p_v ln q_v / tokens"
     latex = r"-\frac{1}{N} \sum_t \sum_v p_t(v) \ln q_t(v)"
     value_unit = "nats per token"
-    bounds = (0.0, math.inf)
+    value_range = (0.0, math.inf)
     reference = "Hinton et al. (2015), arXiv:1503.02531"
     use_when = "As the loss of distillation: the student's cross entropy under the teacher's distribution."
     hides = (
@@ -143,7 +143,7 @@ class JensenShannonDivergence(_PairMean):
         r"q_t}{2}"
     )
     value_unit = "nats per token"
-    bounds = (0.0, math.inf)
+    value_range = (0.0, math.inf)
     reference = "Lin (1991), Divergence measures based on the Shannon entropy"
     use_when = "Where a divergence has to be symmetric and finite, although one model rules out what the other allows."
     hides = (
@@ -169,7 +169,7 @@ class SameTopToken(_PairMean):
     formula = "Σ [argmax p = argmax q] / tokens"
     latex = r"\frac{1}{N} \sum_t \left[\operatorname{argmax}_v p_t(v) = \operatorname{argmax}_v q_t(v)\right]"
     value_unit = "share of tokens"
-    bounds = (0.0, 1.0)
+    value_range = (0.0, 1.0)
     reference = "reported by llama.cpp's perplexity tool"
     use_when = "To see how often greedy decoding would choose the same next token."
     hides = (
@@ -196,7 +196,7 @@ class ProbabilityChange(_PairMean):
     formula = "Σ (q(target) − p(target)) / tokens"
     latex = r"\frac{1}{N} \sum_t \left(q_t(y_t) - p_t(y_t)\right)"
     value_unit = "probability"
-    bounds = (-1.0, 1.0)
+    value_range = (-1.0, 1.0)
     reference = "reported by llama.cpp's perplexity tool"
     use_when = (
         "To see whether the changed model gives the targets more or less probability, on a scale on which no single "
@@ -224,7 +224,7 @@ class RMSProbabilityChange(_PairMean):
     formula = "√(Σ (q(target) − p(target))² / tokens)"
     latex = r"\sqrt{\frac{1}{N} \sum_t \left(q_t(y_t) - p_t(y_t)\right)^2}"
     value_unit = "probability"
-    bounds = (0.0, 1.0)
+    value_range = (0.0, 1.0)
     reference = "reported by llama.cpp's perplexity tool"
     use_when = "For the size of the changes of the targets' probabilities, whatever their direction."
     hides = "The direction of the changes, and changes of small probabilities."

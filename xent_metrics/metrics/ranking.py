@@ -66,7 +66,7 @@ class TopKAccuracy(_OfRank):
     formula = "Σ [rank(target) ≤ k] / tokens"
     latex = r"\frac{1}{N} \sum_t \left[\mathrm{rank}_t(y_t) \le k\right]"
     value_unit = "share of tokens"
-    bounds = (0.0, 1.0)
+    value_range = (0.0, 1.0)
     reference = "Russakovsky et al. (2015), arXiv:1409.0575"
     use_when = "Where several candidates are shown, searched or sampled from."
     hides = "The order within the first k, everything beyond them, and all probabilities."
@@ -100,7 +100,7 @@ class MeanReciprocalRank(_OfRank):
     formula = "Σ 1 / rank(target) / tokens"
     latex = r"\frac{1}{N} \sum_t \frac{1}{\mathrm{rank}_t(y_t)}"
     value_unit = "reciprocal rank"
-    bounds = (0.0, 1.0)
+    value_range = (0.0, 1.0)
     reference = "Voorhees (1999), The TREC-8 Question Answering Track Report"
     use_when = "To compare rankings in which the target is often near the top and seldom first."
     hides = "All probabilities. The first ranks decide: from rank 1 to 2 is as large a step as from rank 2 to infinity."

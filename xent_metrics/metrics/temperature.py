@@ -129,7 +129,7 @@ class OptimalTemperature(_TemperatureGrid):
     formula = "argmin_T −Σ ln softmax(ln p / T)[target]"
     latex = r"\operatorname{argmin}_T \; -\sum_t \ln \frac{p_t(y_t)^{1/T}}{\sum_v p_t(v)^{1/T}}"
     value_unit = "temperature"
-    bounds = (0.0, math.inf)
+    value_range = (0.0, math.inf)
     reference = "Guo et al. (2017), arXiv:1706.04599"
     use_when = "To see whether one temperature would help, and which: above 1 for an overconfident model."
     hides = (
@@ -167,7 +167,7 @@ class CrossEntropyAtOptimalTemperature(_TemperatureGrid):
     formula = "min_T −Σ ln softmax(ln p / T)[target] / tokens"
     latex = r"\min_T \; -\frac{1}{N} \sum_t \ln \frac{p_t(y_t)^{1/T}}{\sum_v p_t(v)^{1/T}}"
     value_unit = "nats per token"
-    bounds = (0.0, math.inf)
+    value_range = (0.0, math.inf)
     reference = "Guo et al. (2017), arXiv:1706.04599"
     use_when = (
         "To compare models apart from their overall confidence. Its difference from the cross entropy is what "

@@ -41,7 +41,7 @@ class MetricDefinition(ABC):
         requires: the fields of `TokenScores` that the metric reads.
         row_kinds: the kinds of row that it is defined over.
         interval_scale: the scale on which its sampling error is symmetric: "log" for perplexities and their like.
-        bounds: the least and the largest value it can have; intervals stay within.
+        value_range: the least and the largest value it can have; intervals stay within.
         has_standard_error: False if the value has no slope in the sums, as for a quantile.
     """
 
@@ -55,7 +55,7 @@ class MetricDefinition(ABC):
     requires: frozenset[str] = frozenset({"nll"})
     row_kinds: ClassVar[frozenset[RowKind]] = frozenset({"token", "choice"})
     interval_scale: ClassVar[Literal["linear", "log"]] = "linear"
-    bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+    value_range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
     has_standard_error: ClassVar[bool] = True
 
     ignore_index: int

@@ -137,7 +137,7 @@ class Grouped(TokenMetric):
         self.name = f"{metric.name}_by_group"  # type: ignore[misc]
         self.value_unit = metric.value_unit
         self.interval_scale = metric.interval_scale  # type: ignore[misc]
-        self.bounds = metric.bounds  # type: ignore[misc]
+        self.value_range = metric.value_range  # type: ignore[misc]
         self.requires = metric.requires | self.grouping.requires
         self.row_kinds = metric.row_kinds  # type: ignore[misc]
 

@@ -77,7 +77,7 @@ class RiskCoverageArea(_OfCells):
     )
     hides = "At which share the errors come (plot the curve). A more accurate model is better here even if its confidence is not."
     value_unit = "error rate"
-    bounds = (0.0, 1.0)
+    value_range = (0.0, 1.0)
     reference = "Geifman et al. (2019), arXiv:1805.08206"
     higher_is_better = False
     of_cells = staticmethod(area)
@@ -124,7 +124,7 @@ class ConfidenceAUROC(_OfCells):
     use_when = "To see how well confidence tells right from wrong, whatever the accuracy; 0.5 is chance."
     hides = "Calibration: any increasing change of the confidence leaves it as it is."
     value_unit = "probability"
-    bounds = (0.0, 1.0)
+    value_range = (0.0, 1.0)
     reference = "Hendrycks and Gimpel (2017), arXiv:1610.02136"
     higher_is_better = True
     of_cells = staticmethod(auroc)

@@ -40,7 +40,7 @@ class WordSurprisal(RatioMetric):
     use_when = "To compare with reading times and other measures of people, and models whose tokenizers differ."
     hides = "What a word is: here, what white space parts. Languages without spaces have few."
     value_unit = "bits per word"
-    bounds = (0.0, math.inf)
+    value_range = (0.0, math.inf)
     reference = "Hale (2001), A Probabilistic Earley Parser as a Psycholinguistic Model"
     higher_is_better = False
     requires = frozenset({"nll", "num_words"})
