@@ -192,7 +192,11 @@ class Used:
     def __init__(self, *command: str | Path, package: Path = ROOT) -> None:
         environment = {**os.environ, "PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
         run = subprocess.run(
-            [sys.executable, "-c", CHILD, *map(str, command)], capture_output=True, text=True, env=environment
+            [sys.executable, "-c", CHILD, *map(str, command)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=package,  # the folder comes first in Python's path
         )
         used = re.search(r"USED (\S+) (\S+)", run.stderr)
         if run.returncode or used is None:

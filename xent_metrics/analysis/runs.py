@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -185,7 +185,7 @@ def _task(name: str, config: Any, results: Mapping[str, Any], samples: Path, pro
     lm_evals = {
         key: lm_eval_metric(key, directions.get(key.partition(",")[0])) for key in sorted(values.keys() - configured)
     }
-    source = _source(samples, name, problems)
+    source = _source(samples, name, damaged, lambda damage: problems.append(f"task {name}: {damage}"))
     by_filter = {} if source is None else read_samples(source, name, damaged, {**lm_evals, **configured})
     first = NO_FILTER if NO_FILTER in by_filter else next(iter(by_filter), NO_FILTER)
     evaluated = _part(_part(results, "n-samples"), name).get("effective")
@@ -203,12 +203,15 @@ def _task(name: str, config: Any, results: Mapping[str, Any], samples: Path, pro
     return task
 
 
-def _source(samples: Path, task: str, problems: list[str]) -> Source | None:
-    """The file of a task's samples, in Parquet or in lines; `problems` says why there is none, or why not in Parquet."""
+def _source(samples: Path, task: str, problems: list[str], report: Callable[[str], None]) -> Source | None:
+    """The file of a task's samples, in Parquet or in lines; `problems` says why there is none, or why not in Parquet.
+
+    What is found to be damaged later is reported.
+    """
     in_parquet = samples.with_suffix(".parquet")
     if in_parquet.is_file():
         try:
-            return ParquetSamples(in_parquet, lambda damage: problems.append(f"task {task}: {damage}"))
+            return ParquetSamples(in_parquet, report)
         except (MissingExtraError, ValueError) as error:
             problems.append(f"task {task}: {in_parquet.name} isn't read: {error}")
     if samples.is_file():
