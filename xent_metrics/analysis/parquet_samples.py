@@ -13,6 +13,7 @@ Floats have the type of the scores, bit for bit. Files are read one row group at
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -303,6 +304,13 @@ class _Lists:
         found: list[Any] = self.values[span.start : span.stop].tolist()
         return found if self.words is None else [self.words[i] for i in found]
 
+    def rows(self, places: range) -> list[list[Any]]:
+        """The lists at these places, one after the other; null as an empty one."""
+        ends = self.offsets[places.start : places.stop + 1].tolist()
+        found = self.values[ends[0] : ends[-1]].tolist()
+        values = found if self.words is None else [self.words[i] for i in found]
+        return [values[start - ends[0] : end - ends[0]] for start, end in itertools.pairwise(ends)]
+
 
 class _Alternatives(Sequence[list[tuple[str, float]]]):
     """The likeliest texts of each token with their probabilities, made when they are asked for."""
@@ -321,8 +329,11 @@ class _Alternatives(Sequence[list[tuple[str, float]]]):
         if isinstance(place, slice):
             return _Alternatives(self._texts, self._shares, self._tokens[place])
         token = self._tokens[place]
-        texts, shares = self._texts.row(token) or (), self._shares.row(token) or ()
-        return [(text, share / _MILLION) for text, share in zip(texts, shares, strict=True)]
+        return next(iter(_Alternatives(self._texts, self._shares, range(token, token + 1))))
+
+    def __iter__(self) -> Iterator[list[tuple[str, float]]]:
+        for texts, shares in zip(self._texts.rows(self._tokens), self._shares.rows(self._tokens), strict=True):
+            yield [(text, share / _MILLION) for text, share in zip(texts, shares, strict=True)]
 
 
 def _token_columns(columns: Mapping[str, _Lists], row: int) -> Iterator[tuple[str, Sequence[Any]]]:
