@@ -11,10 +11,13 @@ import jupytext
 import pytest
 from nbclient import NotebookClient
 from support.pages import blocks, code, commands, run, unlike
+from support.versions import needs_trl
 
 FOLDER = Path(__file__).parents[1] / "docs" / "tutorials"
 TUTORIALS = [page for page in sorted(FOLDER.glob("*.md")) if page.name != "README.md"]
-each_tutorial = pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+each_tutorial = pytest.mark.parametrize(
+    "page", [pytest.param(page, id=page.stem, marks=[needs_trl] if page.stem == "trl" else []) for page in TUTORIALS]
+)
 
 
 def scripts(page: Path) -> list[str]:

@@ -1,8 +1,7 @@
-"""Values, standard errors and pictures in real trackers, offline; trackio alone is a stand-in."""
-
-import sys
+"""Values, standard errors and pictures in real trackers, offline."""
 
 import mlflow
+import numpy as np
 import pytest
 import torch
 import wandb
@@ -13,19 +12,19 @@ from support.lightning import bigrams, loader, trainer
 
 from xent_metrics import get_metric
 from xent_metrics.hosts.lightning import XentCallback
-from xent_metrics.hosts.trackers import of_trainer_callback, pictures
+from xent_metrics.hosts.trackers import pictures, to_trackio
 from xent_metrics.hosts.transformers import TrainerMetrics
 from xent_metrics.metrics import MeanConfidence
 
 METRICS = ["perplexity", "expected_calibration_error", {"metric": "rms_calibration_error", "binning": "mass"}]
 NAMES = ["perplexity", "expected_calibration_error", "rms_calibration_error"]
-READERS = {"tensorboard": trackers.in_tensorboard, "wandb": trackers.in_wandb, "mlflow": trackers.in_mlflow}
+LIGHTNING = {"tensorboard": trackers.in_tensorboard, "wandb": trackers.in_wandb, "mlflow": trackers.in_mlflow}
+READERS = {**LIGHTNING, "trackio": trackers.in_trackio}
 
 
 @pytest.fixture(autouse=True)
 def offline(tmp_path, monkeypatch):
-    for name, value in trackers.environment(tmp_path).items():
-        monkeypatch.setenv(name, value)
+    trackers.offline(tmp_path, monkeypatch)
 
 
 def lightning_logger(name, folder):
@@ -40,7 +39,7 @@ def finish(name):
         wandb.teardown()  # it would keep the first folder
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", LIGHTNING)
 def test_lightning(name, tmp_path):
     run = trainer(XentCallback(METRICS), max_epochs=1, logger=lightning_logger(name, tmp_path))
     run.fit(bigrams(), loader(), loader())
@@ -88,18 +87,18 @@ def test_the_trainer(name, route, tmp_path):
     assert plots == {"eval/expected_calibration_error_plot"}
 
 
-def test_trackio(monkeypatch):
-    trackio = trackers.Trackio()
-    monkeypatch.setitem(sys.modules, "trackio", trackio)
-    send = of_trainer_callback(type("TrackioCallback", (), {})())
-    metric = get_metric("expected_calibration_error")
-    metric.update(torch.zeros(2, 3), torch.tensor([0, 1]))
-    for name, picture in pictures({"calibration": metric}, "eval/").items():
-        send(name, picture, 3)
-    assert trackio.logged == [
-        {"eval/calibration_plot": trackio.logged[0]["eval/calibration_plot"], "train/global_step": 3}
-    ]
-    assert trackio.found()[1] == {"eval/calibration_plot"}
+def test_a_picture_in_trackio_has_the_step_of_its_values(tmp_path):
+    import trackio
+
+    trackio.init(project="project", auto_log_cpu=False)
+    picture = np.zeros((2, 2, 3), dtype=np.uint8)
+    to_trackio()("own", picture, 7)
+    to_trackio("train/global_step")("named", picture, 3)
+    trackio.finish()
+    (step, _), (_, named) = trackers.trackio_entries(tmp_path)
+    assert step == 7
+    assert named["train/global_step"] == 3
+    assert trackers.in_trackio(tmp_path)[1] == {"own", "named"}
 
 
 def test_pictures_are_of_metrics_that_draw_something_and_have_data(monkeypatch):
