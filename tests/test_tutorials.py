@@ -11,10 +11,14 @@ import jupytext
 import pytest
 from nbclient import NotebookClient
 from support.pages import blocks, code, commands, run, unlike
+from support.versions import needs_trl
 
 FOLDER = Path(__file__).parents[1] / "docs" / "tutorials"
 TUTORIALS = [page for page in sorted(FOLDER.glob("*.md")) if page.name != "README.md"]
 each_tutorial = pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+each_that_runs = pytest.mark.parametrize(
+    "page", [pytest.param(page, id=page.stem, marks=[needs_trl] if page.stem == "trl" else []) for page in TUTORIALS]
+)
 
 
 def scripts(page: Path) -> list[str]:
@@ -35,7 +39,7 @@ def test_every_script_is_run_by_a_page():
     assert run_by_pages == {path.name for path in FOLDER.glob("*.py")} - {"first_steps.py"}
 
 
-@each_tutorial
+@each_that_runs
 @pytest.mark.slow
 def test_a_tutorial_prints_what_its_page_shows(page, tmp_path):
     folder = tmp_path / "tutorials"

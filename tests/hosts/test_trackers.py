@@ -1,31 +1,30 @@
-"""Values, standard errors and pictures in real trackers, offline; trackio alone is a stand-in."""
-
-import sys
+"""Values, standard errors and pictures in real trackers, offline."""
 
 import mlflow
+import numpy as np
 import pytest
 import torch
 import wandb
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
-from support import distributed, strategy_jobs, trackers
+from support import trackers
 from support import trainer_jobs as jobs
 from support.lightning import bigrams, loader, trainer
 
 from xent_metrics import get_metric
 from xent_metrics.hosts.lightning import XentCallback
-from xent_metrics.hosts.trackers import of_trainer_callback, pictures
+from xent_metrics.hosts.trackers import pictures, to_trackio
 from xent_metrics.hosts.transformers import TrainerMetrics
 from xent_metrics.metrics import MeanConfidence
 
 METRICS = ["perplexity", "expected_calibration_error", {"metric": "rms_calibration_error", "binning": "mass"}]
 NAMES = ["perplexity", "expected_calibration_error", "rms_calibration_error"]
-READERS = {"tensorboard": trackers.in_tensorboard, "wandb": trackers.in_wandb, "mlflow": trackers.in_mlflow}
+LIGHTNING = {"tensorboard": trackers.in_tensorboard, "wandb": trackers.in_wandb, "mlflow": trackers.in_mlflow}
+READERS = {**LIGHTNING, "trackio": trackers.in_trackio}
 
 
 @pytest.fixture(autouse=True)
 def offline(tmp_path, monkeypatch):
-    for name, value in trackers.environment(tmp_path).items():
-        monkeypatch.setenv(name, value)
+    trackers.offline(tmp_path, monkeypatch)
 
 
 def lightning_logger(name, folder):
@@ -40,10 +39,10 @@ def finish(name):
         wandb.teardown()  # it would keep the first folder
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", LIGHTNING)
 def test_lightning(name, tmp_path):
-    run = trainer(XentCallback(METRICS), max_epochs=1, logger=lightning_logger(name, tmp_path))
-    run.fit(bigrams(), loader(), loader())
+    run = trainer(XentCallback(METRICS), max_epochs=1, num_sanity_val_steps=0, logger=lightning_logger(name, tmp_path))
+    run.fit(bigrams(), loader(3), loader(3))
     finish(name)
     values, plots = READERS[name](tmp_path)
     expected = {f"val/{metric}{end}" for metric in NAMES for end in ("", "_stderr")}
@@ -51,17 +50,6 @@ def test_lightning(name, tmp_path):
         key: pytest.approx(run.callback_metrics[key].item(), rel=1e-6) for key in expected
     }
     assert plots == {"val/expected_calibration_error_plot"}
-
-
-def test_one_rank_draws_what_all_ranks_added(tmp_path):
-    run = trainer(XentCallback(["expected_calibration_error"]), logger=TensorBoardLogger(tmp_path / "one"))
-    run.validate(bigrams(), loader(7), verbose=False)
-    run.logger.experiment.close()
-    collectives = distributed.run(2, strategy_jobs.pictured, str(tmp_path / "two"), 7)
-    assert collectives == [1, 1]
-    name = "val/expected_calibration_error_plot"
-    one, two = (trackers.tensorboard_picture(tmp_path / folder, name) for folder in ("one", "two"))
-    assert one == two
 
 
 @pytest.mark.parametrize(("name", "route"), [("tensorboard", "logits"), *((name, "hidden states") for name in READERS)])
@@ -72,7 +60,7 @@ def test_the_trainer(name, route, tmp_path):
         mlflow.set_tracking_uri(trackers.uri(tmp_path))
     run = jobs.make_trainer(
         model, jobs.examples(5), tmp_path, report_to=[name], max_steps=1, eval_strategy="steps", eval_steps=1,
-        save_strategy="no", logging_strategy="no", **given,
+        save_strategy="no", logging_strategy="no", per_device_eval_batch_size=5, **given,
     )  # fmt: skip
     metrics.attach(run)
     run.train()
@@ -88,18 +76,18 @@ def test_the_trainer(name, route, tmp_path):
     assert plots == {"eval/expected_calibration_error_plot"}
 
 
-def test_trackio(monkeypatch):
-    trackio = trackers.Trackio()
-    monkeypatch.setitem(sys.modules, "trackio", trackio)
-    send = of_trainer_callback(type("TrackioCallback", (), {})())
-    metric = get_metric("expected_calibration_error")
-    metric.update(torch.zeros(2, 3), torch.tensor([0, 1]))
-    for name, picture in pictures({"calibration": metric}, "eval/").items():
-        send(name, picture, 3)
-    assert trackio.logged == [
-        {"eval/calibration_plot": trackio.logged[0]["eval/calibration_plot"], "train/global_step": 3}
-    ]
-    assert trackio.found()[1] == {"eval/calibration_plot"}
+def test_a_picture_in_trackio_has_the_step_of_its_values(tmp_path):
+    import trackio
+
+    trackio.init(project="project", auto_log_cpu=False)
+    picture = np.zeros((2, 2, 3), dtype=np.uint8)
+    to_trackio()("own", picture, 7)
+    to_trackio("train/global_step")("named", picture, 3)
+    trackio.finish()
+    (step, _), (_, named) = trackers.trackio_entries(tmp_path)
+    assert step == 7
+    assert named["train/global_step"] == 3
+    assert trackers.in_trackio(tmp_path)[1] == {"own", "named"}
 
 
 def test_pictures_are_of_metrics_that_draw_something_and_have_data(monkeypatch):

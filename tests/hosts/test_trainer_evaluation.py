@@ -4,7 +4,6 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from support import trainer_jobs as jobs
-from support.distributed import run
 from support.hf_model import tiny_model
 from torch import nn
 from transformers import EarlyStoppingCallback, T5Config, T5ForConditionalGeneration
@@ -60,14 +59,6 @@ def test_the_loss_is_the_trainers_own(options, tmp_path):
     TrainerMetrics(["cross_entropy"]).attach(trainer)
     tolerance = 1e-2 if "bf16" in options else 1e-6
     assert trainer.evaluate()["eval_loss"] == pytest.approx(own, rel=tolerance)
-
-
-def test_two_processes_give_the_values_of_one(tmp_path):
-    """Of 7 sequences in batches of 2 the Trainer repeats one, which must not count."""
-    expected = jobs.attached(jobs.tiny_llama(), jobs.examples(7), tmp_path)
-    for answer in run(2, jobs.attached_in_each_process, str(tmp_path), 7):
-        assert jobs.own_values(answer["found"]) == close(expected)
-        assert answer["found"]["eval_loss"] == pytest.approx(answer["loss"], rel=1e-6)
 
 
 def test_callbacks_see_the_values(tmp_path):

@@ -5,12 +5,14 @@ import torch
 from datasets import Dataset
 from support import trainer_jobs as jobs
 from support.hf_model import tiny_model, tiny_tokenizer
-from trl import SFTConfig, SFTTrainer
+from support.versions import needs_trl
 
 from xent_metrics.hosts.transformers import TrainerMetrics
 
 
 def sft_trainer(folder, **options):
+    from trl import SFTConfig, SFTTrainer
+
     pairs = [{"prompt": "The loss of", "completion": " a language model is" + " the mean" * n} for n in range(5)]
     arguments = SFTConfig(
         str(folder), use_cpu=True, bf16=False, report_to=[], disable_tqdm=True, max_length=48, max_steps=1,
@@ -21,6 +23,7 @@ def sft_trainer(folder, **options):
     return SFTTrainer(model, arguments, train_dataset=data, eval_dataset=data, processing_class=tokenizer, **options)
 
 
+@needs_trl
 def test_values_are_those_of_the_logits_that_trl_makes_for_compute_metrics(tmp_path):
     metrics = TrainerMetrics(jobs.METRICS)
     given = {"compute_metrics": metrics, "preprocess_logits_for_metrics": metrics.preprocess_logits}

@@ -65,6 +65,13 @@ def test_two_processes_give_the_bits_of_one(tmp_path):
         assert answer == {"found": [bigrams(7)] * 2, "collectives": 0}
 
 
+def test_two_processes_give_the_values_of_one_from_hidden_states(tmp_path):
+    whole = jobs.attached(jobs.tiny_llama(), jobs.examples(7), tmp_path)
+    for answer in run(2, jobs.attached_in_each_process, str(tmp_path), 7):
+        assert jobs.own_values(answer["found"]) == pytest.approx(whole, rel=2e-5, abs=1e-6)
+        assert answer["found"]["eval_loss"] == pytest.approx(answer["loss"], rel=1e-6)
+
+
 def test_a_second_evaluation_of_a_real_model_starts_afresh(tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -8,8 +8,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader
 
+from support.distributed import launched
 from support.lightning import Sequences, bigrams
-from support.strategy_jobs import launched
 from xent_metrics import TokenMetricCollection
 from xent_metrics.errors import InvalidInputError
 from xent_metrics.samplers import sample_weights

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import pickle
 import tempfile
 import traceback
@@ -45,6 +46,37 @@ def fake_ranks(rank: int, size: int) -> Iterator[None]:
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
     yield
     dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def launched(rank: int, size: int) -> Iterator[None]:
+    """The environment variables that tell a Trainer its processes are already started."""
+    own = {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "RANK": str(rank), "WORLD_SIZE": str(size)}
+    before = dict(os.environ)
+    os.environ.update(own, MASTER_ADDR="127.0.0.1", MASTER_PORT="1", HF_HUB_OFFLINE="1")
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[list[torch.Size]]:
+    """Record the all_reduces of packed sums."""
+    real = dist.all_reduce
+    calls: list[torch.Size] = []
+
+    def all_reduce(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if tensor.dtype == torch.int64 and tensor.ndim == 2:
+            calls.append(tensor.shape)
+        return real(tensor, *args, **kwargs)
+
+    dist.all_reduce = all_reduce
+    try:
+        yield calls
+    finally:
+        dist.all_reduce = real
 
 
 def _work(connection: Connection) -> None:

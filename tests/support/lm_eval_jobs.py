@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from support.strategy_jobs import launched
+from support.distributed import launched
 from xent_metrics.hosts.lm_eval import TorchLM
 from xent_metrics.hosts.lm_eval.model_names import register_models
 from xent_metrics.hosts.lm_eval.resume import resume

@@ -1,8 +1,6 @@
 """Jobs that tests of strategies run in each process: real Trainers in an existing gloo group."""
 
-import contextlib
 import importlib
-import os
 from collections import Counter
 from unittest import mock
 
@@ -16,6 +14,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, default_collate
 
+from support.distributed import counted, launched
 from support.lightning import QUIET, Sequences, V, bigrams
 from xent_metrics import TokenMetricCollection
 from xent_metrics.errors import InvalidInputError, SyncError
@@ -23,36 +22,6 @@ from xent_metrics.hosts.lightning import LMEvalCallback, XentCallback
 
 METRICS = ["cross_entropy", "perplexity", "token_accuracy", "expected_calibration_error"]
 BATCH = 3
-
-
-@contextlib.contextmanager
-def launched(rank, size):
-    """The environment variables that tell Lightning its processes are already started."""
-    own = {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "RANK": str(rank), "WORLD_SIZE": str(size)}
-    before = dict(os.environ)
-    os.environ.update(own, MASTER_ADDR="127.0.0.1", MASTER_PORT="1", HF_HUB_OFFLINE="1")
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-@contextlib.contextmanager
-def counted():
-    """Record the all_reduces of packed sums."""
-    real, calls = dist.all_reduce, []
-
-    def all_reduce(tensor, *args, **kwargs):
-        if tensor.dtype == torch.int64 and tensor.ndim == 2:
-            calls.append(tensor.shape)
-        return real(tensor, *args, **kwargs)
-
-    dist.all_reduce = all_reduce
-    try:
-        yield calls
-    finally:
-        dist.all_reduce = real
 
 
 def trainer(size, kind, *callbacks, package="lightning.pytorch", **options):

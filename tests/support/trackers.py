@@ -1,9 +1,11 @@
 """What arrived in experiment trackers that ran offline: values by name, and the names of pictures."""
 
 import json
+import sqlite3
 import struct
+import sys
+from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 
 #: Nothing leaves the machine.
 OFFLINE = {
@@ -13,10 +15,16 @@ OFFLINE = {
 }  # fmt: skip
 
 
-def environment(folder):
-    """The variables of an offline run whose trackers write into `folder`."""
-    own = {"WANDB_DIR": folder, "TENSORBOARD_LOGGING_DIR": folder / "tensorboard", "MLFLOW_TRACKING_URI": uri(folder)}
-    return {**OFFLINE, **{name: str(value) for name, value in own.items()}}
+def offline(folder, monkeypatch):
+    """Set the variables of an offline run whose trackers write into `folder`."""
+    own = {
+        "WANDB_DIR": folder, "TENSORBOARD_LOGGING_DIR": folder / "tensorboard", "MLFLOW_TRACKING_URI": uri(folder),
+        "TRACKIO_DIR": folder / "trackio",
+    }  # fmt: skip
+    for name, value in {**OFFLINE, **own}.items():
+        monkeypatch.setenv(name, str(value))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "trackio"]:
+        monkeypatch.delitem(sys.modules, name)  # it reads its folder when it is imported
 
 
 def uri(folder):
@@ -79,31 +87,29 @@ def _records(data):
             parts = b""
 
 
-class Trackio(SimpleNamespace):
-    """Stands in for trackio, whose pillow<13 keeps it out of the environment of the tests: what lm-eval and we call of it."""
-
-    def __init__(self):
-        super().__init__(
-            logged=[],
-            config={},
-            init=lambda **options: None,
-            finish=lambda: None,
-            log=self._log,
-            Image=_Image,
-            Trace=dict,
-        )
-
-    def _log(self, metrics, step=None):
-        self.logged.append(metrics)
-
-    def found(self):
-        """Values by name, and the names of pictures."""
-        merged = {name: value for entry in self.logged for name, value in entry.items()}
-        pictures = {name for name, value in merged.items() if isinstance(value, _Image)}
-        return {name: value for name, value in merged.items() if isinstance(value, float)}, pictures
+def in_trackio(folder):
+    found = {name: value for _, metrics in trackio_entries(folder) for name, value in metrics.items()}
+    pictures = {
+        name: value for name, value in found.items() if isinstance(value, dict) and value["_type"] == "trackio.image"
+    }
+    files = [folder / "trackio" / "media" / value["file_path"] for value in pictures.values()]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
+    return {name: value for name, value in found.items() if isinstance(value, float)}, set(pictures)
 
 
-class _Image:
-    def __init__(self, value):
-        assert value.dtype == "uint8"
-        assert value.shape[2] == 3
+def trackio_entries(folder):
+    """The step and the metrics of each call of its `log`."""
+    return [
+        (step, json.loads(metrics)) for step, metrics in _trackio_rows(folder, "step, metrics FROM metrics ORDER BY id")
+    ]
+
+
+def trackio_samples(folder):
+    """The names under which samples were logged as conversations, and what was logged beside the messages."""
+    return [(name, json.loads(metadata)) for name, metadata in _trackio_rows(folder, "key, metadata FROM traces")]
+
+
+def _trackio_rows(folder, what):
+    [database] = (folder / "trackio").glob("*.db")  # of the only project
+    with closing(sqlite3.connect(database)) as connection:
+        return connection.execute(f"SELECT {what}").fetchall()

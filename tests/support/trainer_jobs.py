@@ -5,8 +5,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
+from support.distributed import counted, launched
 from support.lightning import Sequences, V, table
-from support.strategy_jobs import counted, launched
 from xent_metrics.hosts.transformers import TrainerMetrics
 
 METRICS = ["cross_entropy", "perplexity", "token_accuracy", {"metric": "expected_calibration_error", "num_bins": 5}]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from support import strategy_jobs as jobs
+from support import trackers
 from support.distributed import run
 from support.lightning import LETTERS, PACKAGES, QUIET, Sequences, bigrams, table
 from torch.nn import functional as F
@@ -115,6 +116,14 @@ def test_a_checkpoint_of_two_ranks_is_resumed_without_any_group(tmp_path):
     rest = jobs.Rest(Sequences(count), 0, 1, start=4 * jobs.BATCH, done=2)
     trainer.fit(bigrams(), rest, ckpt_path=tmp_path / "ddp2-step=2.ckpt", weights_only=True)
     assert jobs.values(trainer) == expected(Sequences(count), "train")
+
+
+def test_one_rank_draws_what_all_ranks_added(tmp_path):
+    run(1, jobs.pictured, str(tmp_path / "one"), 7)
+    assert run(2, jobs.pictured, str(tmp_path / "two"), 7) == [1, 1]  # one all_reduce each
+    name = "val/expected_calibration_error_plot"
+    one, two = (trackers.tensorboard_picture(tmp_path / folder, name) for folder in ("one", "two"))
+    assert one == two
 
 
 @pytest.mark.parametrize("kind", KINDS)

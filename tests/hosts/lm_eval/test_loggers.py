@@ -1,7 +1,6 @@
 """`--wandb_args` and `--trackio_args` of lm-eval's command: values, standard errors, pictures and samples of our metrics."""
 
 import json
-import sys
 from functools import partial
 
 import wandb
@@ -18,9 +17,7 @@ NAMES = ["bits_per_byte", "expected_calibration_error", "nats_per_token"]
 
 
 def test_values_errors_pictures_and_samples_arrive(tmp_path, monkeypatch):
-    for name, value in trackers.environment(tmp_path).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setitem(sys.modules, "trackio", trackio := trackers.Trackio())
+    trackers.offline(tmp_path, monkeypatch)
     quick = partial(XentTaskManager, include_defaults=False)  # indexing lm-eval's own tasks takes seconds
     monkeypatch.setattr("xent_metrics.hosts.lm_eval.command.XentTaskManager", quick)
     tiny_model("gpt2").save_pretrained(tmp_path / "model")
@@ -37,13 +34,15 @@ def test_values_errors_pictures_and_samples_arrive(tmp_path, monkeypatch):
     [path] = (tmp_path / "out").rglob("results_*.json")
     results = json.loads(path.read_text())["results"][TASK]
     expected = {f"{TASK}/{name}{end}": results[f"{name}{end},none"] for name in NAMES for end in ("", "_stderr")}
-    for values, plots in (trackers.in_wandb(tmp_path), trackio.found()):
+    for values, plots in (trackers.in_wandb(tmp_path), trackers.in_trackio(tmp_path)):
         assert {name: values[name] for name in expected} == expected
         assert plots == {f"{TASK}/expected_calibration_error_plot"}
     [table] = tmp_path.rglob(f"{TASK}_eval_results*.table.json")  # of the samples
     columns = json.loads(table.read_text())["columns"]
     assert {"bits_per_byte of the document", "expected_calibration_error", "nats_per_token"} <= set(columns)
-    assert sum(f"{TASK}/sample" in entry for entry in trackio.logged) == 2
+    samples = trackers.trackio_samples(tmp_path)
+    assert [name for name, _ in samples] == [f"{TASK}/sample"] * 2
+    assert all(isinstance(sample[name], float) for _, sample in samples for name in NAMES)
 
 
 def test_columns_of_lm_evals_own_metrics_stay():
