@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from xent_metrics.analysis.scipy_stats import scipy_stats
 from xent_metrics.analysis.run_metrics import configured_metrics
+from xent_metrics.analysis.scipy_stats import scipy_stats
 from xent_metrics.errors import ComparisonError
 from xent_metrics.plugins import plugins
 from xent_metrics.view.charts import Chart, Point, Series, chart

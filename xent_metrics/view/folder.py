@@ -26,11 +26,12 @@ from xent_metrics.errors import ComparisonError
 from xent_metrics.view.links import digest, slug
 from xent_metrics.view.summaries import RunSummary, read_summary
 
-__all__ = ["OpenedTask", "Problem", "Ranked", "RunFolder", "Snapshot"]
+__all__ = ["RESAMPLES", "OpenedTask", "Problem", "Ranked", "RunFolder", "Snapshot"]
 
 _SECONDS_BETWEEN_SCANS = 1.0
 _TASKS_KEPT = 4  # with their samples, which may be large
 _COMPARISONS_KEPT = 5_000
+RESAMPLES = 9999  # of each permutation test
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,9 @@ class RunFolder:
         key = (_state(a, task), _state(b, task))
         with self._samples_lock:
             if key not in self._comparisons:
-                self._comparisons[key] = compare_runs(self.task(a, task).run, self.task(b, task).run)
+                self._comparisons[key] = compare_runs(
+                    self.task(a, task).run, self.task(b, task).run, num_resamples=RESAMPLES
+                )
             while len(self._comparisons) > _COMPARISONS_KEPT:
                 self._comparisons.popitem(last=False)
             return self._comparisons[key]
