@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xent_metrics.analysis.series import read_series, step_of
+from xent_metrics.analysis.series import read_series
 from xent_metrics.errors import ComparisonError
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # as for a script that is run from there
@@ -85,6 +85,16 @@ def test_steps_can_be_given(few):
         read_series(few, steps=[1, 2, 3])
 
 
+def test_metadata_goes_before_the_folders_name(few):
+    for step, folder in enumerate(few):
+        path = next(folder.glob("results_*"))
+        results = json.loads(path.read_text())
+        results["configs"]["task_0"]["metadata"] = {"step": step}
+        path.write_text(json.dumps(results))
+    [series] = read_series(few)
+    assert series.steps == list(range(8))
+
+
 def test_what_is_no_series_is_an_error(few, tmp_path):
     with pytest.raises(ComparisonError, match="three or more checkpoints, and a step for each; got 2 checkpoints"):
         read_series(few[:2])
@@ -94,10 +104,7 @@ def test_what_is_no_series_is_an_error(few, tmp_path):
     with pytest.raises(ComparisonError, match="are both of step 1000"):
         read_series([*few, tmp_path / "again" / few[0].name])
     write_checkpoint(tmp_path / "last", {"task_0": np.ones(3)})
-    with pytest.raises(ComparisonError, match="no step in the folder's name, nor in the model's"):
+    with pytest.raises(
+        ComparisonError, match="no step in the metadata, in the model's arguments or name \\(nightly\\), or in"
+    ):
         read_series([*few, tmp_path / "last"])
-
-
-def test_the_step_is_the_last_number_in_a_name():
-    assert step_of(Path("a/llama-7b-step-300"), "x") == 300
-    assert step_of(Path("a/latest"), "run-2/checkpoint-40") == 40

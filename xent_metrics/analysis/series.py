@@ -10,7 +10,6 @@ of that metric's series, and the series says why.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,11 +20,12 @@ import numpy as np
 from xent_metrics.analysis.jackknife import from_scale, leave_one_out, on_scale, values_of
 from xent_metrics.analysis.run_comparison import paired_sums
 from xent_metrics.analysis.runs import Run, TaskRun, read_run
+from xent_metrics.analysis.training import step_of
 from xent_metrics.analysis.trend import FEWEST_CHECKPOINTS, Points, Shift, level_shifts, places, slope
 from xent_metrics.errors import ComparisonError
 from xent_metrics.sums.metric import TokenMetric
 
-__all__ = ["Change", "Series", "read_series", "step_of"]
+__all__ = ["Change", "Series", "read_series"]
 
 _LEVEL = 0.95  # of the intervals
 Array = np.ndarray[Any, Any]
@@ -82,30 +82,12 @@ class Series:
         return asdict(self)
 
 
-def step_of(folder: Path, model: str) -> int:
-    """The step of a checkpoint: the last number in the folder's name, or else in the model's.
-
-    Raises:
-        ComparisonError: there is none.
-
-    >>> step_of(Path("runs/checkpoint-2000"), "mine"), step_of(Path("runs/tonight"), "out/step_300")
-    (2000, 300)
-    """
-    for name in (folder.resolve().name, Path(model).name):
-        if numbers := re.findall(r"\d+", name):
-            return int(numbers[-1])
-    raise ComparisonError(
-        f"{folder}: no step in the folder's name, nor in the model's ({model}). Name folders like checkpoint-2000, or give the "
-        "steps with --steps"
-    )
-
-
 def read_series(folders: Sequence[str | Path], *, steps: Sequence[int] | None = None, window: int = 20) -> list[Series]:
     """Read checkpoints that were evaluated one by one, and follow each metric of each task over them.
 
     Args:
         folders: lm-eval's output folders, one per checkpoint, in any order.
-        steps: the step of each; by default the last number in the folder's name or the model's.
+        steps: the step of each; by default what `step_of` reads in its results or its folder's name.
         window: how many checkpoints on either side are looked at for a change.
 
     Raises:
@@ -134,7 +116,7 @@ def _with_steps(paths: Sequence[Path], steps: Sequence[int] | None) -> Iterator[
     seen: dict[int, Path] = {}
     for place, path in enumerate(paths):
         run = read_run(path)
-        step = steps[place] if steps is not None else step_of(path, run.model)
+        step = steps[place] if steps is not None else step_of(path, run.model, run.results)
         if step in seen:
             raise ComparisonError(
                 f"{seen[step]} and {path} are both of step {step}; a series takes one run per step. Leave one out, or give the "

@@ -28,7 +28,8 @@ def series(
     steps: Annotated[
         str | None,
         typer.Option(
-            help="The step of each folder, as 100,200,…; by default the last number in its name or the model's."
+            help="The step of each folder, as 100,200,…; by default that in its metadata, its model's arguments or name, or its "
+            "own name."
         ),
     ] = None,
     window: Annotated[int, typer.Option(help="Checkpoints on either side that are looked at for a change.")] = 20,
