@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xent_metrics.analysis.series import read_series
+from xent_metrics.analysis.runs import read_run
+from xent_metrics.analysis.series import follow, read_series
 from xent_metrics.errors import ComparisonError
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # as for a script that is run from there
@@ -63,6 +64,26 @@ def test_a_checkpoint_that_cannot_be_paired_is_left_out_with_the_reason(few):
     assert "the runs saw different documents: 23 in both" in series.left_out[4000]
     assert "evaluate with --log_samples" in series.left_out[6000]
     assert np.isfinite(series.slope)
+
+
+def test_the_first_checkpoint_that_can_be_used_is_the_one_to_pair_with(few):
+    next(few[0].glob("samples_*")).unlink()
+    [series] = read_series(few)
+    assert series.steps == [1000 * night for night in range(2, 9)]
+    assert "evaluate with --log_samples" in series.left_out[1000]
+    [note] = series.notes
+    assert note == f"left out: step 1000: {series.left_out[1000]}"
+
+
+def test_trainings_are_corrected_together_and_metrics_can_be_chosen(folders):
+    runs = [(step, read_run(folder)) for step, folder in enumerate(folders)]
+    [alone] = [each for each in read_series(folders, steps=range(40)) if each.changes]
+    both = follow({"a": runs, "b": runs[:20]}, metrics=["cross_entropy"])
+    [found] = [each for each in both["a"] if each.changes]
+    assert [len(both["a"]), len(both["b"])] == [3, 3]
+    places = (40 - 5, 20 - 5)  # three checkpoints on either side
+    assert found.changes[0].p_corrected == pytest.approx(alone.changes[0].p_corrected * sum(places) / places[0])
+    assert follow({"a": runs}, metrics=["acc"]) == {"a": []}
 
 
 def test_too_few_checkpoints_say_what_they_lack(few):
