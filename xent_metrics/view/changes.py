@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from xent_metrics.analysis.runs import Run
-from xent_metrics.analysis.series import Change, Series, follow
 from xent_metrics.analysis.trend import FEWEST_CHECKPOINTS, places
 from xent_metrics.errors import ComparisonError
 from xent_metrics.view.charts import compact
 from xent_metrics.view.folder import RunFolder
 from xent_metrics.view.summaries import RunSummary
+
+if TYPE_CHECKING:  # what reads samples takes torch, and is imported when it is needed
+    from xent_metrics.analysis.runs import Run
+    from xent_metrics.analysis.series import Change, Series
 
 __all__ = ["changes", "searchable"]
 
@@ -37,6 +39,8 @@ def changes(folder: RunFolder, runs: Sequence[RunSummary], task: str, metric: st
         task: its name.
         metric: the only one that is looked at.
     """
+    from xent_metrics.analysis.series import follow
+
     unread: list[str] = []
     trainings = searchable(runs, task)
     found = follow(

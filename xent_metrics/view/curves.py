@@ -10,10 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from xent_metrics.analysis.run_metrics import configured_metrics
 from xent_metrics.analysis.scipy_stats import scipy_stats
 from xent_metrics.errors import ComparisonError
-from xent_metrics.plugins import plugins
 from xent_metrics.view.changes import changes, searchable
 from xent_metrics.view.charts import Chart, Point, Series, chart
 from xent_metrics.view.folder import RunFolder, Snapshot
@@ -98,6 +96,9 @@ def _over(
 
 def _unit_and_scale(folder: RunFolder, runs: Sequence[RunSummary], task: str, metric: str) -> tuple[str, bool]:
     """The metric's unit, and whether its intervals are symmetric on the log scale."""
+    from xent_metrics.analysis.run_metrics import configured_metrics
+    from xent_metrics.plugins import plugins
+
     name, built = metric.partition(",")[0], {}
     for run in runs[:1]:
         try:

@@ -17,14 +17,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock, RLock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from xent_metrics.analysis.report_documents import document_loss
-from xent_metrics.analysis.run_comparison import RunComparison, compare_runs
-from xent_metrics.analysis.runs import Run, TaskRun, load_results, read_run
+from xent_metrics.analysis.results_file import load_results
 from xent_metrics.errors import ComparisonError
 from xent_metrics.view.links import digest, slug
 from xent_metrics.view.summaries import RunSummary, read_summary
+
+if TYPE_CHECKING:  # what reads samples takes torch, and is imported when it is needed
+    from xent_metrics.analysis.run_comparison import RunComparison
+    from xent_metrics.analysis.runs import Run, TaskRun
 
 __all__ = ["RESAMPLES", "OpenedTask", "Problem", "Ranked", "RunFolder", "Snapshot"]
 
@@ -103,6 +105,8 @@ class OpenedTask:
     @cached_property
     def by_loss(self) -> list[Ranked]:
         """The documents, those with the highest loss first and those without one last."""
+        from xent_metrics.analysis.report_documents import document_loss
+
         ranked = [
             Ranked(document_loss(sample), place, digest(sample.key)) for place, sample in enumerate(self.task.samples)
         ]
@@ -184,6 +188,8 @@ class RunFolder:
         Raises:
             ComparisonError: one of them can't be read.
         """
+        from xent_metrics.analysis.run_comparison import compare_runs
+
         key = (_state(a, task), _state(b, task))
         with self._samples_lock:
             if key not in self._comparisons:
@@ -278,6 +284,8 @@ def _state(run: RunSummary, task: str) -> Any:
 
 
 def _read_task(run: RunSummary, task: str) -> OpenedTask:
+    from xent_metrics.analysis.runs import read_run
+
     if run.tasks[task].is_group:
         raise ComparisonError(f"{task} is a group, which has no documents of its own: see its tasks")
     if not run.path.is_file():

@@ -11,7 +11,6 @@ from typing import Any
 from xent_metrics.errors import ComparisonError, MissingExtraError
 from xent_metrics.version import __version__
 from xent_metrics.view.curves import curves
-from xent_metrics.view.documents import document, documents
 from xent_metrics.view.folder import RunFolder, Snapshot
 from xent_metrics.view.links import INDEX, PageNotFoundError, page_name, page_parts
 from xent_metrics.view.summaries import RunSummary
@@ -139,9 +138,13 @@ class Site:
         return differences(self.folder, found, *_task_of_run(found, run, task), _number(page))
 
     def _documents(self, found: Snapshot, run: str, task: str, page: str = "1") -> dict[str, Any]:
+        from xent_metrics.view.documents import documents
+
         return documents(self.folder, *_task_of_run(found, run, task), _number(page), self.most_documents)
 
     def _document(self, found: Snapshot, run: str, task: str, wanted: str) -> dict[str, Any]:
+        from xent_metrics.view.documents import document
+
         return document(self.folder, *_task_of_run(found, run, task), wanted, self.most_documents)
 
     def _baselines(self, found: Snapshot) -> Collection[str]:

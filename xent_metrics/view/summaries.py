@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from xent_metrics.analysis.runs import load_results, reported_values
+from xent_metrics.analysis.results_file import load_results, reported_values
 from xent_metrics.analysis.training import Training, training_of
 from xent_metrics.view.links import slug
 

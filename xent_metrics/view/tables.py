@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from xent_metrics.analysis.comparison import Comparison
-from xent_metrics.analysis.multiplicity import resamples_needed
-from xent_metrics.analysis.run_comparison import RunComparison, correct_together
 from xent_metrics.errors import ComparisonError
 from xent_metrics.view.charts import compact
 from xent_metrics.view.folder import RESAMPLES, RunFolder, Snapshot
 from xent_metrics.view.links import INDEX, page_name, slug
 from xent_metrics.view.summaries import Reported, RunSummary, TaskSummary
+
+if TYPE_CHECKING:  # what reads samples takes torch, and is imported when it is needed
+    from xent_metrics.analysis.comparison import Comparison
+    from xent_metrics.analysis.run_comparison import RunComparison
 
 __all__ = ["OTHERS_PER_PAGE", "all_runs", "all_tasks", "differences", "number", "one_run", "one_task", "run_cells"]
 
@@ -173,12 +174,16 @@ def _family(
     folder: RunFolder, run: RunSummary, others: Iterable[RunSummary], task: str
 ) -> list[tuple[RunSummary, RunComparison]]:
     """The comparisons with all other runs, on whichever page they are, corrected together."""
+    from xent_metrics.analysis.run_comparison import correct_together
+
     found = [(other, row) for other in others for row in _compared(folder, run, other, task)]
     together = correct_together([row for _, row in found])
     return [(other, row) for (other, _), row in zip(found, together, strict=True)]
 
 
 def _compared(folder: RunFolder, run: RunSummary, other: RunSummary, task: str) -> list[RunComparison]:
+    from xent_metrics.analysis.run_comparison import RunComparison
+
     try:
         return folder.compare(run, other, task)
     except ComparisonError as error:
@@ -187,6 +192,8 @@ def _compared(folder: RunFolder, run: RunSummary, other: RunSummary, task: str) 
 
 def _too_few_resamples(results: Sequence[Comparison]) -> bool:
     """Whether not even the smallest p value of a permutation test is significant after the correction."""
+    from xent_metrics.analysis.multiplicity import resamples_needed
+
     return resamples_needed(len(results)) > RESAMPLES and any(each.test == "permutation" for each in results)
 
 
