@@ -80,6 +80,7 @@ def test_few_checkpoints_and_groups_are_not_searched(tmp_path):
 
 
 def test_the_chart_leads_to_a_page_that_marks_them(root):
+    (root / "mine").rename(root / "<i>mine")
     site, names = Site(RunFolder(root), live=True), [slug(name) for name in NAMES]
     chart, page = (site.page(page_name(kind, *names)).decode() for kind in ("chart", "changes"))
     assert f'href="{page_name("changes", *names)}"' in chart
@@ -87,6 +88,8 @@ def test_the_chart_leads_to_a_page_that_marks_them(root):
     assert 'class="mark"' not in chart
     assert page.count('class="mark"') == 1
     assert "all 9 places" in page
+    assert "<td>&lt;i&gt;mine/checkpoint-…</td>" in page
+    assert "<i>" not in page
     assert "data-swap" not in page  # it reads every checkpoint: computed when it is opened, and not again by itself
 
 
