@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xent_metrics.analysis.series import read_series, step_of
+from xent_metrics.analysis.runs import read_run
+from xent_metrics.analysis.series import follow, read_series
 from xent_metrics.errors import ComparisonError
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # as for a script that is run from there
@@ -65,6 +66,26 @@ def test_a_checkpoint_that_cannot_be_paired_is_left_out_with_the_reason(few):
     assert np.isfinite(series.slope)
 
 
+def test_the_first_checkpoint_that_can_be_used_is_the_one_to_pair_with(few):
+    next(few[0].glob("samples_*")).unlink()
+    [series] = read_series(few)
+    assert series.steps == [1000 * night for night in range(2, 9)]
+    assert "evaluate with --log_samples" in series.left_out[1000]
+    [note] = series.notes
+    assert note == f"left out: step 1000: {series.left_out[1000]}"
+
+
+def test_trainings_are_corrected_together_and_metrics_can_be_chosen(folders):
+    runs = [(step, read_run(folder)) for step, folder in enumerate(folders)]
+    [alone] = [each for each in read_series(folders, steps=range(40)) if each.changes]
+    both = follow({"a": runs, "b": runs[:20]}, metrics=["cross_entropy"])
+    [found] = [each for each in both["a"] if each.changes]
+    assert [len(both["a"]), len(both["b"])] == [3, 3]
+    places = (40 - 5, 20 - 5)  # three checkpoints on either side
+    assert found.changes[0].p_corrected == pytest.approx(alone.changes[0].p_corrected * sum(places) / places[0])
+    assert follow({"a": runs}, metrics=["acc"]) == {"a": []}
+
+
 def test_too_few_checkpoints_say_what_they_lack(few):
     [series] = read_series(few[:5])
     assert series.reason == "5 checkpoints: a change is looked for from 6 on"
@@ -85,6 +106,16 @@ def test_steps_can_be_given(few):
         read_series(few, steps=[1, 2, 3])
 
 
+def test_metadata_goes_before_the_folders_name(few):
+    for step, folder in enumerate(few):
+        path = next(folder.glob("results_*"))
+        results = json.loads(path.read_text())
+        results["configs"]["task_0"]["metadata"] = {"step": step}
+        path.write_text(json.dumps(results))
+    [series] = read_series(few)
+    assert series.steps == list(range(8))
+
+
 def test_what_is_no_series_is_an_error(few, tmp_path):
     with pytest.raises(ComparisonError, match="three or more checkpoints, and a step for each; got 2 checkpoints"):
         read_series(few[:2])
@@ -94,10 +125,7 @@ def test_what_is_no_series_is_an_error(few, tmp_path):
     with pytest.raises(ComparisonError, match="are both of step 1000"):
         read_series([*few, tmp_path / "again" / few[0].name])
     write_checkpoint(tmp_path / "last", {"task_0": np.ones(3)})
-    with pytest.raises(ComparisonError, match="no step in the folder's name, nor in the model's"):
+    with pytest.raises(
+        ComparisonError, match="no step in the metadata, in the model's arguments or name \\(nightly\\), or in"
+    ):
         read_series([*few, tmp_path / "last"])
-
-
-def test_the_step_is_the_last_number_in_a_name():
-    assert step_of(Path("a/llama-7b-step-300"), "x") == 300
-    assert step_of(Path("a/latest"), "run-2/checkpoint-40") == 40

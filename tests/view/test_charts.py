@@ -31,6 +31,14 @@ def test_the_scale_is_linear():
     assert middle.y == pytest.approx((first.y + last.y) / 2, abs=0.1)
 
 
+def test_marks_are_ranges_of_the_axis():
+    drawn = chart([Series("", points((0, 0), (1, 1), (2, 2)))], title="", x_label="", unit="", marks=[(1, 2, "here")])
+    [mark] = drawn.marks
+    _, middle, last = drawn.lines[0].dots
+    assert (mark.at, mark.title) == (middle.x, "here")
+    assert mark.at + mark.width == pytest.approx(last.x)
+
+
 def test_points_are_drawn_from_left_to_right_with_a_band():
     drawn = chart([Series("", points((2, 1), (1, 2)))], title="", x_label="", unit="")
     [line] = drawn.lines

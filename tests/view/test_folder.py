@@ -6,6 +6,8 @@ import shutil
 import pytest
 from support.result_files import write_results
 
+from xent_metrics.analysis import run_comparison
+from xent_metrics.analysis import runs as runs_module
 from xent_metrics.errors import ComparisonError
 from xent_metrics.view import folder
 from xent_metrics.view.folder import RunFolder
@@ -168,7 +170,7 @@ def test_samples_that_cannot_be_read_are_an_error_that_says_why(root, monkeypatc
     def broken(*_, **__):
         raise RuntimeError("surprise")
 
-    monkeypatch.setattr(folder, "read_run", broken)
+    monkeypatch.setattr(runs_module, "read_run", broken)
     with pytest.raises(ComparisonError, match="the samples of t can't be read: RuntimeError: surprise"):
         runs.task(run, "t")
     monkeypatch.undo()
@@ -182,5 +184,5 @@ def test_a_comparison_is_made_once(root, monkeypatch):
     _, a, b = runs.snapshot().runs
     rows = runs.compare(a, b, "t")
     assert rows[0].result.documents == 10
-    monkeypatch.setattr(folder, "compare_runs", None)
+    monkeypatch.setattr(run_comparison, "compare_runs", None)
     assert runs.compare(a, b, "t") is rows

@@ -2,6 +2,8 @@
 
 import html
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -93,6 +95,23 @@ def test_problems_are_on_the_first_page(tmp_path):
     assert "Problems" in page
     assert "<b>&lt;i&gt;</b>" in page
     assert 'href="run--a-' in page  # the rest is shown
+
+
+def test_tables_are_shown_without_torch(tmp_path):
+    write_results(tmp_path / "a", {"t": {"acc": 0.5}})
+    run = page_name("run", RunFolder(tmp_path).snapshot().runs[0].slug)
+    script = f"""
+import pathlib, sys
+from xent_metrics.view.folder import RunFolder
+from xent_metrics.view.site import ASSETS, Site, asset
+site = Site(RunFolder(pathlib.Path({str(tmp_path)!r})))
+for name in ("index.html", "tasks.html", {page_name("task", slug("t"))!r}, {run!r}):
+    site.page(name)
+for name in ASSETS:
+    asset(name)
+print("torch" in sys.modules)
+"""
+    assert subprocess.check_output([sys.executable, "-c", script], text=True) == "False\n"
 
 
 def test_an_empty_folder_says_what_to_do(tmp_path):

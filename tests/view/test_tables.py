@@ -1,17 +1,24 @@
 """The tables hold the numbers of the runs, and differences are those of `xent compare`."""
 
 import math
+import sys
+from pathlib import Path
 
+import numpy as np
 from support.result_files import write_results
 
-from xent_metrics.analysis.run_comparison import compare_runs
+from xent_metrics.analysis.run_matrix import compare_all
 from xent_metrics.analysis.runs import read_run
 from xent_metrics.view import tables
 from xent_metrics.view.folder import RunFolder
 from xent_metrics.view.links import page_name, slug
-from xent_metrics.view.tables import all_runs, all_tasks, differences, one_run, one_task
+from xent_metrics.view.tables import all_runs, all_tasks, differences, one_run, one_task, run_cells
 
 from .conftest import NAME
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # as for a script that is run from there
+
+from year import write_checkpoint
 
 
 def snapshot(root):
@@ -77,15 +84,58 @@ def test_differences_are_those_of_xent_compare(written):
     found = folder.snapshot()
     other, chosen, run = found.runs
     shown = differences(folder, found, chosen, "t", 1)
-    rows = [row for row in shown["rows"] if row["name"] == run.name]
-    expected = compare_runs(read_run(chosen.path), read_run(run.path))
-    assert [(row["metric"], row["p"], row["difference"]) for row in rows if row["reason"] is None] == [
-        (row.metric, f"{row.result.p_value:.3g}", row.result.shown(row.result.difference, 4)) for row in expected
+    [_, pair] = compare_all([read_run(each.path) for each in (chosen, other, run)], baseline=True)
+    assert [row for row in shown["rows"] if row["name"] == run.name] == [
+        run_cells(run) | {"metric": row.metric, "unit": row.unit, "reason": None, **numbers(row.result)}
+        for row in pair.rows
     ]
-    [row] = [row for row in rows if row["metric"] == "cross_entropy"]
-    assert (row["better"], row["difference"][0]) == ("chosen run", "+")  # its temperature suits the texts better
+    [row] = [row for row in shown["rows"] if (row["name"], row["metric"]) == (run.name, "cross_entropy")]
+    assert row["difference"][0] == "+"
+    assert (shown["tests"], shown["resamples"]) == (len(pair.rows), None)
     reasons = {row["metric"]: row["reason"] for row in shown["rows"] if row["name"] == other.name}
     assert reasons["cross_entropy"] == "the task versions differ: Yaml in A, None in B"
+
+
+def numbers(result):
+    return {
+        "both": (f"{result.value_a:.5g}", f"{result.value_b:.5g}"),
+        "difference": result.shown(result.difference, 4),
+        "exact": result.difference,
+        "interval": f"{result.shown(result.low)} … {result.shown(result.high)}",
+        "p": f"{result.p_value:.3g}",
+        "p_holm": f"{result.p_holm:.3g}",
+        "p_bh": f"{result.p_bh:.3g}",
+        "documents": str(result.documents),
+        "needed": "∞" if math.isinf(result.documents_needed) else f"{result.documents_needed:,.0f}",
+        "better": {"A": "chosen run", "B": "this run", None: "—"}[result.better],
+    }
+
+
+def test_p_values_are_corrected_for_all_pages_of_a_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "OTHERS_PER_PAGE", 2)
+    rng = np.random.default_rng(0)
+    for step, shift in ((1, 0.0), (2, 0.0), (3, 0.3), (4, 0.005), (5, 0.0)):
+        write_checkpoint(tmp_path / f"step{step}", {"t": 50 * (2 + shift + 0.03 * rng.normal(size=12))})
+    folder = RunFolder(tmp_path)
+    found = folder.snapshot()
+    pages = [differences(folder, found, found.runs[0], "t", page) for page in (1, 2)]
+    pairs = compare_all([read_run(run.path) for run in found.runs], baseline=True)
+    rows = [row for page in pages for row in page["rows"]]
+    assert [(row["p_holm"], row["p_bh"], row["better"]) for row in rows] == [
+        tuple(numbers(pair.rows[0].result)[key] for key in ("p_holm", "p_bh", "better")) for pair in pairs
+    ]
+    assert [page["tests"] for page in pages] == [4, 4]
+    assert [row["better"] for row in rows] == ["—", "chosen run", "—", "—"]
+    assert rows[2]["p"] == "0.0239"  # alone, it would be a verdict
+    assert rows[1]["p_holm"] == f"{4 * float(rows[1]['p']):.3g}"
+
+
+def test_too_few_resamples_for_so_many_comparisons_are_noted(written, monkeypatch):
+    monkeypatch.setattr(tables, "RESAMPLES", 19)
+    folder = RunFolder(written)
+    found = folder.snapshot()
+    shown = differences(folder, found, found.runs[1], "t", 1)
+    assert (shown["resamples"], shown["tests"]) == (19, 3)
 
 
 def test_differences_are_made_a_page_at_a_time(tmp_path, monkeypatch):

@@ -20,18 +20,18 @@ from typing import Any
 from torch import Tensor
 
 from xent_metrics.analysis.json_lines import JsonLines
-from xent_metrics.analysis.logged import parse_json
 from xent_metrics.analysis.logged_sums import sums_of
 from xent_metrics.analysis.parquet_samples import ParquetSamples
+from xent_metrics.analysis.results_file import NO_FILTER, load_results, reported_values
 from xent_metrics.analysis.run_metrics import configured_metrics, lm_eval_metric, over_choices, unregistered_metrics
-from xent_metrics.analysis.samples import NO_FILTER, Sample, Samples, Source, read_samples
+from xent_metrics.analysis.samples import Sample, Samples, Source, read_samples
 from xent_metrics.analysis.sums_by_document import SumsByDocument
 from xent_metrics.analysis.token_columns import TokenColumns
 from xent_metrics.errors import ComparisonError, MissingExtraError
 from xent_metrics.plugins import provenance
 from xent_metrics.sums.metric import TokenMetric
 
-__all__ = ["Run", "TaskRun", "load_results", "read_run", "reported_values"]
+__all__ = ["Run", "TaskRun", "read_run"]
 
 
 @dataclass
@@ -135,21 +135,6 @@ def read_run(folder: str | Path, *, tasks: Collection[str] | None = None) -> Run
     return Run(path, str(results.get("model_name") or path.parent.name), found, problems, results)
 
 
-def load_results(path: Path) -> dict[str, Any]:
-    """All that a results file says.
-
-    Raises:
-        ComparisonError: it isn't readable, or not lm-eval's.
-    """
-    results = _load(path)
-    if not isinstance(results.get("results"), dict) or not isinstance(results.get("configs"), dict):
-        raise ComparisonError(
-            f"{path}: expected lm-eval's results with `results` and `configs`; got {', '.join(results) or 'nothing'}. "
-            f"The format read is lm-eval 0.4's (this file: {results.get('lm_eval_version', 'no version')})"
-        )
-    return results
-
-
 def _newest(path: Path) -> Path:
     if path.is_file():
         return path
@@ -160,14 +145,6 @@ def _newest(path: Path) -> Path:
     if len(folders) > 1:
         raise ComparisonError(f"{path} holds several runs; pass one of these folders: {', '.join(map(str, folders))}")
     return found[-1]
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        results = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ComparisonError(f"{path}: not readable as JSON: {error}") from error
-    return results if isinstance(results, dict) else {}
 
 
 def _samples_path(results: Path, task: str) -> Path:
@@ -266,19 +243,6 @@ def _what_to_load(recorded: Any) -> str:
 def _agree(value: float, reported: float) -> bool:
     both_nan = math.isnan(value) and math.isnan(reported)
     return both_nan or math.isclose(value, reported, rel_tol=1e-6, abs_tol=1e-9)
-
-
-def reported_values(found: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
-    """A task's values and standard errors in the results, by the metric's name, with its filter if there is one."""
-    values: dict[str, float] = {}
-    errors: dict[str, float] = {}
-    for key, value in found.items():
-        metric, comma, filter_name = key.partition(",")
-        if comma and isinstance(value, int | float):
-            suffix = "" if filter_name == NO_FILTER else f",{filter_name}"
-            target = errors if metric.endswith("_stderr") else values
-            target[metric.removesuffix("_stderr") + suffix] = float(value)
-    return values, errors
 
 
 def _add_if_reproduced(task: TaskRun, key: str, metric: TokenMetric) -> None:

@@ -21,13 +21,12 @@ from xent_metrics.analysis.json_lines import JsonLines
 from xent_metrics.analysis.logged import Tokens, gold_in, parse_json, restored, tokens_in
 from xent_metrics.analysis.logged_sums import SUMS_SUFFIXES, SumsColumn
 from xent_metrics.analysis.parquet_samples import ParquetSamples, Results
+from xent_metrics.analysis.results_file import NO_FILTER
 from xent_metrics.analysis.sums_by_document import SumsByDocument
 from xent_metrics.sums.metric import TokenMetric
 
-__all__ = ["NO_FILTER", "Keys", "Sample", "Samples", "Source", "keys_of", "read_samples", "samples_at"]
+__all__ = ["Keys", "Sample", "Samples", "Source", "keys_of", "read_samples", "samples_at"]
 
-#: The filter of documents that lm-eval doesn't filter.
-NO_FILTER = "none"
 _PLACEHOLDER_ID = -1  # the doc_id that a process without documents logs
 
 #: A file of samples: what is asked of it is the same in both formats.

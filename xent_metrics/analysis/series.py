@@ -3,15 +3,14 @@
     for series in read_series(["runs/checkpoint-100", "runs/checkpoint-200", …]):
         print(series.task, series.metric, series.slope, series.changes)
 
-Checkpoints are paired with the first one that has the task, as two runs are in a comparison. Those that can't be are left out
+Checkpoints are paired with the first one that can be used, as two runs are in a comparison. Those that can't be are left out
 of that metric's series, and the series says why.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,12 @@ import numpy as np
 from xent_metrics.analysis.jackknife import from_scale, leave_one_out, on_scale, values_of
 from xent_metrics.analysis.run_comparison import paired_sums
 from xent_metrics.analysis.runs import Run, TaskRun, read_run
+from xent_metrics.analysis.training import step_of
 from xent_metrics.analysis.trend import FEWEST_CHECKPOINTS, Points, Shift, level_shifts, places, slope
 from xent_metrics.errors import ComparisonError
 from xent_metrics.sums.metric import TokenMetric
 
-__all__ = ["Change", "Series", "read_series", "step_of"]
+__all__ = ["Change", "Series", "follow", "read_series"]
 
 _LEVEL = 0.95  # of the intervals
 Array = np.ndarray[Any, Any]
@@ -77,27 +77,26 @@ class Series:
     left_out: dict[int, str] = field(default_factory=dict)
     reason: str | None = None
 
+    @property
+    def notes(self) -> list[str]:
+        """Why checkpoints are left out, by reason, and why there is no slope or search."""
+        by_reason: dict[str, list[int]] = {}
+        for step, reason in self.left_out.items():
+            by_reason.setdefault(reason, []).append(step)
+        left_out = [f"left out: {_listed(steps)}: {reason}" for reason, steps in by_reason.items()]
+        return left_out + ([self.reason] if self.reason else [])
+
+    def shown(self, number: float) -> str:
+        """A slope or the size of a change, with its sign; in percent if it is relative."""
+        return f"{100 * number:+.3g} %" if self.relative else f"{number:+.3g}"
+
     def to_json(self) -> dict[str, Any]:
         """The fields as plain values."""
         return asdict(self)
 
 
-def step_of(folder: Path, model: str) -> int:
-    """The step of a checkpoint: the last number in the folder's name, or else in the model's.
-
-    Raises:
-        ComparisonError: there is none.
-
-    >>> step_of(Path("runs/checkpoint-2000"), "mine"), step_of(Path("runs/tonight"), "out/step_300")
-    (2000, 300)
-    """
-    for name in (folder.resolve().name, Path(model).name):
-        if numbers := re.findall(r"\d+", name):
-            return int(numbers[-1])
-    raise ComparisonError(
-        f"{folder}: no step in the folder's name, nor in the model's ({model}). Name folders like checkpoint-2000, or give the "
-        "steps with --steps"
-    )
+def _listed(steps: Sequence[int]) -> str:
+    return f"step {steps[0]}" if len(steps) == 1 else f"{len(steps)} checkpoints from step {min(steps)} to {max(steps)}"
 
 
 def read_series(folders: Sequence[str | Path], *, steps: Sequence[int] | None = None, window: int = 20) -> list[Series]:
@@ -105,7 +104,7 @@ def read_series(folders: Sequence[str | Path], *, steps: Sequence[int] | None = 
 
     Args:
         folders: lm-eval's output folders, one per checkpoint, in any order.
-        steps: the step of each; by default the last number in the folder's name or the model's.
+        steps: the step of each; by default what `step_of` reads in its results or its folder's name.
         window: how many checkpoints on either side are looked at for a change.
 
     Raises:
@@ -117,16 +116,32 @@ def read_series(folders: Sequence[str | Path], *, steps: Sequence[int] | None = 
         raise ComparisonError(f"a series takes three or more checkpoints, and a step for each; got {given}")
     if window < 3:
         raise ComparisonError(f"a window takes three or more checkpoints on either side; got {window}")
+    return follow({"": _with_steps(paths, steps)}, window=window)[""]
+
+
+def follow(
+    trainings: Mapping[str, Iterable[tuple[int, Run]]], *, metrics: Collection[str] | None = None, window: int = 20
+) -> dict[str, list[Series]]:
+    """The series of each training; p values of changes are corrected for all of them together.
+
+    Args:
+        trainings: by name, the steps of its checkpoints and their runs, which are read one at a time. A step comes once.
+        metrics: those that are followed, all by default.
+        window: how many checkpoints on either side are looked at for a change.
+    """
+    collected = {name: _collect(checkpoints, metrics) for name, checkpoints in trainings.items()}
+    tests = sum(len(places(len(found.points))) for each in collected.values() for found in each)
+    return {name: [found.series(window, tests) for found in each] for name, each in collected.items()}
+
+
+def _collect(checkpoints: Iterable[tuple[int, Run]], metrics: Collection[str] | None) -> list[_Collected]:
     collected: dict[tuple[str, str], _Collected] = {}
-    first: dict[str, TaskRun] = {}
-    for step, run in _with_steps(paths, steps):
+    for step, run in checkpoints:
         for task in run.tasks.values():
-            anchor = first.setdefault(task.name, task)
             for name in task.values:
-                key = task.name, name
-                collected.setdefault(key, _Collected(anchor, name)).add(step, task)
-    tests = sum(len(places(len(found.points))) for found in collected.values())
-    return [found.series(window, tests) for found in collected.values()]
+                if metrics is None or name in metrics:
+                    collected.setdefault((task.name, name), _Collected(task.name, name)).add(step, task)
+    return list(collected.values())
 
 
 def _with_steps(paths: Sequence[Path], steps: Sequence[int] | None) -> Iterator[tuple[int, Run]]:
@@ -134,7 +149,7 @@ def _with_steps(paths: Sequence[Path], steps: Sequence[int] | None) -> Iterator[
     seen: dict[int, Path] = {}
     for place, path in enumerate(paths):
         run = read_run(path)
-        step = steps[place] if steps is not None else step_of(path, run.model)
+        step = steps[place] if steps is not None else step_of(path, run.model, run.results)
         if step in seen:
             raise ComparisonError(
                 f"{seen[step]} and {path} are both of step {step}; a series takes one run per step. Leave one out, or give the "
@@ -147,23 +162,26 @@ def _with_steps(paths: Sequence[Path], steps: Sequence[int] | None) -> Iterator[
 class _Collected:
     """What is kept of the checkpoints for one metric: not their documents, but the values without each."""
 
-    def __init__(self, anchor: TaskRun, name: str) -> None:
-        self.anchor, self.name = anchor, name
-        self.metric = anchor.metrics.get(name)
+    def __init__(self, task: str, name: str) -> None:
+        self.task, self.name = task, name
+        self.anchor: TaskRun | None = None  # the first one that can be used
         self.points: dict[int, tuple[float, Array]] = {}
         self.left_out: dict[int, str] = {}
 
     def add(self, step: int, task: TaskRun) -> None:
+        anchor = self.anchor or task
         try:
-            self.points[step] = _point(self.anchor, task, self.name)
+            self.points[step] = _point(anchor, task, self.name)
         except ComparisonError as error:
             self.left_out[step] = error.message
+        else:
+            self.anchor = anchor
 
     def series(self, window: int, tests: int) -> Series:
-        metric, steps = self.metric, sorted(self.points)
+        metric, steps = self.anchor.metrics[self.name] if self.anchor else None, sorted(self.points)
         values, without = [self.points[step][0] for step in steps], [self.points[step][1] for step in steps]
         found = Series(
-            task=self.anchor.name,
+            task=self.task,
             metric=self.name,
             unit=metric.value_unit if metric else "",
             steps=steps,

@@ -28,7 +28,8 @@ def series(
     steps: Annotated[
         str | None,
         typer.Option(
-            help="The step of each folder, as 100,200,…; by default the last number in its name or the model's."
+            help="The step of each folder, as 100,200,…; by default that in its metadata, its model's arguments or name, or its "
+            "own name."
         ),
     ] = None,
     window: Annotated[int, typer.Option(help="Checkpoints on either side that are looked at for a change.")] = 20,
@@ -60,7 +61,7 @@ def _numbers(steps: str | None) -> list[int] | None:
 def _print(found: Sequence[Series], shown: Sequence[Series]) -> None:
     from xent_metrics.cli.tables import Column, print_legend, print_reasons, print_table, table_console
 
-    reasons = list(dict.fromkeys(reason for each in shown for reason in _reasons(each)))
+    reasons = list(dict.fromkeys(reason for each in shown for reason in each.notes))
     columns = [
         Column("task"),
         Column("metric", bold=True),
@@ -78,23 +79,10 @@ def _print(found: Sequence[Series], shown: Sequence[Series]) -> None:
     print_legend(_LEGEND)
 
 
-def _reasons(series: Series) -> list[str]:
-    """Why checkpoints are left out, by reason, and why there is no slope or search."""
-    by_reason: dict[str, list[int]] = {}
-    for step, reason in series.left_out.items():
-        by_reason.setdefault(reason, []).append(step)
-    left_out = [f"left out: {_listed(steps)}: {reason}" for reason, steps in by_reason.items()]
-    return left_out + ([series.reason] if series.reason else [])
-
-
-def _listed(steps: Sequence[int]) -> str:
-    return f"step {steps[0]}" if len(steps) == 1 else f"{len(steps)} checkpoints from step {min(steps)} to {max(steps)}"
-
-
 def _cells(series: Series, reasons: list[str]) -> list[str]:
     from xent_metrics.cli.tables import metric_and_unit
 
-    marks = "".join(f" [{reasons.index(reason) + 1}]" for reason in _reasons(series))
+    marks = "".join(f" [{reasons.index(reason) + 1}]" for reason in series.notes)
     has_slope = math.isfinite(series.slope)
     values, steps = series.values, series.steps
     return [
@@ -102,21 +90,15 @@ def _cells(series: Series, reasons: list[str]) -> list[str]:
         metric_and_unit(series.metric, series.unit),
         f"{len(steps)}{marks}",
         f"{values[0]:.4g} … {values[-1]:.4g}\n{steps[0]} … {steps[-1]}" if values else "",
-        f"{_signed(series.slope, series)}\n{_signed(series.low, series)} … {_signed(series.high, series)}"
-        if has_slope
-        else "",
+        f"{series.shown(series.slope)}\n{series.shown(series.low)} … {series.shown(series.high)}" if has_slope else "",
         "\n".join(_change(each, series) for each in series.changes) or "none",
     ]
 
 
 def _change(change: Change, series: Series) -> str:
     verdict = {True: "better", False: "worse", None: "changed"}[change.better]
-    interval = f"{_signed(change.low, series)} … {_signed(change.high, series)}"
+    interval = f"{series.shown(change.low)} … {series.shown(change.high)}"
     return (
         f"{verdict} after {change.after}, by {change.by} ({change.earliest} … {change.latest}): "
-        f"{_signed(change.size, series)} ({interval}), p {change.p_corrected:.2g}"
+        f"{series.shown(change.size)} ({interval}), p {change.p_corrected:.2g}"
     )
-
-
-def _signed(number: float, series: Series) -> str:
-    return f"{100 * number:+.3g} %" if series.relative else f"{number:+.3g}"

@@ -40,6 +40,7 @@ def _samples(run: Run) -> Iterator[Finding]:
         if not task.samples:
             text = "has no samples, so that it has values but can't be compared. Evaluate with --log_samples"
             yield Finding("no-samples", place, text, "warning")
+            told.update(problem for problem in run.problems if problem.startswith(f"task {name}: no samples "))
         elif task.damaged:
             more = f" (and {len(task.damaged) - 1} more)" if len(task.damaged) > 1 else ""
             text = f"{task.damaged[0]}{more}. Evaluate again, or copy the file again"

@@ -42,6 +42,15 @@ class Tick:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A marked range of the x axis, in pixels, and what it says."""
+
+    at: float
+    width: float
+    title: str
+
+
+@dataclass(frozen=True)
 class Dot:
     """A drawn point: its place, its interval's ends, what it says and where it leads to."""
 
@@ -81,10 +90,17 @@ class Chart:
     top: int = _TOP
     bottom: int = HEIGHT - _BOTTOM
     slanted: bool = field(default=False)
+    marks: Sequence[Mark] = ()
 
 
 def chart(
-    series: Sequence[Series], *, title: str, x_label: str, unit: str, labels: Sequence[str] | None = None
+    series: Sequence[Series],
+    *,
+    title: str,
+    x_label: str,
+    unit: str,
+    labels: Sequence[str] | None = None,
+    marks: Sequence[tuple[float, float, str]] = (),
 ) -> Chart | None:
     """Lay a chart out; None if no point has a value.
 
@@ -94,6 +110,7 @@ def chart(
         x_label: what the x axis is.
         unit: of the values.
         labels: names of the places 0, 1, 2 … of the x axis, in place of numbers.
+        marks: ranges of the x axis from one number to another, and what they say.
     """
     shown = [Series(each.name, sorted(_finite(each.points), key=lambda point: point.x)) for each in series]
     points = [point for each in shown for point in each.points]
@@ -111,6 +128,7 @@ def chart(
         y_ticks=y.ticks(),
         lines=[_line(each, place % COLORS, x, y) for place, each in enumerate(shown)],
         slanted=labels is not None and len(labels) > 7,
+        marks=[Mark(x.at(low), round(x.at(high) - x.at(low), 1), text) for low, high, text in marks],
     )
 
 

@@ -10,10 +10,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from xent_metrics.analysis.run_metrics import configured_metrics
 from xent_metrics.analysis.scipy_stats import scipy_stats
 from xent_metrics.errors import ComparisonError
-from xent_metrics.plugins import plugins
+from xent_metrics.view.changes import changes, searchable
 from xent_metrics.view.charts import Chart, Point, Series, chart
 from xent_metrics.view.folder import RunFolder, Snapshot
 from xent_metrics.view.links import page_name, slug
@@ -41,17 +40,20 @@ def interval(reported: Reported, documents: int, *, log_scale: bool) -> tuple[fl
     return reported.value / factor, reported.value * factor
 
 
-def curves(folder: RunFolder, snapshot: Snapshot, task: str, metric: str) -> dict[str, Any]:
-    """What the page of a metric over training shows."""
+def curves(
+    folder: RunFolder, snapshot: Snapshot, task: str, metric: str, *, with_changes: bool = False
+) -> dict[str, Any]:
+    """What the page of a metric over training shows. Only `with_changes` reads samples."""
     runs = [run for run in snapshot.tasks[task] if metric in run.tasks[task].values]
     unit, log_scale = _unit_and_scale(folder, runs, task, metric)
     intervals = {
         run.slug: interval(run.tasks[task].values[metric], run.tasks[task].documents, log_scale=log_scale)
         for run in runs
     }
+    found = changes(folder, runs, task, metric) if with_changes else None
     charts = [
-        _over(runs, task, metric, unit, intervals, axis, label)
-        for axis, label in (("step", "training step"), ("tokens", "training tokens"))
+        _over(runs, task, metric, unit, intervals, "step", "training step", found["marks"] if found else ()),
+        _over(runs, task, metric, unit, intervals, "tokens", "training tokens", ()),
     ]
     others = [name for run in runs for name in run.tasks[task].values]
     return {
@@ -62,6 +64,8 @@ def curves(folder: RunFolder, snapshot: Snapshot, task: str, metric: str) -> dic
         "metrics": [
             (name, page_name("chart", slug(task), slug(name)), name == metric) for name in dict.fromkeys(others)
         ],
+        "changes": found,
+        "look": page_name("changes", slug(task), slug(metric)) if searchable(runs, task) else None,
         "rows": [_row(run, run.tasks[task].values[metric], intervals[run.slug]) for run in runs],
         "unplaced": sum(run.training.step is None and run.training.tokens is None for run in runs),
     }
@@ -75,7 +79,7 @@ def _row(run: RunSummary, reported: Reported, ends: tuple[float, float]) -> dict
 
 def _over(
     runs: Sequence[RunSummary], task: str, metric: str, unit: str, intervals: dict[str, tuple[float, float]],
-    axis: str, label: str,
+    axis: str, label: str, marks: Sequence[tuple[float, float, str]],
 ) -> Chart | None:  # fmt: skip
     """The chart over one axis; None if no run says where it is."""
     series: dict[str, list[Point]] = {}
@@ -87,11 +91,14 @@ def _over(
             point = Point(place, value, low, high, text, page_name("run", run.slug))
             series.setdefault(run.training.series, []).append(point)
     lines = [Series(name, points) for name, points in series.items()]
-    return chart(lines, title=f"{metric} of {task} over {label}", x_label=label, unit=unit)
+    return chart(lines, title=f"{metric} of {task} over {label}", x_label=label, unit=unit, marks=marks)
 
 
 def _unit_and_scale(folder: RunFolder, runs: Sequence[RunSummary], task: str, metric: str) -> tuple[str, bool]:
     """The metric's unit, and whether its intervals are symmetric on the log scale."""
+    from xent_metrics.analysis.run_metrics import configured_metrics
+    from xent_metrics.plugins import plugins
+
     name, built = metric.partition(",")[0], {}
     for run in runs[:1]:
         try:

@@ -17,20 +17,23 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock, RLock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from xent_metrics.analysis.report_documents import document_loss
-from xent_metrics.analysis.run_comparison import RunComparison, compare_runs
-from xent_metrics.analysis.runs import Run, TaskRun, load_results, read_run
+from xent_metrics.analysis.results_file import load_results
 from xent_metrics.errors import ComparisonError
 from xent_metrics.view.links import digest, slug
 from xent_metrics.view.summaries import RunSummary, read_summary
 
-__all__ = ["OpenedTask", "Problem", "Ranked", "RunFolder", "Snapshot"]
+if TYPE_CHECKING:  # what reads samples takes torch, and is imported when it is needed
+    from xent_metrics.analysis.run_comparison import RunComparison
+    from xent_metrics.analysis.runs import Run, TaskRun
+
+__all__ = ["RESAMPLES", "OpenedTask", "Problem", "Ranked", "RunFolder", "Snapshot"]
 
 _SECONDS_BETWEEN_SCANS = 1.0
 _TASKS_KEPT = 4  # with their samples, which may be large
 _COMPARISONS_KEPT = 5_000
+RESAMPLES = 9999  # of each permutation test
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class OpenedTask:
     @cached_property
     def by_loss(self) -> list[Ranked]:
         """The documents, those with the highest loss first and those without one last."""
+        from xent_metrics.analysis.report_documents import document_loss
+
         ranked = [
             Ranked(document_loss(sample), place, digest(sample.key)) for place, sample in enumerate(self.task.samples)
         ]
@@ -183,10 +188,14 @@ class RunFolder:
         Raises:
             ComparisonError: one of them can't be read.
         """
+        from xent_metrics.analysis.run_comparison import compare_runs
+
         key = (_state(a, task), _state(b, task))
         with self._samples_lock:
             if key not in self._comparisons:
-                self._comparisons[key] = compare_runs(self.task(a, task).run, self.task(b, task).run)
+                self._comparisons[key] = compare_runs(
+                    self.task(a, task).run, self.task(b, task).run, num_resamples=RESAMPLES
+                )
             while len(self._comparisons) > _COMPARISONS_KEPT:
                 self._comparisons.popitem(last=False)
             return self._comparisons[key]
@@ -275,6 +284,8 @@ def _state(run: RunSummary, task: str) -> Any:
 
 
 def _read_task(run: RunSummary, task: str) -> OpenedTask:
+    from xent_metrics.analysis.runs import read_run
+
     if run.tasks[task].is_group:
         raise ComparisonError(f"{task} is a group, which has no documents of its own: see its tasks")
     if not run.path.is_file():

@@ -11,7 +11,6 @@ from typing import Any
 from xent_metrics.errors import ComparisonError, MissingExtraError
 from xent_metrics.version import __version__
 from xent_metrics.view.curves import curves
-from xent_metrics.view.documents import document, documents
 from xent_metrics.view.folder import RunFolder, Snapshot
 from xent_metrics.view.links import INDEX, PageNotFoundError, page_name, page_parts
 from xent_metrics.view.summaries import RunSummary
@@ -29,6 +28,9 @@ ASSETS = {
     "view.css": ("xent_metrics.view", "static/view.css", "text/css"),
     "view.js": ("xent_metrics.view", "static/view.js", "text/javascript"),
 }
+
+#: The templates of the pages that have no template of their own.
+_TEMPLATES = {"metric": "index", "changes": "chart"}
 
 
 class Site:
@@ -64,6 +66,7 @@ class Site:
             "run": self._run,
             "task": self._task,
             "chart": self._chart,
+            "changes": self._changes,
             "against": self._against,
             "documents": self._documents,
             "document": self._document,
@@ -84,8 +87,7 @@ class Site:
             content = kind(found, *parts.slugs)
         except ComparisonError as error:
             return self.message("This can't be shown", error.message, found)
-        template = "index" if parts.kind == "metric" else parts.kind
-        return self._rendered(template, found, content)
+        return self._rendered(_TEMPLATES.get(parts.kind, parts.kind), found, content)
 
     def message(self, title: str, text: str, found: Snapshot | None = None) -> bytes:
         """A page that says one thing."""
@@ -120,19 +122,29 @@ class Site:
     def _task(self, found: Snapshot, task: str) -> dict[str, Any]:
         return one_task(found, _task_of(found, task), self._baselines(found))
 
-    def _chart(self, found: Snapshot, task: str, metric: str) -> dict[str, Any]:
+    def _chart(self, found: Snapshot, task: str, metric: str, *, with_changes: bool = False) -> dict[str, Any]:
         name, wanted = _task_of(found, task), _named(found, metric)
         if not any(wanted in run.tasks[name].values for run in found.tasks[name]):
             raise PageNotFoundError(f"no run has {wanted} of {name}")
-        return curves(self.folder, found, name, wanted)
+        return curves(self.folder, found, name, wanted, with_changes=with_changes)
+
+    def _changes(self, found: Snapshot, task: str, metric: str) -> dict[str, Any]:
+        content = self._chart(found, task, metric, with_changes=True)
+        if content["look"] is None:
+            raise PageNotFoundError("no training has enough checkpoints with a step to look for changes")
+        return content
 
     def _against(self, found: Snapshot, run: str, task: str, page: str = "1") -> dict[str, Any]:
         return differences(self.folder, found, *_task_of_run(found, run, task), _number(page))
 
     def _documents(self, found: Snapshot, run: str, task: str, page: str = "1") -> dict[str, Any]:
+        from xent_metrics.view.documents import documents
+
         return documents(self.folder, *_task_of_run(found, run, task), _number(page), self.most_documents)
 
     def _document(self, found: Snapshot, run: str, task: str, wanted: str) -> dict[str, Any]:
+        from xent_metrics.view.documents import document
+
         return document(self.folder, *_task_of_run(found, run, task), wanted, self.most_documents)
 
     def _baselines(self, found: Snapshot) -> Collection[str]:

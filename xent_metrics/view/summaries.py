@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from xent_metrics.analysis.runs import load_results, reported_values
+from xent_metrics.analysis.results_file import load_results, reported_values
+from xent_metrics.analysis.training import Training, training_of
 from xent_metrics.view.links import slug
-from xent_metrics.view.training import Training, training_of
 
 __all__ = ["Reported", "RunSummary", "TaskSummary", "read_summary"]
 

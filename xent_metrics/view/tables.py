@@ -6,19 +6,22 @@ Each function returns what a template of the same name needs. Only differences r
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from xent_metrics.analysis.run_comparison import RunComparison
 from xent_metrics.errors import ComparisonError
 from xent_metrics.view.charts import compact
-from xent_metrics.view.folder import RunFolder, Snapshot
+from xent_metrics.view.folder import RESAMPLES, RunFolder, Snapshot
 from xent_metrics.view.links import INDEX, page_name, slug
 from xent_metrics.view.summaries import Reported, RunSummary, TaskSummary
 
+if TYPE_CHECKING:  # what reads samples takes torch, and is imported when it is needed
+    from xent_metrics.analysis.comparison import Comparison
+    from xent_metrics.analysis.run_comparison import RunComparison
+
 __all__ = ["OTHERS_PER_PAGE", "all_runs", "all_tasks", "differences", "number", "one_run", "one_task", "run_cells"]
 
-#: How many runs a page compares with the chosen one: each comparison reads both runs' samples.
+#: How many runs a page shows beside the chosen one.
 OTHERS_PER_PAGE = 25
 
 
@@ -141,17 +144,23 @@ def one_task(snapshot: Snapshot, name: str, baselines: Collection[str]) -> dict[
 
 
 def differences(folder: RunFolder, snapshot: Snapshot, run: RunSummary, task: str, page: int) -> dict[str, Any]:
-    """Paired differences of other runs from a chosen one, `OTHERS_PER_PAGE` of them on each page, from 1 on."""
+    """Paired differences of other runs from a chosen one, `OTHERS_PER_PAGE` of them on each page, from 1 on.
+
+    All metrics of the task in all other runs are one family, so a p value doesn't depend on the page that it is on.
+    """
     others = [other for other in snapshot.tasks[task] if other.slug != run.slug]
     start = (page - 1) * OTHERS_PER_PAGE
     pages = max(1, math.ceil(len(others) / OTHERS_PER_PAGE))
+    shown = {other.slug for other in others[start : start + OTHERS_PER_PAGE]}
+    family = _family(folder, run, others, task)
+    results = [row.result for _, row in family if row.result]
     return {
         "run": run_cells(run),
         "task": (task, page_name("task", slug(task))),
-        "rows": [
-            row for other in others[start : start + OTHERS_PER_PAGE] for row in _compared(folder, run, other, task)
-        ],
+        "rows": [run_cells(other) | _difference(row) for other, row in family if other.slug in shown],
         "others": len(others),
+        "tests": len(results),
+        "resamples": RESAMPLES if _too_few_resamples(results) else None,
         "pages": [(each, _page_of_differences(run, task, each)) for each in range(1, pages + 1)],
         "page": page,
     }
@@ -161,12 +170,31 @@ def _page_of_differences(run: RunSummary, task: str, page: int) -> str:
     return page_name("against", run.slug, slug(task), *([str(page)] if page > 1 else []))
 
 
-def _compared(folder: RunFolder, run: RunSummary, other: RunSummary, task: str) -> list[dict[str, Any]]:
+def _family(
+    folder: RunFolder, run: RunSummary, others: Iterable[RunSummary], task: str
+) -> list[tuple[RunSummary, RunComparison]]:
+    """The comparisons with all other runs, on whichever page they are, corrected together."""
+    from xent_metrics.analysis.run_comparison import correct_together
+
+    found = [(other, row) for other in others for row in _compared(folder, run, other, task)]
+    together = correct_together([row for _, row in found])
+    return [(other, row) for (other, _), row in zip(found, together, strict=True)]
+
+
+def _compared(folder: RunFolder, run: RunSummary, other: RunSummary, task: str) -> list[RunComparison]:
+    from xent_metrics.analysis.run_comparison import RunComparison
+
     try:
-        rows = folder.compare(run, other, task)
+        return folder.compare(run, other, task)
     except ComparisonError as error:
-        return [run_cells(other) | {"metric": "all", "reason": error.message}]
-    return [run_cells(other) | _difference(row) for row in rows]
+        return [RunComparison(task, "all", "", None, None, None, error.message)]
+
+
+def _too_few_resamples(results: Sequence[Comparison]) -> bool:
+    """Whether not even the smallest p value of a permutation test is significant after the correction."""
+    from xent_metrics.analysis.multiplicity import resamples_needed
+
+    return resamples_needed(len(results)) > RESAMPLES and any(each.test == "permutation" for each in results)
 
 
 def _difference(row: RunComparison) -> dict[str, Any]:
@@ -183,6 +211,8 @@ def _difference(row: RunComparison) -> dict[str, Any]:
         "exact": result.difference,
         "interval": f"{result.shown(result.low)} … {result.shown(result.high)}",
         "p": f"{result.p_value:.3g}",
+        "p_holm": f"{result.p_holm:.3g}",
+        "p_bh": f"{result.p_bh:.3g}",
         "documents": f"{result.documents:,}",
         "needed": needed,
         "better": {"A": "chosen run", "B": "this run"}.get(result.better or "", "—"),

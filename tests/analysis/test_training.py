@@ -1,8 +1,11 @@
 """Steps and tokens are read from metadata and from the names that trainers give to checkpoints."""
 
+from pathlib import Path
+
 import pytest
 
-from xent_metrics.view.training import Training, training_of
+from xent_metrics.analysis.training import Training, step_of, training_of
+from xent_metrics.errors import ComparisonError
 
 
 @pytest.mark.parametrize(
@@ -33,6 +36,7 @@ def test_the_models_arguments_go_before_the_folder_and_metadata_before_both():
     arguments = {"config": {"model_args": "pretrained=p,revision=step20"}}
     assert training_of("step10", arguments) == Training(20, None, "step…")
     assert training_of("step10", {"config": {"model_args": {"revision": "step30"}}}).step == 30
+    assert training_of("step10", {"config": {"model_args": "pretrained=out/checkpoint-25"}}).step == 25
     said = {"configs": {"t": {"metadata": {"step": 40, "tokens": 5e6, "series": "mine"}}}}
     assert training_of("step10", arguments | said) == Training(40, 5e6, "mine")
 
@@ -60,3 +64,14 @@ def test_checkpoints_of_one_training_are_one_series():
         "a/step…-tokens…",
         "b/step…-tokens…",
     ]
+
+
+def test_a_step_that_must_be_there_is_the_same_or_else_the_last_number():
+    said = {"configs": {"t": {"metadata": {"step": 40}}}}
+    assert step_of(Path("a/step10-seed3"), "x", said) == 40
+    assert step_of(Path("a/step10-seed3"), "x", {}) == 10
+    assert step_of(Path("a/step10-seed3"), "y", {"config": {"model_args": "revision=step20"}}) == 20
+    assert step_of(Path("a/llama-7b-300"), "x", {}) == 300
+    assert step_of(Path("a/latest"), "run-2/night-40", {}) == 40
+    with pytest.raises(ComparisonError, match=r"a/latest: no step in the metadata.*--steps"):
+        step_of(Path("a/latest"), "x", {})

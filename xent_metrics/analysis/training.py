@@ -9,9 +9,12 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-__all__ = ["Training", "training_of"]
+from xent_metrics.errors import ComparisonError
+
+__all__ = ["Training", "step_of", "training_of"]
 
 _STEPS = (
     re.compile(r"(?<![a-z])(?:global[_-]?)?step[=_-]?(\d+)(?!\d)", re.IGNORECASE),
@@ -56,6 +59,33 @@ def training_of(name: str, results: Mapping[str, Any]) -> Training:
     return Training(step, tokens, str(said.get("series", _without_numbers(name))))
 
 
+def step_of(folder: Path, model: str, results: Mapping[str, Any]) -> int:
+    """The step of a checkpoint that must have one: `training_of`'s, or else the last number in the folder's or model's name.
+
+    Args:
+        folder: of the run.
+        model: its model's name.
+        results: what its results file says.
+
+    Raises:
+        ComparisonError: there is none.
+
+    >>> step_of(Path("runs/checkpoint-2000"), "mine", {}), step_of(Path("runs/tonight"), "out/300", {})
+    (2000, 300)
+    """
+    name = folder.resolve().name
+    step = training_of(name, results).step
+    if step is not None:
+        return int(step)
+    for text in (name, Path(model).name):
+        if numbers := re.findall(r"\d+", text):
+            return int(numbers[-1])
+    raise ComparisonError(
+        f"{folder}: no step in the metadata, in the model's arguments or name ({model}), or in the folder's name. Name folders "
+        "like checkpoint-2000, or give the steps with --steps"
+    )
+
+
 def _metadata(results: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The keys of interest in the metadata, which lm-eval writes into every task's configuration."""
     configs = results.get("configs")
@@ -83,9 +113,9 @@ def _model(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _first(patterns: tuple[re.Pattern[str], ...], texts: list[str]) -> float | None:
-    """The number that the first pattern finds in the first text."""
-    for pattern in patterns:
-        for text in texts:
+    """The number in the first text that has one, by the first pattern that finds one there."""
+    for text in texts:
+        for pattern in patterns:
             for found in pattern.finditer(text):
                 if len(found[1]) <= _MOST_DIGITS:
                     suffix = found[2].upper() if pattern.groups > 1 else ""

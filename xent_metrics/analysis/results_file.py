@@ -1,0 +1,50 @@
+"""lm-eval's results files: read without torch, so that tables of hundreds of runs are shown at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xent_metrics.analysis.logged import parse_json
+from xent_metrics.errors import ComparisonError
+
+__all__ = ["NO_FILTER", "load_results", "reported_values"]
+
+NO_FILTER = "none"  # lm-eval's name of the filter that passes everything
+
+
+def load_results(path: Path) -> dict[str, Any]:
+    """All that a results file says.
+
+    Raises:
+        ComparisonError: it isn't readable, or not lm-eval's.
+    """
+    results = _load(path)
+    if not isinstance(results.get("results"), dict) or not isinstance(results.get("configs"), dict):
+        raise ComparisonError(
+            f"{path}: expected lm-eval's results with `results` and `configs`; got {', '.join(results) or 'nothing'}. "
+            f"The format read is lm-eval 0.4's (this file: {results.get('lm_eval_version', 'no version')})"
+        )
+    return results
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        results = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ComparisonError(f"{path}: not readable as JSON: {error}") from error
+    return results if isinstance(results, dict) else {}
+
+
+def reported_values(found: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+    """A task's values and standard errors in the results, by the metric's name, with its filter if there is one."""
+    values: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    for key, value in found.items():
+        metric, comma, filter_name = key.partition(",")
+        if comma and isinstance(value, int | float):
+            suffix = "" if filter_name == NO_FILTER else f",{filter_name}"
+            target = errors if metric.endswith("_stderr") else values
+            target[metric.removesuffix("_stderr") + suffix] = float(value)
+    return values, errors
