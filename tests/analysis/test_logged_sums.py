@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from xent_metrics import CrossEntropy
+import pytest
+
+from xent_metrics import CrossEntropy, ExpectedCalibrationError
 from xent_metrics.analysis.logged_sums import SumsColumn, sums_of
 from xent_metrics.analysis.run_metrics import LoggedMean
 
@@ -25,6 +27,16 @@ def test_a_documents_sums_are_ours_or_follow_from_lm_evals():
     for name in ("odd", "long", "short", "acc", "missing"):
         assert row(raw, name, metric) is None
     assert row(raw, "xent_stderr", LoggedMean("xent")) is None
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 4])
+def test_a_binned_sum_has_a_number_for_each_bin(size):
+    metric = ExpectedCalibrationError(num_bins=3)
+    logged = {name: [1.0] * 3 for name in metric.layout.rows}
+    assert row({"ece_sums": logged}, "ece", metric) == [1.0] * 9
+    for name in logged:
+        assert row({"ece_sums": logged | {name: [1.0] * size}}, "ece", metric) is None
+    assert row({"ece_sums": logged | {name: 1.0}}, "ece", metric) is None
 
 
 def test_there_are_no_sums_unless_every_document_has_them():

@@ -30,7 +30,7 @@ def result(*tokens, dtype="float32"):
     return {"dtype": dtype, "vocab_size": 300, "tokens": list(tokens)}
 
 
-ALTERNATIVES = [(" a", 0.654321), ("🙂", 0.000001), ("", 0.0)]
+ALTERNATIVES = [(" a", 0.654), ("🙂", 0.001), ("", 0.0)]
 DOCUMENTS = [
     ("first", {0: result(token(1), token(2))}),
     ("no results", {}),
@@ -64,6 +64,19 @@ def test_documents_and_tokens_come_back_bit_for_bit(tmp_path, monkeypatch, group
     assert sum(len(chunk.results) for chunk in chunks) == len(DOCUMENTS)
     assert [i for chunk in chunks for i in chunk.ids] == [1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 9]
     assert [size for chunk in chunks for size in chunk.sizes] == [2, 0, 2, 1, 0, 3, 2, 1]
+
+
+@pytest.mark.parametrize("confidence", [0.0, 0.25, 0.6545, 1.0, math.nan, math.inf, None])
+def test_alternatives_come_back_in_per_mille_whatever_the_confidence(tmp_path, confidence):
+    path = tmp_path / "samples.parquet"
+    plain = {"text": "a", "id": 1, "nll": 1.0} | (
+        {} if confidence is None else {"confidence": float(np.float32(confidence))}
+    )
+    tokens = [plain | {"alternatives": given} for given in (ALTERNATIVES, [], ALTERNATIVES[1:])]
+    write_parquet_samples(path, [("before", {}), ("document", {0: result(*tokens)})])
+    found = ParquetSamples(path, pytest.fail).results(1)[0]["tokens"].columns["alternatives"]
+    assert list(found) == [ALTERNATIVES, [], ALTERNATIVES[1:]]
+    assert (found[-1], list(found[1:])) == (ALTERNATIVES[1:], [[], ALTERNATIVES[1:]])
 
 
 def test_float64_keeps_its_bits_too(tmp_path):

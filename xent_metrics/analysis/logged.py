@@ -31,6 +31,7 @@ __all__ = [
 HOW_TO_LOG_TOKENS = (
     "evaluate with `xent lm-eval run`, --model xent-hf or xent-torch, --model_args …,log_tokens=true and --log_samples"
 )
+_NUMBER = (int, float)  # a tuple, because `int | float` is built anew for each of a million tokens
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _bounded_int(digits: str) -> int | float:
-    number = float(digits)
-    return int(digits) if abs(number) < 2**53 else number
+    return int(digits) if len(digits) < 16 or abs(float(digits)) < 2**53 else float(digits)
 
 
 def restored(raw: Mapping[str, Any], results: Mapping[int, Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -168,15 +168,17 @@ def _number(value: Any) -> float:
     Raises:
         ValueError: it is not a number that a model logs.
     """
-    if not isinstance(value, int | float) or value == -math.inf:
+    if not isinstance(value, _NUMBER) or value == -math.inf:
         raise ValueError(f"expected a number; got {value!r:.80}")
     return float(value)
 
 
 def _alternatives(token: Mapping[str, Any]) -> list[tuple[str, float]]:
-    found = [(str(text), _number(probability)) for text, probability in token["alternatives"]]
-    if not all(0 <= probability <= 1 for _, probability in found):
-        raise ValueError(f"expected probabilities in [0, 1]; got {found!r:.80}")
+    found = []
+    for text, probability in token["alternatives"]:
+        if not isinstance(probability, _NUMBER) or not 0 <= probability <= 1:
+            raise ValueError(f"expected a probability in [0, 1]; got {probability!r:.80}")
+        found.append((str(text), float(probability)))
     return found
 
 

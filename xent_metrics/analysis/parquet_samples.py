@@ -6,7 +6,8 @@ A row is a document under one filter, and a list in it holds the tokens of all i
     place        which of the strings in its `resps`, counted through, each result that lists tokens is
     num_tokens   how many of the tokens each of these results has
     text  id  nll  confidence  correct  num_bytes  invalid       of each token, as in JSON; null where none was logged
-    alternatives  alternative_probabilities                      of each token, its likeliest texts, in millionths
+    alternatives  alternatives_per_mille                         of each token, its likeliest texts and their probabilities;
+                 of the first, which is nearly always the confidence, how far its probability is above that
 
 Floats have the type of the scores, bit for bit. Files are read one row group at a time, and of it only the columns needed.
 """
@@ -28,15 +29,13 @@ from xent_metrics.files import replacing
 __all__ = ["ParquetSamples", "ResultTokens", "Results", "pyarrow", "write_parquet_samples"]
 
 _FIELDS = ("text", "id", "nll", "confidence", "correct", "num_bytes", "invalid")
-_ALTERNATIVES = ("alternatives", "alternative_probabilities")
+_ALTERNATIVES = ("alternatives", "alternatives_per_mille")
 _TOKENS = ["place", "num_tokens", *_FIELDS, *_ALTERNATIVES]
 _WORDS = ["text.list.element", "alternatives.list.element.list.element"]
 #: Split into their bytes these compress better: the upper bytes are alike.
 _SPLIT = [
-    f"{name}.list.element"
-    for name in ("id", "nll", "confidence", "num_bytes", "alternative_probabilities.list.element")
+    f"{name}.list.element" for name in ("id", "nll", "confidence", "num_bytes", "alternatives_per_mille.list.element")
 ]
-_MILLION = 1_000_000
 _GROUP_TOKENS = 2**18  # in a row group: what is in memory at once
 _DOCUMENT = 64  # tokens that a document counts for
 
@@ -64,7 +63,7 @@ def _schema(dtype: str) -> Any:
     of_tokens = {
         "text": pa.string(), "id": pa.int32(), "nll": floats, "confidence": floats, "correct": pa.bool_(),
         "num_bytes": pa.int32(), "invalid": pa.bool_(), "alternatives": pa.list_(pa.string()),
-        "alternative_probabilities": pa.list_(pa.int32()),
+        "alternatives_per_mille": pa.list_(pa.int16()),
     }  # fmt: skip
     lists = {"place": pa.int32(), "num_tokens": pa.int32(), **of_tokens}
     return pa.schema({"sample": pa.string(), **{name: pa.list_(kind) for name, kind in lists.items()}})
@@ -87,7 +86,7 @@ def write_parquet_samples(path: Path, documents: Iterable[tuple[str, Results]]) 
     schema = _schema(shared["dtype"]).with_metadata({"xent_metrics": json.dumps(shared)})
     options = {
         "compression": "zstd",
-        "compression_level": 3,
+        "compression_level": 6,
         "use_dictionary": _WORDS,
         "use_byte_stream_split": _SPLIT,
         "write_page_checksum": True,
@@ -132,9 +131,18 @@ def _columns(group: Sequence[tuple[str, Results]], shared: Mapping[str, Any]) ->
         likely = [token.get("alternatives", ()) for token in tokens]
         found = any(likely)
         columns["alternatives"].append([[text for text, _ in each] for each in likely] if found else None)
-        shares = [[round(share * _MILLION) for _, share in each] for each in likely] if found else None
-        columns["alternative_probabilities"].append(shares)
+        columns["alternatives_per_mille"].append([_shares(token) for token in tokens] if found else None)
     return columns
+
+
+def _shares(token: Mapping[str, Any]) -> list[int]:
+    shares = [round(1000 * share) for _, share in token.get("alternatives", ())]
+    return [shares[0] - _per_mille(token.get("confidence")), *shares[1:]] if shares else []
+
+
+def _per_mille(confidence: float | None) -> int:
+    """Of a confidence that is a probability; 0 for others and if it was not logged."""
+    return round(1000 * confidence) if confidence is not None and 0 <= confidence <= 1 else 0
 
 
 # Reading.
@@ -315,8 +323,8 @@ class _Lists:
 class _Alternatives(Sequence[list[tuple[str, float]]]):
     """The likeliest texts of each token with their probabilities, made when they are asked for."""
 
-    def __init__(self, texts: _Lists, shares: _Lists, tokens: range) -> None:
-        self._texts, self._shares, self._tokens = texts, shares, tokens
+    def __init__(self, texts: _Lists, shares: _Lists, tokens: range, confidence: Sequence[float | None]) -> None:
+        self._texts, self._shares, self._tokens, self._confidence = texts, shares, tokens, confidence
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -327,13 +335,16 @@ class _Alternatives(Sequence[list[tuple[str, float]]]):
     def __getitem__(self, place: slice) -> _Alternatives: ...
     def __getitem__(self, place: int | slice) -> list[tuple[str, float]] | _Alternatives:
         if isinstance(place, slice):
-            return _Alternatives(self._texts, self._shares, self._tokens[place])
-        token = self._tokens[place]
-        return next(iter(_Alternatives(self._texts, self._shares, range(token, token + 1))))
+            return _Alternatives(self._texts, self._shares, self._tokens[place], self._confidence[place])
+        place = range(len(self))[place]
+        return next(iter(self[place : place + 1]))
 
     def __iter__(self) -> Iterator[list[tuple[str, float]]]:
-        for texts, shares in zip(self._texts.rows(self._tokens), self._shares.rows(self._tokens), strict=True):
-            yield [(text, share / _MILLION) for text, share in zip(texts, shares, strict=True)]
+        lists = (self._texts.rows(self._tokens), self._shares.rows(self._tokens), self._confidence)
+        for texts, shares, confidence in zip(*lists, strict=True):
+            if shares:
+                shares[0] += _per_mille(confidence)
+            yield list(zip(texts, [share / 1000 for share in shares], strict=True))
 
 
 def _token_columns(columns: Mapping[str, _Lists], row: int) -> Iterator[tuple[str, Sequence[Any]]]:
@@ -344,8 +355,11 @@ def _token_columns(columns: Mapping[str, _Lists], row: int) -> Iterator[tuple[st
             yield name, values or []
     texts, shares = (columns[name] for name in _ALTERNATIVES)
     tokens, others = texts.span(row), shares.span(row)
-    if tokens is not None and tokens == others:
-        yield "alternatives", _Alternatives(texts.values, shares.values, tokens)
+    if tokens is None or tokens != others:
+        return
+    confidence = columns["confidence"].row(row) or [None] * len(tokens)
+    if len(confidence) == len(tokens):
+        yield "alternatives", _Alternatives(texts.values, shares.values, tokens, confidence)
 
 
 def _has(schema: Any, field: Any) -> bool:

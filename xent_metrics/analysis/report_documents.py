@@ -104,7 +104,7 @@ def pack_documents(runs: Sequence[Run], letters: Sequence[str]) -> Packed:
     documents = [packer.document(entry) for entry in entries]
     content = {"words": list(packer.words), "documents": documents}
     plain = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", errors="replace")
-    data = base64.b64encode(gzip.compress(plain, compresslevel=6, mtime=0)).decode("ascii")
+    data = base64.b64encode(gzip.compress(plain, compresslevel=5, mtime=0)).decode("ascii")
     left_out = number - len(documents)
     notes = [f"Of {number:,} documents, the {len(documents):,} with the highest loss are listed."] if left_out else []
     return Packed(data, len(documents), packer.has_alternatives, notes + packer.notes())
@@ -227,13 +227,11 @@ class _Packer:
 
     def _alternatives(self, tokens: Tokens, count: int) -> list[list[int]]:
         """For each token a flat list of pairs: the index of a word, and its probability in per mille."""
+        words = self.words
         return [
-            [number for text, share in likely for number in (self._word(text), round(1000 * share))]
+            [number for text, share in likely for number in (words.setdefault(text, len(words)), round(1000 * share))]
             for likely in tokens.alternatives[:count]
         ]
-
-    def _word(self, text: str) -> int:
-        return self.words.setdefault(text, len(self.words))
 
     def _cut_text(self, text: str) -> str:
         self.cut += len(text) > self.longest_text

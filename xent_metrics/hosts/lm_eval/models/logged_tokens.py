@@ -9,8 +9,9 @@ and its string is the JSON of
     json.loads(sample["resps"][0][0][0])["tokens"]      # the first choice's; rolling: sample["resps"][0][0]
 
 Numbers have all their digits: as `dtype` they are the scores, bit for bit, from which `xent rescore` computes other metrics.
-`alternatives` lists the likeliest ids at that position as ``[text, probability]``, likeliest first. With `log_tokens=parquet`
-the same goes into columns of a Parquet file, in place of the JSON lines (xent_metrics/analysis/parquet_samples.py).
+`alternatives` lists the likeliest ids at that position as ``[text, probability]``, likeliest first. They are for reading: their
+probabilities have three decimals. With `log_tokens=parquet` the same goes into columns of a Parquet file, in place of the JSON
+lines (xent_metrics/analysis/parquet_samples.py).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ __all__ = ["LoggedFloat", "LoggedLoglikelihood", "LoggedRolling", "Results", "to
 
 _SEEN = 6  # ids decoded before each token: enough to complete any character, and to keep the space before a word
 _LIKELIEST = "likeliest"
+_DECIMALS = 3  # of alternatives' probabilities: what a report and `xent view` show of them
 _PARQUET = "parquet"
 _MADE_BY = "made by"  # the key in a cache of the model and the options that its results come from
 
@@ -140,7 +142,7 @@ class Results:
 
     def _alternatives(self, row: Tensor) -> list[tuple[str, float]]:
         pairs = zip(row[1].long().tolist(), row[0].exp().tolist(), strict=True)
-        return [(self._text_of(i), round(probability, 6)) for i, probability in pairs if i >= 0]
+        return [(self._text_of(i), round(probability, _DECIMALS)) for i, probability in pairs if i >= 0]
 
     def _text_inside(self, i: int) -> str:
         """The text of an id inside a text: with its leading space, which many tokenizers drop at the beginning."""
