@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from support.logged_runs import HOSTILE, listed, write_run
 from typer.testing import CliRunner
 
 from xent_metrics import TokenScores
+from xent_metrics.analysis.intervals import delta_interval
 from xent_metrics.analysis.logged import choices_in
 from xent_metrics.analysis.report import write_report
 from xent_metrics.analysis.run_comparison import compare_runs
@@ -224,6 +226,15 @@ def test_a_missing_domain_is_noted_and_the_rest_is_written(token_runs, tmp_path)
     assert "Not plotted by topic: task t: not every document has the field &#39;topic&#39;" in path.read_text(
         encoding="utf-8"
     )
+
+
+def test_an_interval_that_may_not_cover_says_so(tmp_path, token_runs, monkeypatch):
+    noted = lambda *given: replace(delta_interval(*given), note="a few documents decide it")  # noqa: E731
+    monkeypatch.setattr("xent_metrics.analysis.report.delta_interval", noted)
+    write_report([read_run(token_runs[0])], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("⚠ a few documents decide it") == 1  # below the table, once for all metrics
+    assert " ⚠</small>" in page
 
 
 def test_a_report_that_fails_leaves_the_old_page(tmp_path, token_runs, monkeypatch):

@@ -69,8 +69,11 @@ def test_files_that_are_not_lm_evals_are_refused(damaged, tmp_path):
     results.write_text('{"results": ')
     with pytest.raises(ComparisonError, match="not readable as JSON"):
         read_run(folder)
-    with pytest.raises(ComparisonError, match=r"no results_\*\.json in it"):
+    with pytest.raises(ComparisonError, match="there is no such folder or file"):
         read_run(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ComparisonError, match=r"no results_\*\.json in it"):
+        read_run(tmp_path / "empty")
 
 
 def test_a_folder_of_several_runs_is_refused(runs):

@@ -58,6 +58,8 @@ def test_other_schemas_are_no_error(results):
 
 
 def test_checkpoints_of_one_training_are_one_series():
+    trainer = {training_of(f"ck/checkpoint-{step}/checkpoint-{step}", {}).series for step in (100, 200)}
+    assert trainer == {"ck/checkpoint-…/checkpoint-…"}  # lm-eval's folder in one named alike
     names = ["a/step10-tokens1B", "a/step20-tokens2B", "b/step10-tokens1B"]
     assert [training_of(name, {}).series for name in names] == [
         "a/step…-tokens…",

@@ -24,7 +24,9 @@ BUILT_IN = [
     "plugins",
     "report",
     "rescore",
+    "series",
     "tasks",
+    "view",
 ]
 
 

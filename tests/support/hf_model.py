@@ -150,7 +150,8 @@ def choices(lm: Any, pairs: list[tuple[str, str]] | None = None) -> list[tuple[f
 
 def rolling(lm: Any, *texts: str) -> list[float]:
     """A model's loglikelihoods of whole texts."""
-    return lm.loglikelihood_rolling(requests("loglikelihood_rolling", [(text,) for text in texts]), disable_tqdm=True)
+    found = lm.loglikelihood_rolling(requests("loglikelihood_rolling", [(text,) for text in texts]), disable_tqdm=True)
+    return [each[0] if isinstance(each, tuple) else each for each in found]  # pairs in lm-eval 0.5
 
 
 def stock(model: Any, tokenizer: Any, **options: Any) -> HFLM:

@@ -1,6 +1,7 @@
 """Documents of a task and the tokens of a document, as they were logged."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from support.lm_eval import ScoredBigramLM, config, evaluate, saved
@@ -35,6 +36,14 @@ def test_values_have_the_jackknifes_intervals(opened):
     [row] = [row for row in shown["values"] if row["metric"] == "cross_entropy"]
     assert row["interval"] == f"{found.low:.5g} … {found.high:.5g}"
     assert row["unit"] == "nats per token"
+
+
+def test_an_interval_that_may_not_cover_says_so(opened, monkeypatch):
+    folder, run, _ = opened
+    noted = lambda *given: replace(delta_interval(*given), note="a few documents decide it")  # noqa: E731
+    monkeypatch.setattr("xent_metrics.view.documents.delta_interval", noted)
+    shown = documents(folder, run, "t", 1, None)
+    assert {row.get("note") for row in shown["values"]} >= {"a few documents decide it"}
 
 
 def test_documents_come_by_loss_and_at_most_as_many_as_wanted(opened):

@@ -100,7 +100,8 @@ def _task(name: str, runs: dict[str, TaskRun], notes: list[str], domain: str | N
         unit = ours.value_unit if ours is not None else "lm-eval's own"
         cells = {letter: _cell(task, metric) for letter, task in runs.items() if metric in task.values}
         rows.append({"name": metric, "unit": unit, "cells": cells})
-    return {"name": name, "rows": rows, "plots": list(task_plots(runs, notes, domain))}
+    intervals = dict.fromkeys(cell["note"] for row in rows for cell in row["cells"].values() if cell.get("note"))
+    return {"name": name, "rows": rows, "notes": list(intervals), "plots": list(task_plots(runs, notes, domain))}
 
 
 def _cell(task: TaskRun, name: str) -> dict[str, str]:
@@ -112,6 +113,7 @@ def _cell(task: TaskRun, name: str) -> dict[str, str]:
         interval = delta_interval(metric, sums)
         if not math.isnan(interval.low):
             cell["interval"] = f"{_number(interval.low)} … {_number(interval.high)}"
+        cell["note"] = interval.note
     return cell
 
 

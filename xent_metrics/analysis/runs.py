@@ -139,6 +139,10 @@ def _newest(path: Path) -> Path:
     if path.is_file():
         return path
     found = sorted(path.rglob("results_*.json"), key=lambda file: file.name)
+    if not path.exists():
+        raise ComparisonError(
+            f"{path}: there is no such folder or file; expected lm-eval's --output_path, or a results file"
+        )
     if not found:
         raise ComparisonError(f"{path}: no results_*.json in it. Write them with lm_eval run … --output_path {path}")
     folders = sorted({file.parent for file in found})

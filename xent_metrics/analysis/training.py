@@ -18,7 +18,8 @@ __all__ = ["Training", "step_of", "training_of"]
 
 _STEPS = (
     re.compile(r"(?<![a-z])(?:global[_-]?)?step[=_-]?(\d+)(?!\d)", re.IGNORECASE),
-    re.compile(r"(?<![a-z])(?:checkpoint|ckpt|iter)[=_-]?(\d+)(?![\d/\\])", re.IGNORECASE),
+    # not an argument that is a path: checkpoint=2024/weights
+    re.compile(r"(?<![a-z])(?!checkpoint=\d+[/\\])(?:checkpoint|ckpt|iter)[=_-]?(\d+)(?!\d)", re.IGNORECASE),
 )
 _TOKENS = (
     re.compile(r"(?<![a-z_])tokens?[=_-]?(\d+(?:\.\d+)?)([KMBT]?)(?![a-z\d])", re.IGNORECASE),

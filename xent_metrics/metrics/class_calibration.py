@@ -64,7 +64,7 @@ class FullCalibrationError(_Residuals):
     Reference: Liu et al. (2024), Full-ECE, arXiv:2406.11345.
 
     Raises:
-        MetricOptionError: `num_bins` is not a whole number from 1 to 65,536.
+        MetricOptionError: `num_bins` is not a whole number from 1 to 1,048,576.
 
     >>> metric = FullCalibrationError()
     >>> metric.update(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]))   # one bin: eight p of ½, four targets

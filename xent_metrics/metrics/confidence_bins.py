@@ -35,7 +35,7 @@ __all__ = [
 Binning = Literal["width", "mass"]
 #: How many cells bins of equal mass are made of.
 CELLS = 256
-_MOST_BINS = 2**16  # the state of three kinds of sums is 12 MiB then
+_MOST_BINS = 2**20  # the state of three kinds of sums is 192 MiB then
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def check_num_bins(metric: str, num_bins: Any) -> int:
     """Return `num_bins` if it is a number of bins.
 
     Raises:
-        MetricOptionError: it is not a whole number from 1 to 65,536.
+        MetricOptionError: it is not a whole number from 1 to 1,048,576.
     """
     if not isinstance(num_bins, int) or isinstance(num_bins, bool) or not 1 <= num_bins <= _MOST_BINS:
         raise MetricOptionError(f"{metric}: num_bins is a whole number from 1 to {_MOST_BINS:,}; got {num_bins!r}")

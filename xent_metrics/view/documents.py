@@ -80,6 +80,7 @@ def _value(task: TaskRun, key: str) -> dict[str, Any]:
         "reason": "no interval: it needs two documents, and a metric with a standard error" if missing else None,
         "error": "" if math.isnan(found.standard_error) else f"± {found.standard_error:.2g}",
         "interval": "" if missing else f"{number(found.low)} … {number(found.high)}",
+        "note": found.note,
     }
 
 

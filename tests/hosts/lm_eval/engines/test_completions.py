@@ -201,7 +201,7 @@ def test_a_tokenizer_without_chats_is_named(connect, monkeypatch):
     [
         ({"num_concurent": 3}, "takes no 'num_concurent'. Did you mean 'num_concurrent'?"),
         ({"stride": 0}, "stride lies between 1 and max_length=60"),
-        ({"log_tokens": "no"}, "log_tokens is true or false"),
+        ({"log_tokens": "no"}, "log_tokens is true, false or parquet"),
         ({"tokenizer": "/nowhere/at/all"}, r"the tokenizer of xent-completions, /nowhere/at/all, can't be loaded"),
         ({"tokenizer": None, "tokenizer_backend": "none"}, "needs a tokenizer"),
     ],

@@ -100,7 +100,7 @@ def test_models_load_from_a_folder_with_adapter_and_delta(model, tokenizer, tmp_
         ({"batch_size": 0}, "batch_size is a whole number of at least 1; got 0"),
         ({"batch_size": -2}, "batch_size is a whole number of at least 1; got -2"),
         ({"batch_size": "auto", "max_batch_size": None}, "max_batch_size is a whole number of at least 1; got None"),
-        ({"log_tokens": "no"}, "log_tokens is true or false; got 'no'"),
+        ({"log_tokens": "no"}, "log_tokens is true, false or parquet; got 'no'"),
         ({"backend": "seq2seq"}, "causal language models; got backend='seq2seq' for llama. Leave backend out"),
     ],
 )
