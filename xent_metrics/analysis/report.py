@@ -94,14 +94,14 @@ def _by_task(runs: Sequence[Run], letters: Sequence[str]) -> dict[str, dict[str,
 
 
 def _task(name: str, runs: dict[str, TaskRun], notes: list[str], domain: str | None) -> dict[str, Any]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for metric in dict.fromkeys(metric for task in runs.values() for metric in task.values):
         ours = next((task.metrics[metric] for task in runs.values() if metric in task.metrics), None)
         unit = ours.value_unit if ours is not None else "lm-eval's own"
         cells = {letter: _cell(task, metric) for letter, task in runs.items() if metric in task.values}
         rows.append({"name": metric, "unit": unit, "cells": cells})
-    intervals = dict.fromkeys(cell["note"] for row in rows for cell in row["cells"].values() if cell.get("note"))
-    return {"name": name, "rows": rows, "notes": list(intervals), "plots": list(task_plots(runs, notes, domain))}
+    said = dict.fromkeys(cell["note"] for row in rows for cell in row["cells"].values() if cell.get("note"))
+    return {"name": name, "rows": rows, "notes": list(said), "plots": list(task_plots(runs, notes, domain))}
 
 
 def _cell(task: TaskRun, name: str) -> dict[str, str]:
