@@ -101,7 +101,7 @@ def test_steps_can_be_given(few):
     [series] = read_series(few, steps=range(8))
     assert series.steps == list(range(8))
     with pytest.raises(
-        ComparisonError, match="three or more checkpoints, and a step for each; got 8 checkpoints and 3"
+        ComparisonError, match=r"three or more checkpoints, such as runs/\*, and a step for each; got 8 folders and 3"
     ):
         read_series(few, steps=[1, 2, 3])
 
@@ -117,7 +117,9 @@ def test_metadata_goes_before_the_folders_name(few):
 
 
 def test_what_is_no_series_is_an_error(few, tmp_path):
-    with pytest.raises(ComparisonError, match="three or more checkpoints, and a step for each; got 2 checkpoints"):
+    with pytest.raises(
+        ComparisonError, match=r"three or more checkpoints, such as runs/\*, and a step for each; got 2 folders"
+    ):
         read_series(few[:2])
     with pytest.raises(ComparisonError, match="three or more checkpoints on either side; got 2"):
         read_series(few, window=2)

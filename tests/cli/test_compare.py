@@ -101,6 +101,15 @@ def test_three_runs_make_a_matrix_per_metric(valued_runs, tmp_path):
     assert "corrected for all 9 comparisons" in " ".join(table.split())
 
 
+def test_a_note_is_marked_in_the_cells_of_a_matrix(valued_runs, tmp_path, monkeypatch):
+    base, _ = valued_runs
+    write_run(tmp_path, 1.9)
+    monkeypatch.setattr("xent_metrics.analysis.comparison.reliability_note", lambda *given: "few decide it")
+    table = xent("compare", base / "a", base / "b", tmp_path, "--num-resamples", "99")
+    matrix = table[table.index("t: bits_per_byte") : table.index("[1] few decide it")]
+    assert matrix.count(" [1]") == 3  # A with B and C, B with C
+
+
 def test_a_value_that_depends_on_the_pair_is_left_out_of_the_matrix(valued_runs, tmp_path):
     base, _ = valued_runs
     write_run(tmp_path, 1.9, texts=TEXTS[1:])

@@ -112,8 +112,10 @@ def read_series(folders: Sequence[str | Path], *, steps: Sequence[int] | None = 
     """
     paths = [Path(folder) for folder in folders]
     if len(paths) < 3 or (steps is not None and len(steps) != len(paths)):
-        given = f"{len(paths)} checkpoints" + ("" if steps is None else f" and {len(steps)} steps")
-        raise ComparisonError(f"a series takes three or more checkpoints, and a step for each; got {given}")
+        given = f"{len(paths)} folders" + ("" if steps is None else f" and {len(steps)} steps")
+        raise ComparisonError(
+            f"a series takes the folders of three or more checkpoints, such as runs/*, and a step for each; got {given}"
+        )
     if window < 3:
         raise ComparisonError(f"a window takes three or more checkpoints on either side; got {window}")
     return follow({"": _with_steps(paths, steps)}, window=window)[""]

@@ -251,4 +251,5 @@ def _matrix_cell(found: tuple[Pair, RunComparison] | None, reasons: list[str]) -
     if row.result is None:
         return f"not compared{_mark(row.reason, reasons)}"
     better = (pair.letter_of(row.result.better) or "–") if row.result.significant else ""
-    return f"{row.result.shown(row.result.difference)}\n{row.result.p_holm:.2g} {better}".rstrip()
+    difference = f"{row.result.shown(row.result.difference)}{_mark(row.result.note, reasons)}"
+    return f"{difference}\n{row.result.p_holm:.2g} {better}".rstrip()

@@ -107,8 +107,12 @@ class _PerByte(_PerLength):
 
 
 def _whole(table: Tensor) -> Tensor:
-    if table.is_floating_point() or table.is_complex() or table.dtype == torch.bool or bool((table < 0).any()):
-        raise MetricOptionError(f"token_bytes holds the bytes of each id, whole numbers from 0; got {table}")
+    if table.is_floating_point() or table.is_complex() or table.dtype == torch.bool:
+        raise MetricOptionError(
+            f"token_bytes holds the bytes of each id as integers; got {table.dtype}. Pass token_bytes.long()"
+        )
+    if bool((table < 0).any()):
+        raise MetricOptionError(f"token_bytes holds the bytes of each id, integers from 0; got {int(table.min())}")
     return table.to(torch.int64)
 
 
