@@ -206,10 +206,10 @@ class ComparisonError(XentMetricsError, ValueError):
     Cure: run lm-eval with ``--output_path`` and ``--log_samples``, and compare runs of the same tasks and documents.
 
     >>> from xent_metrics.analysis.runs import read_run
-    >>> read_run("a_folder_without_a_run")
+    >>> read_run("no_such_folder")
     Traceback (most recent call last):
-    xent_metrics.errors.ComparisonError: a_folder_without_a_run: no results_*.json in it. Write them with
-        lm_eval run … --output_path a_folder_without_a_run [E008]
+    xent_metrics.errors.ComparisonError: no_such_folder: there is no such folder or file; expected lm-eval's
+        --output_path, or a results file [E008]
     """
 
     code = "E008"
