@@ -38,6 +38,7 @@ def test_no_answer_of_any_architecture_changes(name, instead, loaded, tokenizer,
     calls = instead()
     with caplog.at_level(logging.WARNING, logger="xent_metrics"):
         lm = XentHFLM(tiny_model(name), tokenizer=tokenizer, batch_size=4, max_length=48)
+        assert lm.forward.context_on  # checked on first use
     assert not [record for record in caplog.records if "forward_context" in record.message]
     calls.forget()
     found = answers(lm)
@@ -50,6 +51,7 @@ def test_no_answer_of_any_architecture_changes(name, instead, loaded, tokenizer,
 def test_the_answers_in_c_are_those_of_hf(monkeypatch, loaded, tokenizer):
     calls = Calls(monkeypatch, {})
     lm = XentHFLM(tiny_model("qwen3"), tokenizer=tokenizer, batch_size=4)
+    assert lm.forward.context_on  # checked on first use
     calls.forget()
     assert_same(answers(lm), answers(stock(tiny_model("qwen3"), tokenizer)))
     assert calls.used == ALL
