@@ -12,17 +12,20 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 from claims import Claims
-from selenium import webdriver
 
 from xent_metrics.analysis.report import write_report
 from xent_metrics.analysis.runs import Run, TaskRun
 from xent_metrics.analysis.samples import Sample
+
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+from support.browser import chromium, open_page  # the tests' browser
 
 
 def made_up_run(documents: int) -> Run:
@@ -47,24 +50,6 @@ def made_up_run(documents: int) -> Run:
     return Run(Path("results.json"), "made up", {"text": TaskRun("text", 1, {}, {}, {}, samples)}, [])
 
 
-def browser(profile: str) -> webdriver.Chrome:
-    options = webdriver.ChromeOptions()
-    for argument in (
-        "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", f"--user-data-dir={profile}",
-    ):  # fmt: skip
-        options.add_argument(argument)
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService("/usr/bin/chromedriver"))
-
-
-def seconds_to_open(driver: webdriver.Chrome, page: Path) -> float:
-    start = time.perf_counter()
-    driver.get(page.as_uri())
-    while driver.execute_script("return document.documentElement.dataset.ready") != "yes":
-        time.sleep(0.01)
-    return time.perf_counter() - start
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a tenth of the documents")
@@ -78,14 +63,11 @@ def main() -> None:
         write_report([run], page)
         claims.note("written in", f"{time.perf_counter() - start:.1f} s")
         claims.ratio("size in MB", page.stat().st_size / 1e6, at_most=20)
-        driver = browser(str(Path(folder, "profile")))
-        try:
-            seconds_to_open(driver, page)  # includes the browser's own start
-            claims.ratio("open in s", min(seconds_to_open(driver, page) for _ in range(3)), at_most=5)
+        with chromium(Path(folder, "profile")) as driver:
+            open_page(driver, page.as_uri())  # includes the browser's own start
+            claims.ratio("open in s", min(open_page(driver, page.as_uri()) for _ in range(3)), at_most=5)
             listed = driver.execute_script("return document.getElementById('list').options.length")
             loss = driver.execute_script("return documents.reduce((sum, d) => sum + d.runs.A.loss, 0)")
-        finally:
-            driver.quit()
     claims.holds("every document is listed", listed == count)
     ours = math.fsum(sample.tokens.mean_nll for sample in run.tasks["text"].samples if sample.tokens)
     claims.error("relative error of the sum of losses", abs(loss / ours - 1), at_most=1e-3)

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from claims import Claims
-from report import browser
+from report import chromium
 from selenium import webdriver
 
 
@@ -73,27 +73,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, "runs")
         write_runs(root, runs, tasks)
-        driver = browser(str(Path(folder, "profile")))
-        driver.get("about:blank")  # the browser's own start isn't ours
-        start = time.perf_counter()
-        command = [sys.executable, "-m", "xent_metrics.cli", "view", str(root), "--port", "0"]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        try:
-            assert server.stdout is not None
-            address = server.stdout.readline().strip()
-            seconds_to_open(driver, address)
-            claims.note("from the command to the open page", f"{time.perf_counter() - start:.1f} s")
-            claims.ratio("open in s", min(seconds_to_open(driver, address) for _ in range(3)), at_most=2)
-            write_run(root / "small" / "step999000", "new", runs, tasks)
-            time.sleep(1.1)  # the server looks at the folder once in a second
-            claims.ratio("open in s, with a new run", seconds_to_open(driver, address), at_most=2)
-            shown = driver.execute_script(
-                "return [...document.querySelectorAll('tbody tr')].map(r => [...r.cells].filter(c => c.textContent).length)"
-            )
-        finally:
-            server.terminate()
-            server.wait()
-            driver.quit()
+        with chromium(Path(folder, "profile")) as driver:
+            driver.get("about:blank")  # the browser's own start isn't ours
+            start = time.perf_counter()
+            command = [sys.executable, "-m", "xent_metrics.cli", "view", str(root), "--port", "0"]
+            server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            try:
+                assert server.stdout is not None
+                address = server.stdout.readline().strip()
+                seconds_to_open(driver, address)
+                claims.note("from the command to the open page", f"{time.perf_counter() - start:.1f} s")
+                claims.ratio("open in s", min(seconds_to_open(driver, address) for _ in range(3)), at_most=2)
+                write_run(root / "small" / "step999000", "new", runs, tasks)
+                time.sleep(1.1)  # the server looks at the folder once in a second
+                claims.ratio("open in s, with a new run", seconds_to_open(driver, address), at_most=2)
+                shown = driver.execute_script(
+                    "return [...document.querySelectorAll('tbody tr')].map(r => [...r.cells].filter(c => c.textContent).length)"
+                )
+            finally:
+                server.terminate()
+                server.wait()
     claims.holds("every run with every task is shown", sorted(shown) == [4 + tasks] * (runs + 1), f"{len(shown)} rows")
     claims.report()
 
