@@ -85,9 +85,9 @@ def test_differences_are_those_of_xent_compare(written):
     other, chosen, run = found.runs
     shown = differences(folder, found, chosen, "t", 1)
     [_, pair] = compare_all([read_run(each.path) for each in (chosen, other, run)], baseline=True)
+    cells = run_cells(run) | {"pairs": page_name("pairs", chosen.slug, run.slug, slug("t"))}
     assert [row for row in shown["rows"] if row["name"] == run.name] == [
-        run_cells(run) | {"metric": row.metric, "unit": row.unit, "reason": None, **numbers(row.result)}
-        for row in pair.rows
+        cells | {"metric": row.metric, "unit": row.unit, "reason": None, **numbers(row.result)} for row in pair.rows
     ]
     [row] = [row for row in shown["rows"] if (row["name"], row["metric"]) == (run.name, "cross_entropy")]
     assert row["difference"][0] == "+"

@@ -9,6 +9,7 @@ from typing import Any
 from xent_metrics.analysis.intervals import Interval, delta_interval
 from xent_metrics.analysis.logged import Tokens, choices_in, context_in, text_in
 from xent_metrics.analysis.runs import TaskRun
+from xent_metrics.analysis.samples import Sample
 from xent_metrics.analysis.token_view import by_frequency, by_position
 from xent_metrics.errors import ComparisonError
 from xent_metrics.metrics import CrossEntropy
@@ -18,12 +19,21 @@ from xent_metrics.view.links import PageNotFoundError, page_name, slug
 from xent_metrics.view.summaries import RunSummary
 from xent_metrics.view.tables import number, run_cells
 
-__all__ = ["DOCUMENTS_PER_PAGE", "LEVELS", "document", "documents", "token_level"]
+__all__ = [
+    "DOCUMENTS_PER_PAGE",
+    "LEVELS",
+    "LONGEST_TEXT",
+    "beginning",
+    "document",
+    "documents",
+    "loss_and_alternatives",
+    "token_level",
+]
 
 DOCUMENTS_PER_PAGE = 100
 #: Classes h0 to h15 of the style sheet colour tokens by their loss, up to so many nats.
 LEVELS, _HOT = 16, 8.0
-_LONGEST_TEXT = 20_000  # characters of one document
+LONGEST_TEXT = 20_000  # characters of one document
 _START = 80  # characters of a document in the list
 
 
@@ -107,14 +117,19 @@ def _point(place: int, label: str, found: Interval) -> Point:
 
 def _row(run: RunSummary, task: TaskRun, shown: Ranked) -> dict[str, Any]:
     sample = task.samples[shown.place]
-    text = sample.tokens.text if sample.tokens else text_in(sample.raw)
     return {
         "href": page_name("document", run.slug, slug(task.name), shown.slug),
         "number": str(sample.raw.get("doc_id", "")),
         "loss": number(shown.loss),
         "tokens": len(sample.tokens) if sample.tokens else "",
-        "text": text.strip()[:_START] or "(empty)",
+        "text": beginning(sample),
     }
+
+
+def beginning(sample: Sample) -> str:
+    """What a document begins with, to tell it from others in a list."""
+    text = sample.tokens.text if sample.tokens else text_in(sample.raw)
+    return text.strip()[:_START] or "(empty)"
 
 
 def document(folder: RunFolder, run: RunSummary, name: str, wanted: str, most: int | None) -> dict[str, Any]:
@@ -141,9 +156,9 @@ def document(folder: RunFolder, run: RunSummary, name: str, wanted: str, most: i
         "task": (name, page_name("documents", run.slug, slug(name))),
         "number": str(sample.raw.get("doc_id", "")),
         "loss": number(shown[place].loss),
-        "context": context_in(sample.raw)[-_LONGEST_TEXT:],
+        "context": context_in(sample.raw)[-LONGEST_TEXT:],
         "tokens": list(_tokens(tokens)) if tokens else [],
-        "text": "" if tokens else text_in(sample.raw)[:_LONGEST_TEXT],
+        "text": "" if tokens else text_in(sample.raw)[:LONGEST_TEXT],
         "cut": (len(tokens) if tokens else len(text_in(sample.raw))),
         "choices": [
             {"text": choice.text, "is_gold": choice.is_gold, "loglikelihood": number(choice.loglikelihood)}
@@ -162,16 +177,19 @@ def token_level(nll: float) -> str:
 
 
 def _tokens(tokens: Tokens) -> Iterator[tuple[str, str, str]]:
-    """Each token's text, class and what is said of it, as far as `_LONGEST_TEXT` goes."""
+    """Each token's text, class and what is said of it, as far as `LONGEST_TEXT` goes."""
     total = 0
     for place, (text, nll) in enumerate(zip(tokens.texts, tokens.nll, strict=True)):
         total += len(text)
-        if total > _LONGEST_TEXT:
+        if total > LONGEST_TEXT:
             return
-        said = "nan" if math.isnan(nll) else f"{nll:.2f} nats, probability {100 * math.exp(-nll):.2f} %"
-        likely = "   ".join(f'"{other}" {100 * share:.1f} %' for other, share in _alternatives(tokens, place))
-        yield text, token_level(nll), f'"{text}": {said}' + (f"\nlikely: {likely}" if likely else "")
+        yield text, token_level(nll), f'"{text}": {loss_and_alternatives(tokens, place)}'
 
 
-def _alternatives(tokens: Tokens, place: int) -> list[tuple[str, float]]:
-    return list(tokens.alternatives[place]) if place < len(tokens.alternatives) else []
+def loss_and_alternatives(tokens: Tokens, place: int) -> str:
+    """What is said of a token: its loss, its probability, and likely alternatives, if they were logged."""
+    nll = tokens.nll[place]
+    said = "nan" if math.isnan(nll) else f"{nll:.2f} nats, probability {100 * math.exp(-nll):.2f} %"
+    alternatives = tokens.alternatives[place] if place < len(tokens.alternatives) else []
+    likely = "   ".join(f'"{other}" {100 * share:.1f} %' for other, share in alternatives)
+    return said + (f"\nlikely: {likely}" if likely else "")

@@ -70,6 +70,8 @@ class Site:
             "against": self._against,
             "documents": self._documents,
             "document": self._document,
+            "pairs": self._pairs,
+            "pair": self._pair,
         }
 
     def page(self, name: str) -> bytes:
@@ -147,6 +149,16 @@ class Site:
 
         return document(self.folder, *_task_of_run(found, run, task), wanted, self.most_documents)
 
+    def _pairs(self, found: Snapshot, a: str, b: str, task: str, page: str = "1") -> dict[str, Any]:
+        from xent_metrics.view.document_pairs import document_pairs
+
+        return document_pairs(self.folder, *_task_of_two(found, a, b, task), _number(page), self.most_documents)
+
+    def _pair(self, found: Snapshot, a: str, b: str, task: str, wanted: str) -> dict[str, Any]:
+        from xent_metrics.view.document_pairs import document_pair
+
+        return document_pair(self.folder, *_task_of_two(found, a, b, task), wanted, self.most_documents)
+
     def _baselines(self, found: Snapshot) -> Collection[str]:
         return found.by_slug if self.baselines is None else self.baselines
 
@@ -200,6 +212,10 @@ def _task_of_run(found: Snapshot, run: str, task: str) -> tuple[RunSummary, str]
     if name not in chosen.tasks:
         raise PageNotFoundError(f"{chosen.name} has no task {name}")
     return chosen, name
+
+
+def _task_of_two(found: Snapshot, a: str, b: str, task: str) -> tuple[RunSummary, RunSummary, str]:
+    return _task_of_run(found, a, task)[0], *_task_of_run(found, b, task)
 
 
 def _number(text: str) -> int:

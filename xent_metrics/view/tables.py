@@ -151,13 +151,14 @@ def differences(folder: RunFolder, snapshot: Snapshot, run: RunSummary, task: st
     others = [other for other in snapshot.tasks[task] if other.slug != run.slug]
     start = (page - 1) * OTHERS_PER_PAGE
     pages = max(1, math.ceil(len(others) / OTHERS_PER_PAGE))
-    shown = {other.slug for other in others[start : start + OTHERS_PER_PAGE]}
+    shown = {other.slug: run_cells(other) | {"pairs": page_name("pairs", run.slug, other.slug, slug(task))}
+             for other in others[start : start + OTHERS_PER_PAGE]}  # fmt: skip
     family = _family(folder, run, others, task)
     results = [row.result for _, row in family if row.result]
     return {
         "run": run_cells(run),
         "task": (task, page_name("task", slug(task))),
-        "rows": [run_cells(other) | _difference(row) for other, row in family if other.slug in shown],
+        "rows": [shown[other.slug] | _difference(row) for other, row in family if other.slug in shown],
         "others": len(others),
         "tests": len(results),
         "resamples": RESAMPLES if _too_few_resamples(results) else None,
