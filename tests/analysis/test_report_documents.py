@@ -10,8 +10,8 @@ import math
 import pytest
 
 from xent_metrics.analysis import report_documents
-from xent_metrics.analysis.report_documents import document_loss, pack_documents
-from xent_metrics.analysis.runs import Run, TaskRun, read_run
+from xent_metrics.analysis.report_documents import pack_documents
+from xent_metrics.analysis.runs import Run, TaskRun
 from xent_metrics.analysis.samples import Sample
 
 
@@ -87,11 +87,3 @@ def test_without_tokens_the_text_and_the_choices_are_shown():
     assert (document["context"], document["choices"], document["gold"]) == ("Which?", [" no", " yes"], 1)
     assert document["text"] == " yes"
     assert document["runs"] == {"A": {"loss": 1.5, "choices": [-2.0, -1.0]}}
-
-
-def test_the_loss_of_a_document_is_its_tokens_mean_or_else_its_logged_nats(token_runs, runs):
-    [sample, *_] = read_run(token_runs[0]).tasks["t"].samples
-    assert document_loss(sample) == sample.tokens.mean_nll
-    [sample, *_] = read_run(runs[0] / "a").tasks["t"].samples
-    assert document_loss(sample) == sample.raw["bits_per_token_stderr"]["nats"]
-    assert math.isnan(document_loss(Sample("key", {})))

@@ -167,7 +167,7 @@ def test_sums_that_are_not_numbers_are_ignored(damaged, runs, spoilt):
     documents[3]["bits_per_byte_stderr"]["num_bytes"] = spoilt
     samples.write_text("".join(json.dumps(d) + "\n" for d in documents))
     rows = {row.metric: row for row in compare_runs(read_run(base / "a"), read_run(folder), num_resamples=99)}
-    assert "run B has no logged sums for every document: some of its samples lack them" in rows["bits_per_byte"].reason
+    assert "B has no logged sums for every document: some of its samples lack them" in rows["bits_per_byte"].reason
     assert rows["bits_per_token"].result is not None
 
 

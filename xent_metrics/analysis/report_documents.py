@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from xent_metrics.analysis.document_losses import document_losses
 from xent_metrics.analysis.logged import Tokens, choices_in, context_in, text_in
 from xent_metrics.analysis.runs import Run, TaskRun
 from xent_metrics.analysis.samples import Keys, Sample, keys_of, samples_at
@@ -27,7 +28,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("the report needs tqdm: pip install 'xent-metrics[analysis,plots]'") from error
 
-__all__ = ["Packed", "document_loss", "pack_documents"]
+__all__ = ["Packed", "pack_documents"]
 
 _DOCUMENTS = 20_000  # listed, from the highest loss down
 _LONGEST_TEXT = 20_000  # characters shown of one document
@@ -71,16 +72,7 @@ class _Column:
 
     @classmethod
     def of(cls, task: TaskRun, letter: str) -> _Column:
-        losses, sizes = np.full(len(task.samples), math.nan), np.zeros(len(task.samples), dtype=np.int64)
-        for chunk in task.token_columns:
-            sizes[chunk.places] = chunk.sizes
-            ends = np.cumsum(chunk.sizes)
-            for place, size, end in zip(chunk.places, chunk.sizes.tolist(), ends.tolist(), strict=True):
-                losses[place] = math.fsum(chunk.nll[end - size : end].tolist()) / size
-        if not sizes.all():
-            for place, sample in enumerate(task.samples):
-                if not sizes[place]:
-                    losses[place] = document_loss(sample)
+        losses, sizes = document_losses(task)
         return cls(task, letter, keys_of(task.samples), losses, sizes)
 
 
@@ -144,16 +136,6 @@ def _joined(columns: Sequence[_Column]) -> tuple[_Array, dict[str, _Array]]:
         known = np.isnan(losses[at])
         losses[at[known]] = column.losses[known]
     return np.where(np.isnan(losses), -math.inf, losses), places
-
-
-def document_loss(sample: Sample) -> float:
-    """The mean nll in nats per token; without tokens the logged sum of nats; otherwise nan."""
-    if sample.tokens:
-        return sample.tokens.mean_nll
-    for sums in sample.all_sums():
-        if nats := next((v for n, v in sums.items() if n.startswith("nats") and isinstance(v, float)), None):
-            return nats
-    return math.nan
 
 
 class _Packer:

@@ -133,7 +133,7 @@ def paired_sums(
         raise ComparisonError(
             f"the metric's options differ: {a.metrics[name]!r} in {names[0]}, {b.metrics[name]!r} in {names[1]}"
         )
-    first, second = (own.at(torch.from_numpy(at)) for own, at in zip(sums, _shared_places(*keys), strict=True))
+    first, second = (own.at(torch.from_numpy(at)) for own, at in zip(sums, shared_places(*keys), strict=True))
     _same_token_counts(a.metrics[name], first.sums, second.sums, names)
     return first, second
 
@@ -143,7 +143,7 @@ def _same_keys(a: Keys, b: Keys, names: tuple[str, str]) -> None:
         same_documents(a.tolist(), b.tolist(), names)
 
 
-def _shared_places(a: Keys, b: Keys) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def shared_places(a: Keys, b: Keys) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """The places in two runs of the documents that both have, in the order of the first."""
     if np.array_equal(a, b):
         return np.arange(len(a)), np.arange(len(b))
@@ -156,7 +156,7 @@ def _sums(task: TaskRun, name: str, run: str, even_some: bool) -> SumsByDocument
     sums = task.sums(name, even_some=even_some) if name in task.metrics else None
     if sums is None:
         why = task.why_unusable(name, even_some=even_some) or "some of its samples lack them"
-        raise ComparisonError(f"run {run} has no logged sums for every document: {why}")
+        raise ComparisonError(f"{run} has no logged sums for every document: {why}")
     return sums
 
 

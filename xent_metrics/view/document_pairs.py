@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from xent_metrics.analysis.logged import Tokens, context_in
@@ -16,8 +17,9 @@ from xent_metrics.view.documents import (
     beginning,
     loss_and_alternatives,
 )
-from xent_metrics.view.folder import RunFolder
+from xent_metrics.view.folder import OpenedTask, RunFolder
 from xent_metrics.view.links import PageNotFoundError, page_name, slug
+from xent_metrics.view.ranking import Ranking
 from xent_metrics.view.summaries import RunSummary
 from xent_metrics.view.tables import number, run_cells
 
@@ -27,16 +29,24 @@ _APART = 4.0  # nats at which the colour of a difference saturates
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """A document that both runs have: its slug, its samples and its losses in the chosen run A and in run B."""
+class _Pairs:
+    """The documents of a task that two runs share, the largest difference of their losses first."""
 
-    slug: str
-    samples: tuple[Sample, Sample]
-    losses: tuple[float, float]
+    a: OpenedTask
+    b: OpenedTask
 
-    @property
-    def difference(self) -> float:
-        return self.losses[1] - self.losses[0]
+    @cached_property
+    def ranking(self) -> Ranking:
+        return Ranking.by_difference(self.a.ranking, self.b.ranking)
+
+    def samples(self, rank: int) -> tuple[Sample, Sample]:
+        first, second = self.ranking.places[:, rank]
+        return self.a.task.samples[first], self.b.task.samples[second]
+
+    def cells(self, rank: int) -> dict[str, Any]:
+        """The losses of a document and their difference, as they are shown."""
+        a, b = self.ranking.losses[:, rank]
+        return {"losses": [number(a), number(b)], "difference": _signed(b - a)}
 
 
 def document_pairs(
@@ -55,14 +65,14 @@ def document_pairs(
     Raises:
         ComparisonError: the samples can't be read.
     """
-    pairs, in_each = _pairs(folder, a, b, name)
-    shown = pairs[:most]
-    start, pages = (page - 1) * DOCUMENTS_PER_PAGE, max(1, math.ceil(len(shown) / DOCUMENTS_PER_PAGE))
+    pairs = _Pairs(folder.task(a, name), folder.task(b, name))
+    ranks = range(len(pairs.ranking))[:most]
+    start, pages = (page - 1) * DOCUMENTS_PER_PAGE, max(1, math.ceil(len(ranks) / DOCUMENTS_PER_PAGE))
     return _heading(a, b, name) | {
-        "rows": [_row(a, b, name, pair) for pair in shown[start : start + DOCUMENTS_PER_PAGE]],
-        "shown": len(shown),
-        "shared": len(pairs),
-        "in_each": in_each,
+        "rows": [_row(a, b, pairs, rank) for rank in ranks[start : start + DOCUMENTS_PER_PAGE]],
+        "shown": len(ranks),
+        "shared": len(pairs.ranking),
+        "in_each": (len(pairs.a.ranking), len(pairs.b.ranking)),
         "pages": [(each, _page(a, b, name, each)) for each in range(1, pages + 1)],
         "page": page,
     }
@@ -77,44 +87,25 @@ def document_pair(
         PageNotFoundError: the runs have no such document in common.
         ComparisonError: the samples can't be read.
     """
-    shown = _pairs(folder, a, b, name)[0][:most]
-    place = next((place for place, each in enumerate(shown) if each.slug == wanted), None)
-    if place is None:
+    pairs = _Pairs(folder.task(a, name), folder.task(b, name))
+    rank = pairs.ranking.rank(wanted)
+    if rank is None or (most is not None and rank >= most):
         raise PageNotFoundError(f"{a.name} and {b.name} have no such document of {name} in common")
-    pair, around = shown[place], {"before": place - 1, "after": place + 1}
     near = {
-        side: page_name("pair", a.slug, b.slug, slug(name), shown[at].slug) if 0 <= at < len(shown) else ""
-        for side, at in around.items()
+        side: page_name("pair", a.slug, b.slug, slug(name), other) if other else ""
+        for side, other in pairs.ranking.neighbours(rank, most).items()
     }
-    of_a, of_b = (sample.tokens for sample in pair.samples)
-    return _heading(a, b, name) | near | {
+    samples = pairs.samples(rank)
+    of_a, of_b = (sample.tokens for sample in samples)
+    return _heading(a, b, name) | near | pairs.cells(rank) | {
         "task": (name, _page(a, b, name, 1)),
-        "number": str(pair.samples[0].raw.get("doc_id", "")),
-        "losses": [number(loss) for loss in pair.losses],
-        "difference": _signed(pair.difference),
-        "context": context_in(pair.samples[0].raw)[-LONGEST_TEXT:],
+        "number": str(samples[0].raw.get("doc_id", "")),
+        "context": context_in(samples[0].raw)[-LONGEST_TEXT:],
         "logged": bool(of_a and of_b),
         "tokens": list(_tokens(of_a, of_b)) if of_a and of_b and list(of_a.texts) == list(of_b.texts) else [],
         "cut": len(of_a or ()),
         "documents": [page_name("document", run.slug, slug(name), wanted) for run in (a, b)] if most is None else [],
     }  # fmt: skip
-
-
-def _pairs(folder: RunFolder, a: RunSummary, b: RunSummary, name: str) -> tuple[list[_Pair], tuple[int, int]]:
-    """The documents of both runs, the largest difference first, and how many each run has."""
-    opened = (folder.task(a, name), folder.task(b, name))
-    first, second = ({each.slug: each for each in one.by_loss} for one in opened)
-    pairs = [
-        _Pair(
-            own.slug,
-            (opened[0].task.samples[own.place], opened[1].task.samples[second[own.slug].place]),
-            (own.loss, second[own.slug].loss),
-        )
-        for own in first.values()
-        if own.slug in second
-    ]
-    pairs.sort(key=lambda pair: math.inf if math.isnan(pair.difference) else -abs(pair.difference))
-    return pairs, (len(first), len(second))
 
 
 def _heading(a: RunSummary, b: RunSummary, name: str) -> dict[str, Any]:
@@ -125,13 +116,12 @@ def _page(a: RunSummary, b: RunSummary, task: str, page: int) -> str:
     return page_name("pairs", a.slug, b.slug, slug(task), *([str(page)] if page > 1 else []))
 
 
-def _row(a: RunSummary, b: RunSummary, name: str, pair: _Pair) -> dict[str, Any]:
-    return {
-        "href": page_name("pair", a.slug, b.slug, slug(name), pair.slug),
-        "number": str(pair.samples[0].raw.get("doc_id", "")),
-        "losses": [number(loss) for loss in pair.losses],
-        "difference": _signed(pair.difference),
-        "text": beginning(pair.samples[0]),
+def _row(a: RunSummary, b: RunSummary, pairs: _Pairs, rank: int) -> dict[str, Any]:
+    sample, _ = pairs.samples(rank)
+    return pairs.cells(rank) | {
+        "href": page_name("pair", a.slug, b.slug, slug(pairs.a.task.name), pairs.ranking.slug(rank)),
+        "number": str(sample.raw.get("doc_id", "")),
+        "text": beginning(sample),
     }
 
 

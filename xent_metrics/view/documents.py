@@ -14,7 +14,7 @@ from xent_metrics.analysis.token_view import by_frequency, by_position
 from xent_metrics.errors import ComparisonError
 from xent_metrics.metrics import CrossEntropy
 from xent_metrics.view.charts import Chart, Point, Series, chart
-from xent_metrics.view.folder import Ranked, RunFolder
+from xent_metrics.view.folder import OpenedTask, RunFolder
 from xent_metrics.view.links import PageNotFoundError, page_name, slug
 from xent_metrics.view.summaries import RunSummary
 from xent_metrics.view.tables import number, run_cells
@@ -51,16 +51,16 @@ def documents(folder: RunFolder, run: RunSummary, name: str, page: int, most: in
         ComparisonError: the samples can't be read.
     """
     opened = folder.task(run, name)
-    task, shown = opened.task, opened.by_loss[:most]
-    start, pages = (page - 1) * DOCUMENTS_PER_PAGE, max(1, math.ceil(len(shown) / DOCUMENTS_PER_PAGE))
+    task, ranks = opened.task, range(len(opened.ranking))[:most]
+    start, pages = (page - 1) * DOCUMENTS_PER_PAGE, max(1, math.ceil(len(ranks) / DOCUMENTS_PER_PAGE))
     return {
         "run": run_cells(run),
         "task": (name, page_name("task", slug(name))),
         "problems": opened.run.problems,
         "values": [_value(task, key) for key in task.values],
         "charts": list(_charts(task)),
-        "rows": [_row(run, task, each) for each in shown[start : start + DOCUMENTS_PER_PAGE]],
-        "shown": len(shown),
+        "rows": [_row(run, opened, rank) for rank in ranks[start : start + DOCUMENTS_PER_PAGE]],
+        "shown": len(ranks),
         "documents": len(task.samples),
         "pages": [(each, _page_of_documents(run, name, each)) for each in range(1, pages + 1)],
         "page": page,
@@ -115,12 +115,13 @@ def _point(place: int, label: str, found: Interval) -> Point:
     return Point(place, found.value, found.low, found.high, text)
 
 
-def _row(run: RunSummary, task: TaskRun, shown: Ranked) -> dict[str, Any]:
-    sample = task.samples[shown.place]
+def _row(run: RunSummary, opened: OpenedTask, rank: int) -> dict[str, Any]:
+    task, ranking = opened.task, opened.ranking
+    sample = task.samples[ranking.places[0, rank]]
     return {
-        "href": page_name("document", run.slug, slug(task.name), shown.slug),
+        "href": page_name("document", run.slug, slug(task.name), ranking.slug(rank)),
         "number": str(sample.raw.get("doc_id", "")),
-        "loss": number(shown.loss),
+        "loss": number(ranking.losses[0, rank]),
         "tokens": len(sample.tokens) if sample.tokens else "",
         "text": beginning(sample),
     }
@@ -140,22 +141,21 @@ def document(folder: RunFolder, run: RunSummary, name: str, wanted: str, most: i
         ComparisonError: the samples can't be read.
     """
     opened = folder.task(run, name)
-    shown = opened.by_loss[:most]
-    place = next((place for place, each in enumerate(shown) if each.slug == wanted), None)
-    if place is None:
+    ranking = opened.ranking
+    rank = ranking.rank(wanted)
+    if rank is None or (most is not None and rank >= most):
         raise PageNotFoundError(f"{run.name} has no such document of {name}")
-    sample = opened.task.samples[shown[place].place]
-    around = {"before": place - 1, "after": place + 1}
+    sample = opened.task.samples[ranking.places[0, rank]]
     near = {
-        side: page_name("document", run.slug, slug(name), shown[at].slug) if 0 <= at < len(shown) else ""
-        for side, at in around.items()
+        side: page_name("document", run.slug, slug(name), other) if other else ""
+        for side, other in ranking.neighbours(rank, most).items()
     }
     tokens = sample.tokens
     return near | {
         "run": run_cells(run),
         "task": (name, page_name("documents", run.slug, slug(name))),
         "number": str(sample.raw.get("doc_id", "")),
-        "loss": number(shown[place].loss),
+        "loss": number(ranking.losses[0, rank]),
         "context": context_in(sample.raw)[-LONGEST_TEXT:],
         "tokens": list(_tokens(tokens)) if tokens else [],
         "text": "" if tokens else text_in(sample.raw)[:LONGEST_TEXT],

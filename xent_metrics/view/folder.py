@@ -7,7 +7,6 @@ all else is shown. Nothing is ever written into the folder.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import re
 import time
@@ -21,14 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from xent_metrics.analysis.results_file import load_results
 from xent_metrics.errors import ComparisonError
-from xent_metrics.view.links import digest, slug
+from xent_metrics.view.links import slug
 from xent_metrics.view.summaries import RunSummary, read_summary
 
 if TYPE_CHECKING:  # what reads samples takes torch, and is imported when it is needed
     from xent_metrics.analysis.run_comparison import RunComparison
     from xent_metrics.analysis.runs import Run, TaskRun
+    from xent_metrics.view.ranking import Ranking
 
-__all__ = ["RESAMPLES", "OpenedTask", "Problem", "Ranked", "RunFolder", "Snapshot"]
+__all__ = ["RESAMPLES", "OpenedTask", "Problem", "RunFolder", "Snapshot"]
 
 _SECONDS_BETWEEN_SCANS = 1.0
 _TASKS_KEPT = 4  # with their samples, which may be large
@@ -86,15 +86,6 @@ class Snapshot:
         return {slug(name): name for name in (*self.metrics, *self.tasks)}
 
 
-@dataclass(frozen=True)
-class Ranked:
-    """A document of a task: its loss, its place among the samples, and its slug, which is the same in every run."""
-
-    loss: float
-    place: int
-    slug: str
-
-
 @dataclass
 class OpenedTask:
     """A task of a run with its samples; the run has no other task, and its problems are those of this one."""
@@ -103,14 +94,11 @@ class OpenedTask:
     task: TaskRun
 
     @cached_property
-    def by_loss(self) -> list[Ranked]:
+    def ranking(self) -> Ranking:
         """The documents, those with the highest loss first and those without one last."""
-        from xent_metrics.analysis.report_documents import document_loss
+        from xent_metrics.view.ranking import Ranking
 
-        ranked = [
-            Ranked(document_loss(sample), place, digest(sample.key)) for place, sample in enumerate(self.task.samples)
-        ]
-        return sorted(ranked, key=lambda each: math.inf if math.isnan(each.loss) else -each.loss)
+        return Ranking.by_loss(self.task)
 
 
 #: Which file it is, and in which state.

@@ -9,7 +9,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-__all__ = ["INDEX", "PageNotFoundError", "PageParts", "digest", "page_name", "page_parts", "slug"]
+__all__ = ["INDEX", "PageNotFoundError", "PageParts", "page_name", "page_parts", "slug"]
 
 INDEX = "index.html"
 _BETWEEN = "--"  # no slug holds two hyphens in a row
@@ -35,12 +35,8 @@ def slug(text: str) -> str:
     ('runs-step-10-269673de', 'runs-step-10-3c444e1c', 'b-507ca5a2')
     """
     readable = re.sub(r"[^a-z0-9]+", "-", text.lower())[-_LONGEST:].strip("-")
-    return f"{readable}-{digest(text)[:8]}" if readable else digest(text)[:8]
-
-
-def digest(text: str) -> str:
-    """A short name for a text that need not be read, such as a document's key."""
-    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
+    digest = hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:8]
+    return f"{readable}-{digest}" if readable else digest
 
 
 def page_name(kind: str, *slugs: str) -> str:
