@@ -190,22 +190,26 @@ class _Packer:
         return view
 
     def _tokens(self, tokens: Tokens, with_alternatives: bool) -> dict[str, Any]:
-        texts, lengths, total = [], [], 0
-        for text in tokens.texts[: self.most_tokens]:
-            total += len(text)
-            if total > self.longest_text:
-                break
-            texts.append(text)
-            lengths.append(_utf16_length(text))
-        count = len(texts)
+        texts = self._shown(tokens.texts)
+        text, count = "".join(texts), len(texts)
         self.cut += count < len(tokens)
-        view = {"text": "".join(texts), "lengths": lengths}
-        view["nll"] = [round(100 * min(nll, _MOST_NLL)) if not math.isnan(nll) else -1 for nll in tokens.nll[:count]]
+        nll = np.rint(100 * np.clip(np.asarray(tokens.nll[:count], dtype=np.float64), -_MOST_NLL, _MOST_NLL))
+        view = {
+            "text": text,
+            "lengths": list(map(len if text.isascii() else _utf16_length, texts)),
+            "nll": np.where(np.isnan(nll), -1, nll).astype(np.int64).tolist(),
+        }
         if tokens.alternatives and with_alternatives:
             self.has_alternatives = True
             view["likely"] = self._alternatives(tokens, count)
         self.without_alternatives += bool(tokens.alternatives) and not with_alternatives
         return view
+
+    def _shown(self, texts: Sequence[str]) -> Sequence[str]:
+        """The first texts, as far as the budget goes."""
+        texts = texts[: self.most_tokens]
+        ends = np.cumsum(np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)))
+        return texts[: int(np.searchsorted(ends, self.longest_text, side="right"))]
 
     def _alternatives(self, tokens: Tokens, count: int) -> list[list[int]]:
         """For each token a flat list of pairs: the index of a word, and its probability in per mille."""
