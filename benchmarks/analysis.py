@@ -38,8 +38,9 @@ BINS = 15
 METRICS = [{"metric": "cross_entropy"}, {"metric": "bits_per_byte"}, {"metric": "expected_calibration_error"}]
 ROOT = Path(__file__).parent.parent
 #: Reads a run with one command and says what it took. The arguments of `xent` follow.
-CHILD = """
-import resource, sys
+CHILD = r"""
+import re, resource, sys
+from pathlib import Path
 from xent_metrics.cli import main
 sys.argv[0] = "xent"
 try:
@@ -49,7 +50,9 @@ except SystemExit as end:
         raise
 finally:
     used = resource.getrusage(resource.RUSAGE_SELF)
-    print("USED", used.ru_maxrss * 1024, used.ru_utime + used.ru_stime, file=sys.stderr)
+    # Not ru_maxrss, which begins with what the parent process held.
+    peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]
+    print("USED", int(peak) * 1024, used.ru_utime + used.ru_stime, file=sys.stderr)
 """
 
 
@@ -285,7 +288,7 @@ def with_tokens(base: Path, documents: int, peer: Path | None, claims: Claims) -
         claims.holds(f"{command}: the same answer from both", found == same)
         claims.ratio(
             f"{command}: time, {called} / Parquet", before.seconds / used.seconds, seen=f"{before} / {used}",
-            at_least=3.0 if large and command == "report" else None,
+            at_least=4.0 if large and command == "report" else None,
         )  # fmt: skip
         claims.ratio(f"{command}: GB", used.memory / 1e9, at_most=1.0 if documents == 10_000 else None)
         claims.note(f"{command}: JSON now", str(through_json))

@@ -11,6 +11,7 @@ import base64
 import gzip
 import json
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -141,7 +142,8 @@ def _joined(columns: Sequence[_Column]) -> tuple[_Array, dict[str, _Array]]:
 class _Packer:
     def __init__(self, longest_text: int, most_tokens: int) -> None:
         self.longest_text, self.most_tokens = longest_text, most_tokens
-        self.words: dict[str, int] = {}
+        self.words: defaultdict[str, int] = defaultdict()
+        self.words.default_factory = self.words.__len__  # a new word gets the next index
         self.has_alternatives = False
         self.cut = self.without_alternatives = 0
 
@@ -215,7 +217,7 @@ class _Packer:
         """For each token a flat list of pairs: the index of a word, and its probability in per mille."""
         words = self.words
         return [
-            [number for text, share in likely for number in (words.setdefault(text, len(words)), round(1000 * share))]
+            [number for text, share in likely for number in (words[text], round(1000 * share))]
             for likely in tokens.alternatives[:count]
         ]
 
