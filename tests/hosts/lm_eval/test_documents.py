@@ -7,6 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.utils import handle_non_serializable
 from support.lm_eval import (
@@ -24,7 +25,7 @@ from support.lm_eval import (
 )
 from support.registered import plugin_of
 
-from xent_metrics import RatioMetric, TokenScores
+from xent_metrics import RatioMetric, TokenScores, get_metric
 from xent_metrics.hosts.lm_eval import XentTask
 from xent_metrics.hosts.lm_eval.documents import DocumentSums, DocumentValue
 
@@ -69,6 +70,20 @@ def test_gathered_values_aggregate_to_the_same_bits_in_any_order():
         assert aggregation(gathered) == pytest.approx(aggregation([document[name] for document in found]), rel=1e-12)
     assert math.isnan(task.aggregation()["bits_per_byte"]([]))
     assert math.isnan(task.aggregation()["bits_per_byte_stderr"]([]))
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "expected_calibration_error"])
+def test_what_is_gathered_is_little_more_than_the_sums(name):
+    metric = get_metric(name)
+    found = [DocumentValue.of(metric, bigram_scores("", text)) for text in TEXTS]
+    both = (found, [DocumentSums.of(metric, value.sums) for value in found])
+    for values_, most in zip(both, (64, 0.2 * metric.state.nbytes + 64), strict=True):
+        pickled = pickle.dumps(values_)
+        assert len(pickled) / len(TEXTS) < metric.state.nbytes + most
+        assert all(torch.equal(a.sums, b.sums) for a, b in zip(pickle.loads(pickled), values_, strict=True))
+        assert pickle.loads(pickled) == values_
+    empty = pickle.loads(pickle.dumps(DocumentValue.placeholder()))
+    assert empty.sums.shape == (0, 8)
 
 
 def test_one_document_has_a_value_and_no_standard_error():

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,7 +48,7 @@ class DocumentValue(float):
         return cls(math.nan, sums)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (float(self), self.sums)
+        return _value_of, (float(self), _as_bytes(self.sums))
 
 
 class DocumentSums(dict[str, Any]):
@@ -73,7 +74,24 @@ class DocumentSums(dict[str, Any]):
         return cls({name: value.tolist() for name, value in named.items()}, sums)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (dict(self), self.sums)
+        return _sums_of, (dict(self), _as_bytes(self.sums))
+
+
+def _as_bytes(sums: Tensor) -> bytes:
+    """Packed sums without the 300 bytes that a pickled tensor has beside its values: lm-eval gathers one for each document."""
+    return sums.numpy().astype("<i8", copy=False).tobytes()
+
+
+def _from_bytes(sums: bytes) -> Tensor:
+    return torch.from_numpy(np.frombuffer(sums, "<i8").astype(np.int64).reshape(-1, exact_sum.ROW))
+
+
+def _value_of(value: float, sums: bytes) -> DocumentValue:
+    return DocumentValue(value, _from_bytes(sums))
+
+
+def _sums_of(named: dict[str, Any], sums: bytes) -> DocumentSums:
+    return DocumentSums(named, _from_bytes(sums))
 
 
 def is_placeholder(value: Any) -> bool:
