@@ -265,7 +265,8 @@ def raise_unknown(name: Any, output_type: str, where: str, error: XentMetricsErr
             error = own
     theirs = sorted(EMITTED.get(output_type, set(METRICS)) - set(list_metrics()))
     near = did_you_mean(name, theirs)
-    text = f"{where}: {error}{near} lm-eval's own in {output_type}: {', '.join(theirs) or 'none'}."
+    said = error.message if error is not None else f"unknown metric {name!r}"
+    text = f"{where}: {said}.{near} lm-eval's own in {output_type}: {', '.join(theirs) or 'none'}"
     raise type(error or UnknownMetricError())(text) from error
 
 
