@@ -71,10 +71,28 @@ def _pair(a: Run, b: Run) -> Iterator[Finding]:
 
 
 def _versions(a: Run, b: Run, place: str) -> Iterator[Finding]:
-    for key in ("lm_eval_version", "transformers_version", "xent_metrics"):
-        first, second = a.results.get(key), b.results.get(key)
-        if first != second:
-            yield Finding("versions-differ", place, f"{key}: {first} in A, {second} in B", "note")
+    first, second = _installed(a), _installed(b)
+    differing = [name for name in dict.fromkeys([*first, *second]) if first.get(name) != second.get(name)]
+    if differing:
+        said = "; ".join(
+            f"{name}: {first.get(name, 'none')} in A, {second.get(name, 'none')} in B" for name in differing
+        )
+        yield Finding("versions-differ", place, f"{said}. A difference of the values may come from this", "note")
+
+
+def _installed(run: Run) -> dict[str, str]:
+    """The version of each package and plugin that made a run, as its results say."""
+    ours = _part(run, "xent_metrics")
+    found = {
+        "lm_eval": run.results.get("lm_eval_version"),
+        "transformers": run.results.get("transformers_version"),
+        "xent-metrics": ours.get("version"),
+    }
+    listed = ours.get("plugins")
+    for plugin in listed if isinstance(listed, list) else ():
+        if isinstance(plugin, dict):
+            found[f"plugin {plugin.get('name')}"] = plugin.get("version")
+    return {name: str(version) for name, version in found.items() if version is not None}
 
 
 def _prompts(a: Run, b: Run, place: str) -> Iterator[Finding]:

@@ -112,7 +112,9 @@ def _loaded(source: Any, place: str) -> dict[str, Any] | Finding:
         return load_configuration(source)
     except (Exception, SystemExit) as error:  # its Python files may do anything when they are imported
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        return Finding("not-loadable", place, f"lm-eval can't load it: {why:.300}", "error")
+        return Finding(
+            "not-loadable", place, f"lm-eval can't load it: {why:.300}. Install or mend what this names", "error"
+        )
 
 
 def check_group(config: Mapping[str, Any], place: str, known: Configurations) -> list[Finding]:
