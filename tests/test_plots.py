@@ -1,17 +1,20 @@
 """`metric.plot()` of every registered metric, and the reliability diagrams of calibration errors."""
 
+import io
 import math
 
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from matplotlib.text import Text
 from support.registered import buildable
 
 from xent_metrics import BitsPerByte, CrossEntropy, TokenScores, get_metric, score_tokens
 from xent_metrics.analysis import StandardError
 from xent_metrics.errors import InvalidTargetError
 from xent_metrics.metrics.pair_metric import PairMetric
+from xent_metrics.plots import draw_by_group, figure
 
 matplotlib.use("Agg")
 RELIABILITY = ["expected_calibration_error", "maximum_calibration_error", "rms_calibration_error"]
@@ -117,3 +120,14 @@ def test_the_unit_follows_the_options():
     assert filled(bits).plot()[1].get_ylabel() == "bits per token"
     assert bits.clone().value_unit == "bits per token"
     assert BitsPerByte().value_unit == "bits per byte"
+
+
+def test_a_long_title_wraps_within_the_figure():
+    name = "a_task_whose_name_is_far_longer_than_the_figure_is_wide_" * 2
+    with figure(io.BytesIO(), (4, 3), format="png") as drawn:
+        axes = drawn.add_subplot()
+        draw_by_group(axes, ["a"], [1.0], title=f"Loss by position: {name}", unit="nats")
+        drawn.canvas.draw()
+        [title] = axes.findobj(lambda artist: isinstance(artist, Text) and artist.get_text().startswith("Loss"))
+        assert title.get_window_extent().x1 <= drawn.bbox.x1
+        assert title.get_text().replace("\n", "").endswith(name)

@@ -296,7 +296,7 @@ class TokenBytesError(XentMetricsError, ValueError):
     >>> token_bytes(lambda token_id: chr(token_id))
     Traceback (most recent call last):
     xent_metrics.errors.TokenBytesError: <lambda> is a callable, which has no vocabulary: expected vocab_size as
-        well. Pass token_bytes(f, vocab_size=V) with V the size of the model's logits. [E012]
+        well. Pass token_bytes(f, vocab_size=V) with V the size of the model's logits [E012]
     """
 
     code = "E012"

@@ -6,6 +6,7 @@ Each function draws on the axes it is given, so that it fits into any figure. `f
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -37,6 +38,7 @@ __all__ = [
 INK, MUTED, BLUE, PALE, ORANGE = "#1f2933", "#9aa5b1", "#2b6cb0", "#c3d5e8", "#dd6b20"
 #: Colours of several runs, safe for colour-blind readers (Okabe and Ito).
 SERIES = (BLUE, "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_CHARACTERS_PER_INCH = 7  # of a title, so that a long task's name isn't cut off
 _STYLE = {
     "axes.edgecolor": MUTED, "axes.labelcolor": INK, "axes.spines.right": False, "axes.spines.top": False,
     "axes.titlelocation": "left", "axes.titlesize": 12, "axes.titleweight": "bold", "font.size": 10,
@@ -208,7 +210,7 @@ def draw_by_group(
     # Labels may be text of documents, where a dollar sign doesn't start a formula.
     axes.set_xticks(range(len(order)), order, rotation=slanted, parse_math=False)
     axes.set(ylabel=unit)
-    axes.set_title(title, parse_math=False)
+    axes.set_title(textwrap.fill(title, int(_CHARACTERS_PER_INCH * axes.figure.get_figwidth())), parse_math=False)
     axes.set_xlabel(xlabel, parse_math=False)
     axes.grid(axis="y", color=MUTED, alpha=0.3)
     if called:

@@ -190,9 +190,8 @@ class Plugins:
         broken = [p for p in self.plugins if p.error is not None]
         for plugin in broken:
             text += f" Set aside: {plugin}: {type(plugin.error).__name__}: {plugin.error}."
-        text += f" Plugins loaded: {', '.join(str(p) for p in self.plugins if p.error is None)}."
-        text += f" Registered: {', '.join(sorted(self.metrics))}."
-        error = UnknownMetricError(text)
+        loaded = ", ".join(p.name for p in self.plugins if p.error is None) or "none"
+        error = UnknownMetricError(f"{text} `xent metrics` lists all {len(self.metrics)}; plugins loaded: {loaded}")
         error.__cause__ = broken[0].error if broken else None
         return error
 

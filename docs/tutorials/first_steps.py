@@ -7,7 +7,7 @@
 # # First steps
 #
 # Cross entropy, perplexity and bits per byte of a small model: exact, with their errors, and split up. The notebook runs on a
-# CPU, or on a GPU if there is one, in less than a minute. The first cell installs the package from a checkout: clone
+# CPU, or on a GPU if there is one. The first cell installs the package from a checkout: clone
 # xent-metrics first, and start the notebook in its folder `docs/tutorials`. If the package is there already, it does nothing.
 
 # %%

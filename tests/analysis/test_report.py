@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from xent_metrics import TokenScores
 from xent_metrics.analysis.intervals import delta_interval
 from xent_metrics.analysis.logged import choices_in
-from xent_metrics.analysis.report import write_report
+from xent_metrics.analysis.report import without_tokens, write_report
 from xent_metrics.analysis.run_comparison import compare_runs
 from xent_metrics.analysis.runs import Run, TaskRun, read_run
 from xent_metrics.analysis.samples import Sample
@@ -253,3 +253,14 @@ def test_a_report_that_fails_leaves_the_old_page(tmp_path, token_runs, monkeypat
     with pytest.raises(OSError, match="No space left"):
         write_report([run], page)
     assert page.read_bytes() == before
+
+
+def test_a_report_with_tokens_lacks_nothing_and_names_the_origin_of_a_rescored_run(token_runs, tmp_path):
+    run = read_run(token_runs[0])
+    assert without_tokens([run]) == ""
+    rescored = replace(run, results=run.results | {"rescored": {"run": "runs/<first>"}})
+    write_report([rescored], tmp_path / "x.html")
+    page = (tmp_path / "x.html").read_text(encoding="utf-8")
+    assert ", rescored from runs/&lt;first&gt;</small>" in page
+    assert "Point at a token" in page
+    assert page.count("<figcaption>Bars: 95 % interval over documents; a point without one rests on too few.") == 2

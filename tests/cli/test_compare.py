@@ -77,7 +77,7 @@ def test_shared_documents_are_compared_on_request(valued_runs, tmp_path):
 def test_a_reason_is_said_once_for_all_metrics(valued_runs, tmp_path):
     base, _ = valued_runs
     write_run(tmp_path, texts=TEXTS[1:])
-    table = xent("compare", base / "a", tmp_path)
+    table = xent("compare", base / "a", tmp_path, exit_code=1)
     assert table.count("the runs saw different documents") == 1
     assert "\n[1] the runs saw different documents: 23 in both" in table
     assert {cells(table, name)[-1] for name in ("bits per byte", "bits per token")} == {"not compared [1]"}
@@ -165,3 +165,13 @@ def test_runs_without_a_shared_task_are_an_error(valued_runs, tmp_path):
     assert "the runs share no task" in str(error)
     table = xent("compare", base / "a", base / "b", tmp_path, "--num-resamples", "99")
     assert "bits_per_byte" in table
+
+
+@pytest.mark.parametrize("third", [False, True])
+def test_the_status_says_if_nothing_could_be_compared(third, valued_runs, tmp_path):
+    base, _ = valued_runs
+    write_run(tmp_path, texts=TEXTS[1:])
+    runs = [base / "a", tmp_path, *([tmp_path] if third else [])]
+    table = xent("compare", *runs, "--num-resamples", "99", exit_code=0 if third else 1)
+    assert ("comparisons made here" in table) is third  # a legend of nothing is left out
+    json.loads(xent("compare", base / "a", tmp_path, "--json", exit_code=1))

@@ -67,7 +67,7 @@ def test_an_unknown_name_or_file_is_an_error_of_usage(healthy, tmp_path, monkeyp
 def test_runs_are_checked_against_the_first(healthy, runs, tmp_path):
     assert run(*runs)[0] == 0
     status, text = run(*runs, runs[0])
-    assert (status, text) == (0, "0 errors, 0 warnings, 0 notes\n")
+    assert (status, text) == (0, "No findings.\n")
 
 
 def test_write_shows_a_diff_and_lists_what_is_left(healthy, tmp_path):

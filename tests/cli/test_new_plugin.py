@@ -193,3 +193,12 @@ def test_without_a_kind_it_is_a_metric():
         ".github/workflows/test.yml", ".gitignore", "README.md", "pyproject.toml", "tests/test_metric.py",
         "xent_metrics_mine/__init__.py", "xent_metrics_mine/metric.py",
     }  # fmt: skip
+
+
+def test_the_documentation_shows_the_commands_that_are_printed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    printed = command("mean-probability").stdout.splitlines()[1:]
+    page = (SOURCE / "docs" / "plugins.md").read_text(encoding="utf-8")
+    shown = [line.split("   #")[0].rstrip() for line in page.splitlines()]
+    assert len(printed) == 3
+    assert {f"$ {line.strip()}" for line in printed} <= set(shown)

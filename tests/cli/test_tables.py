@@ -3,7 +3,7 @@
 import pytest
 from support.cli import fits
 
-from xent_metrics.cli.tables import Column, metric_and_unit, print_table
+from xent_metrics.cli.tables import METRIC_AND_UNIT, Column, metric_and_unit, print_table
 
 COLUMNS = [Column("name", bold=True), Column("path", drop=2, fold=True), Column("a number", drop=1, justify="right")]
 ROWS = [["a_name_of_thirty_characters_xx", "/a/long/path/" * 5, "1,234"], ["short", "p", "5"]]
@@ -53,3 +53,21 @@ def test_lines_follow_every_row_or_those_that_are_named(capsys, monkeypatch):
 
 def test_a_metric_without_a_unit_is_its_name():
     assert metric_and_unit("top_k_accuracy", "") == "top k accuracy"
+
+
+def test_a_title_is_a_line_of_its_own_however_narrow_the_table(capsys, monkeypatch):
+    title = "a_task: a_metric_with_a_long_name (nats per token)"
+    table = printed(capsys, monkeypatch, 100, [Column("run")], [["A"]], title=title)
+    assert table.splitlines()[0] == title
+
+
+def test_a_heading_names_each_quantity_of_its_cells_on_its_own_line(capsys, monkeypatch):
+    columns = [Column(METRIC_AND_UNIT), Column("value"), Column("documents\neffective", drop=1)]
+    rows = [[metric_and_unit("bits_per_byte", "bits per byte"), "3.1", "20\n16.2"]]
+    head = [line.split("┃")[1:-1] for line in printed(capsys, monkeypatch, 100, columns, rows).splitlines()[1:3]]
+    assert [[cell.strip() for cell in line] for line in head] == [
+        ["metric", "value", "documents"],
+        ["unit", "", "effective"],
+    ]
+    narrow = " ".join(printed(capsys, monkeypatch, 25, columns, rows).split())
+    assert "No room for: documents and effective." in narrow

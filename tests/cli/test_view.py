@@ -57,3 +57,10 @@ def test_a_missing_folder_and_an_unknown_run_are_errors(folder, tmp_path):
     assert "expected one that holds output folders of lm-eval" in str(result.exception)
     result = CliRunner().invoke(app, ["view", str(folder), "--against", "c"])
     assert str(result.exception) == "no run 'c' in the folder; its first runs: a, b [E001]"
+
+
+def test_a_folder_without_runs_says_so_and_what_a_run_is(tmp_path, served):
+    (tmp_path / "empty").mkdir()
+    result = CliRunner().invoke(app, ["view", str(tmp_path / "empty")])
+    assert len(served) == 1  # runs may still come
+    assert "holds no run of lm-eval that can be read. A run is a folder with a results_….json" in result.stderr

@@ -105,3 +105,13 @@ def test_runs_without_a_task_in_common_are_an_error(pair, b):
 
     change(b, rename)
     assert ("no-shared-task", "error") in kinds(pair / "a", b)
+
+
+def test_of_versions_only_those_that_differ_are_named(pair, b, tmp_path):
+    a = shutil.copytree(pair / "a", tmp_path / "a")
+    made_by = {"version": "0.1.0", "plugins": [{"name": "one", "version": "1"}, {"name": "two", "version": "1"}]}
+    change(a, lambda results: results.update(xent_metrics=made_by))
+    change(b, lambda results: results.update(xent_metrics=made_by | {"plugins": made_by["plugins"][:1]}))
+    [finding] = found(a, b)
+    assert finding.kind == "versions-differ"
+    assert finding.text == "plugin two: 1 in A, none in B. A difference of the values may come from this"

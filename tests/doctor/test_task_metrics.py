@@ -152,3 +152,15 @@ def test_lm_eval_itself_refuses_a_key_that_no_task_has():
     assert kinds(config) == [("unknown-key", "error")]
     with pytest.raises(TypeError, match="num_fewshots"):
         ConfigurableTask(config=config)
+
+
+def test_a_metric_of_ours_with_an_aggregation_needs_our_class_unless_the_task_may_emit_it():
+    entry = {"metric": "token_accuracy", "aggregation": "mean"}
+    [finding] = check_task(stock("loglikelihood_rolling", entry), "t")
+    assert finding.kind == "needs-xent-task"
+    assert check_task(stock("loglikelihood_rolling", entry, process_results=results), "t") == []
+
+
+def test_an_entry_that_is_a_name_alone_is_told_how_to_be_written():
+    [finding] = check_task(stock("loglikelihood_rolling", "acc"), "t")
+    assert finding.text == "an entry of metric_list is `metric: name` with options; got 'acc'. Write `- metric: acc`"

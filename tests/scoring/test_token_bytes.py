@@ -422,8 +422,6 @@ REFUSED = {
     ),
     "slow": (Unknown, "Unknown(name_or_path=''): found a slow tokenizer with no sp_model, byte-level alphabet, "),
     "codepoints": (CanineTokenizer, "CanineTokenizer(name_or_path=''): found a slow tokenizer with no sp_model"),
-    "a processor": (Processor, "Processor: found neither a Hugging Face tokenizer, a tiktoken encoding nor a callable"),
-    "a number": (lambda: 3, "int: found neither a Hugging Face tokenizer, a tiktoken encoding nor a callable"),
 }
 
 
@@ -436,15 +434,31 @@ def test_what_cannot_be_counted_is_named_and_has_a_way_out(make, message):
     assert message in error
     assert "; expected a decoder made of ByteLevel, " in error
     assert error.endswith(
-        "Pass a callable that knows each token's bytes: token_bytes(lambda id: ..., vocab_size=V). [E012]"
+        "Pass a function that knows each token's bytes: token_bytes(lambda id: ..., vocab_size=V) [E012]"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "got", "cure"),
+    [
+        ("gpt2", "'gpt2' (str)", "Load the tokenizer first: transformers.AutoTokenizer.from_pretrained('gpt2')"),
+        ([1, 2], "[1, 2] (list)", "A table of each id's bytes is passed to the metric, as a tensor"),
+        (3, "3 (int)", "Pass a function that knows each token's bytes"),
+        (Processor(), "(Processor)", "Pass a function that knows each token's bytes"),
+    ],
+)
+def test_what_is_no_tokenizer_at_all_is_told_what_to_pass(given, got, cure):
+    with pytest.raises(TokenBytesError) as caught:
+        token_bytes(given, vocab_size=9)
+    assert f"{got}. {cure}" in str(caught.value)
+    assert "decoder" not in str(caught.value)
 
 
 BAD_ARGUMENTS = [
     (
         byte_level,
         None,
-        f"{byte_level.__qualname__} is a callable, which has no vocabulary: expected vocab_size as well.",
+        f"{byte_level.__qualname__} is a callable, which has no vocabulary: expected vocab_size as well",
     ),
     ([b"", 7].__getitem__, 2, "list.__getitem__ gave 7 (int) for id 1: expected the token's bytes, a str that UTF-8"),
     (["\ud800"].__getitem__, 1, "list.__getitem__ gave '\\ud800' (str) for id 0: expected the token's bytes"),
@@ -453,7 +467,7 @@ BAD_ARGUMENTS = [
         2,
         "dict.__getitem__ raised KeyError for id 1: 1. Expected the token's bytes, or None for an",
     ),
-    (byte_level, 0, "vocab_size=0: expected a positive int (the size V of the logits) or None."),
+    (byte_level, 0, "vocab_size=0: expected a positive int (the size V of the logits) or None [E012]"),
     (byte_level, 5.0, "vocab_size=5.0: expected a positive int"),
 ]
 

@@ -8,10 +8,10 @@ from typer.testing import CliRunner
 from xent_metrics.cli.app import app
 
 
-def xent(*arguments: object, width: int = 300) -> str:
-    """What the command prints on stdout at a width of the terminal; it must succeed."""
+def xent(*arguments: object, width: int = 300, exit_code: int = 0) -> str:
+    """What the command prints on stdout at a width of the terminal; it must end with this status."""
     result = CliRunner(env={"COLUMNS": str(width)}).invoke(app, [*map(str, arguments)])
-    assert result.exit_code == 0, (result.output, result.exception)
+    assert result.exit_code == exit_code, (result.output, result.exception)
     return result.stdout
 
 

@@ -7,7 +7,7 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from support.logged_runs import HOSTILE, write_token_run
+from support.logged_runs import HOSTILE, write_run, write_token_run
 from support.result_files import write_results
 
 from xent_metrics.view import site as sites
@@ -171,3 +171,41 @@ def test_assets_are_files_of_ours():
         assert kind in ("text/css", "text/javascript")
         assert b"http" not in asset(name)
     assert sites.CONTENT_SECURITY_POLICY.startswith("default-src 'none'")
+
+
+def test_notes_are_not_under_the_heading_of_problems(tmp_path):
+    for name in ("a", "b"):
+        write_results(tmp_path / name, {"t": {"acc": 0.5}})
+    page = Site(RunFolder(tmp_path)).page("index.html").decode()
+    assert '<h2 id="notes">Notes</h2>' in page
+    assert "2 runs have this model" in page
+    assert "Problems" not in page
+    assert "⚠" not in page
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "samples_t_2026.jsonl").write_text("{", encoding="utf-8")
+    page = Site(RunFolder(tmp_path)).page("index.html").decode()
+    assert page.index('<h2 id="problems">') < page.index("⚠ <b>c</b>: samples without") < page.index('<h2 id="notes">')
+
+
+@pytest.mark.parametrize("kind", ["chart", "documents"])
+def test_a_chart_says_what_its_bars_are(pages, kind):
+    captions = [
+        caption
+        for name, page in pages.items()
+        if name.startswith(f"{kind}--")
+        for caption in re.findall("<figcaption>(.*?)</figcaption>", page, re.DOTALL)
+    ]
+    assert captions
+    assert all("95 % interval over documents" in caption for caption in captions)
+
+
+def test_pages_without_tokens_say_what_is_missing_and_how_to_have_it(tmp_path):
+    write_run(tmp_path / "a", texts=["one document", "another one"])
+    site = Site(RunFolder(tmp_path))
+    export_site(site, tmp_path / "site")
+    for kind in ("documents", "document"):
+        pages = [path.read_text(encoding="utf-8") for path in (tmp_path / "site").glob(f"{kind}--*.html")]
+        assert pages
+        for page in pages:
+            assert "nats of the whole document" in page
+            assert re.search("No tokens were logged.*To have them, evaluate with .*log_tokens=true", page)

@@ -60,3 +60,9 @@ def test_half_a_file_and_another_schema_are_errors_that_name_it(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ComparisonError, match=r"results_2026\.json"):
         read_summary(path, "a")
+
+
+def test_a_rescored_run_names_the_run_that_it_comes_from(tmp_path):
+    path = write_results(tmp_path, {"t": {"acc": 0.5}}, rescored={"run": "runs/a/results_x.json"})
+    facts = read_summary(path, "a").facts
+    assert facts["rescored from"] == "runs/a/results_x.json, by xent rescore, without the model"

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from xent_metrics.analysis.intervals import delta_interval
+from xent_metrics.analysis.logged import HOW_TO_LOG_TOKENS
 from xent_metrics.analysis.report_documents import pack_documents
 from xent_metrics.analysis.report_plots import run_color, task_plots
+from xent_metrics.analysis.results_file import rescored_from
 from xent_metrics.analysis.run_comparison import RunComparison
 from xent_metrics.analysis.run_matrix import Pair, compare_all, run_letters
 from xent_metrics.analysis.runs import Run, TaskRun
@@ -23,7 +25,7 @@ from xent_metrics.errors import InvalidInputError, MissingExtraError
 from xent_metrics.files import replacing
 from xent_metrics.version import __version__
 
-__all__ = ["write_report"]
+__all__ = ["without_tokens", "write_report"]
 
 
 def write_report(
@@ -58,10 +60,27 @@ def write_report(
         compared=compared,
         reasons=_reasons(compared),
         documents=pack_documents(runs, letters),
+        without_tokens=without_tokens(runs),
+        has_tokens=any(task.token_columns for run in runs for task in run.tasks.values()),
         notes=notes,
     )
     with replacing(path) as written:
         written.write_bytes(page.encode("utf-8", errors="backslashreplace"))  # a lone surrogate in a name
+
+
+def without_tokens(runs: Sequence[Run]) -> str:
+    """What a report of these runs lacks since tokens weren't logged, and how to have it; empty if nothing is lacking."""
+    lacking = [
+        letter
+        for letter, run in zip(run_letters(len(runs)), runs, strict=True)
+        if any(task.samples and not task.token_columns for task in run.tasks.values())
+    ]
+    if not lacking:
+        return ""
+    return (
+        f"Tasks of {', '.join(lacking)} have no tokens in their samples: no coloured tokens, and no loss by position or token "
+        f"frequency. To have them, {HOW_TO_LOG_TOKENS}"
+    )
 
 
 def _template() -> Any:
@@ -80,6 +99,7 @@ def _run(run: Run, letter: str) -> dict[str, Any]:
         "color": run_color(letter),
         "model": run.model,
         "path": run.path.parent,
+        "origin": rescored_from(run.results),
         "problems": run.problems,
     }
 

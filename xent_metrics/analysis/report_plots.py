@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from xent_metrics.errors import ComparisonError
 from xent_metrics.metrics import CrossEntropy, ExpectedCalibrationError
 from xent_metrics.sums import exact_sum
 
-__all__ = ["Plot", "run_color", "task_plots"]
+__all__ = ["Plot", "error_bars", "run_color", "task_plots"]
 
 #: One task in each run that has it, by the run's letter.
 _Tasks = Mapping[str, TaskRun]
@@ -25,10 +25,11 @@ _Tasks = Mapping[str, TaskRun]
 
 @dataclass(frozen=True)
 class Plot:
-    """An SVG that is safe to insert into the page, with a label for screen readers."""
+    """An SVG that is safe to insert into the page, with a label for screen readers and what its bars mean."""
 
     label: str
     svg: Any
+    caption: str = ""
 
 
 def run_color(letter: str) -> str:
@@ -92,14 +93,16 @@ def _by_group(
         axes = drawn.add_subplot()
         for letter, (labels, intervals) in runs.items():
             plots.draw_by_group(
-                axes, labels, [i.value for i in intervals], _error_bars(intervals), title=title, unit=unit, xlabel=xlabel,
+                axes, labels, [i.value for i in intervals], error_bars(intervals), title=title, unit=unit, xlabel=xlabel,
                 called="" if len(runs) == 1 else letter, color=run_color(letter), order=order,
             )  # fmt: skip
 
-    return _drawn(title, draw)
+    return replace(
+        _drawn(title, draw), caption="Bars: 95 % interval over documents; a point without one rests on too few."
+    )
 
 
-def _error_bars(intervals: list[Interval]) -> list[list[float]]:
+def error_bars(intervals: list[Interval]) -> list[list[float]]:
     """The lengths below and above each value; 0 for an interval that isn't finite."""
     sides = [[i.value - i.low for i in intervals], [i.high - i.value for i in intervals]]
     return [[length if math.isfinite(length) else 0.0 for length in side] for side in sides]

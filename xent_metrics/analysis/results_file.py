@@ -9,7 +9,7 @@ from typing import Any
 from xent_metrics.analysis.logged import parse_json
 from xent_metrics.errors import ComparisonError
 
-__all__ = ["NO_FILTER", "load_results", "reported_values"]
+__all__ = ["NO_FILTER", "load_results", "reported_values", "rescored_from"]
 
 NO_FILTER = "none"  # lm-eval's name of the filter that passes everything
 
@@ -48,3 +48,9 @@ def reported_values(found: Mapping[str, Any]) -> tuple[dict[str, float], dict[st
             target = errors if metric.endswith("_stderr") else values
             target[metric.removesuffix("_stderr") + suffix] = float(value)
     return values, errors
+
+
+def rescored_from(results: Mapping[str, Any]) -> str:
+    """The results file whose logged tokens `xent rescore` computed a run from; empty for a run of a model."""
+    rescored = results.get("rescored")
+    return str(rescored.get("run", "")) if isinstance(rescored, Mapping) else ""

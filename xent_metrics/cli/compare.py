@@ -21,13 +21,13 @@ __all__ = ["compare"]
 
 _LEGEND = (
     "B − A: difference, with its 95 % interval over documents. p: p value of a permutation test (McNemar's if a metric is 0 or 1 "
-    "on each document); below, Holm's, corrected for all {tests} comparisons made here. documents: number compared; below, how "
+    "on each document). Holm's p: corrected for all {tests} comparisons made here. documents: number compared. needed: how "
     "many would detect a difference of this size (80 % power at the 5 % level, corrected likewise). better: the better run, if "
     "the interval excludes 0 and Holm's p ≤ 0.05; – if the metric doesn't say which direction is better."
 )
 _MATRIX_LEGEND = (
-    "Each cell: the column's run − the row's; below, p by Holm's method, corrected for all {tests} comparisons made here, and "
-    "the better run, if the 95 % interval excludes 0 and this p ≤ 0.05; – if the metric doesn't say which direction is better. "
+    "B − row: run B minus the row's run. Holm's p: corrected for all {tests} comparisons made here; after it the better run, "
+    "if the 95 % interval excludes 0 and this p ≤ 0.05; – if the metric doesn't say which direction is better. "
     "--json has intervals, uncorrected p values, Benjamini and Hochberg's, and documents. --baseline compares with A alone, in "
     "full."
 )
@@ -48,6 +48,7 @@ def compare(
     """Compare runs on the same documents: difference, 95 % interval, p value, and documents needed to detect it.
 
     Three runs or more are compared each with each, as a matrix per metric. p values are corrected for all that is compared.
+    The exit status is 1 if nothing could be compared.
     """
     from xent_metrics.analysis.run_matrix import compare_all
     from xent_metrics.analysis.runs import read_run
@@ -62,10 +63,11 @@ def compare(
     _note_too_few_resamples(pairs, num_resamples)
     if as_json:
         print_json([_as_json(pair, read) for pair in pairs])
-    elif len(runs) == 2 or baseline:
-        _print_pairs(pairs, read)
     else:
-        _print_matrix(pairs, read)
+        (_print_pairs if len(runs) == 2 or baseline else _print_matrix)(pairs, read)
+    if not _results(pairs):
+        print_note("Nothing could be compared; each metric says why.")
+        raise typer.Exit(1)
 
 
 def _results(pairs: Iterable[Pair]) -> list[Comparison]:
@@ -119,7 +121,8 @@ def _print_pairs(pairs: Sequence[Pair], runs: Sequence[Run]) -> None:
     for pair in pairs:
         for task in dict.fromkeys(row.task for row in pair.rows):
             _print_task(pair, task)
-    print_legend(_LEGEND.format(tests=len(_results(pairs))))
+    if tests := len(_results(pairs)):
+        print_legend(_LEGEND.format(tests=tests))
     _print_what_is_wrong(pairs, runs)
 
 
@@ -139,16 +142,16 @@ def _print_what_is_wrong(pairs: Sequence[Pair], runs: Sequence[Run]) -> None:
 
 
 def _print_task(pair: Pair, task: str) -> None:
-    from xent_metrics.cli.tables import Column, print_reasons, print_table
+    from xent_metrics.cli.tables import METRIC_AND_UNIT, Column, print_reasons, print_table
 
     rows = [row for row in pair.rows if row.task == task]
     columns = [
-        Column("metric", bold=True),
+        Column(METRIC_AND_UNIT, bold=True),
         Column(pair.first, drop=3, justify="right"),
         Column(pair.second, drop=2, justify="right"),
-        Column(f"{pair.second} − {pair.first}", justify="right"),
-        Column("p", drop=1, justify="right"),
-        Column("documents", drop=4, justify="right"),
+        Column(f"{pair.second} − {pair.first}\n95 % interval", justify="right"),
+        Column("p\nHolm's p", drop=1, justify="right"),
+        Column("documents\nneeded", drop=4, justify="right"),
         Column("better"),
     ]
     reasons = _reasons(rows)
@@ -210,7 +213,8 @@ def _print_matrix(pairs: Sequence[Pair], runs: Sequence[Run]) -> None:
             if (row.task, row.metric) == (task, metric)
         }
         _print_metric(cells, runs)
-    print_legend(_MATRIX_LEGEND.format(tests=len(_results(pairs))))
+    if tests := len(_results(pairs)):
+        print_legend(_MATRIX_LEGEND.format(tests=tests))
     _print_what_is_wrong(pairs, runs)
 
 
@@ -225,7 +229,10 @@ def _print_metric(found: dict[tuple[str, str], tuple[Pair, RunComparison]], runs
         values[first].add(row.value_a)
         values[second].add(row.value_b)
     columns = [Column("run", bold=True), Column("value", justify="right")]
-    columns += [Column(f"{letter} −", justify="right", drop=place) for place, letter in enumerate(letters[1:], 1)]
+    columns += [
+        Column(f"{letter} − row\nHolm's p, better", justify="right", drop=place)
+        for place, letter in enumerate(letters[1:], 1)
+    ]
     cells = [
         [
             letter,

@@ -142,4 +142,4 @@ def _print(found: Sequence[Finding]) -> None:
         head = Text.assemble((each.severity, styles[each.severity]), f" {each.kind}: ", (printable(each.place), "bold"))
         text = Padding(Text(printable(each.text), overflow="fold"), (0, 0, 0, 2), expand=False)
         console.print(head, text, sep="\n")
-    console.print(counted(found))
+    console.print(counted(found) if found else "No findings.")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["intervals"]
 
 _LEGEND = (
-    "documents: their number; below, the number that the value effectively rests on, fewer if some are much longer than "
+    "documents: their number. effective: the number that the value effectively rests on, fewer if some are much longer than "
     "others. On either side, the interval is about Student's quantile for that number times the standard error: many standard "
     "errors if it is small, and more on the side of a long tail. Metrics that are 0 or 1 on each document have Wilson's interval."
 )
@@ -59,7 +59,7 @@ def _measure(run: Run, method: Any) -> Iterator[dict[str, Any]]:
 
 def _print(runs: list[Run], found: list[list[dict[str, Any]]]) -> None:
     from xent_metrics.analysis.run_matrix import run_letters
-    from xent_metrics.cli.tables import Column, print_legend, print_reasons, print_run, print_table
+    from xent_metrics.cli.tables import METRIC_AND_UNIT, Column, print_legend, print_reasons, print_run, print_table
 
     several = len(runs) > 1
     letters = run_letters(len(runs))
@@ -68,11 +68,11 @@ def _print(runs: list[Run], found: list[list[dict[str, Any]]]) -> None:
     columns = [
         *([Column("run")] if several else []),
         Column("task"),
-        Column("metric", bold=True),
+        Column(METRIC_AND_UNIT, bold=True),
         Column("value", justify="right"),
         Column("± s.e.", drop=2, justify="right"),
         Column("95 % interval", drop=1, justify="right"),
-        Column("documents", drop=3, justify="right"),
+        Column("documents\neffective", drop=3, justify="right"),
     ]
     notes = list(dict.fromkeys(row["note"] for rows in found for row in rows if row["note"]))
     cells = [

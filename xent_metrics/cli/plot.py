@@ -50,6 +50,7 @@ def reliability(run: _RunFolder, output: _Output = Path("reliability.png"), task
 @app.command()
 def position(run: _RunFolder, output: _Output = Path("position.png"), task: _Task = None) -> None:
     """Plot cross entropy by token position in the document, with 95 % intervals; needs a run with log_tokens=true."""
+    from xent_metrics.analysis.report_plots import error_bars
     from xent_metrics.analysis.token_view import by_position
     from xent_metrics.plots import draw_by_group, figure
 
@@ -60,9 +61,9 @@ def position(run: _RunFolder, output: _Output = Path("position.png"), task: _Tas
             drawn.add_subplot(),
             labels,
             [interval.value for interval in intervals],
-            [interval.high - interval.value for interval in intervals],
+            error_bars(intervals),
             title=f"Loss by position: {found.name}",
-            unit="nats per token",
+            unit="nats per token, with 95 % intervals over documents",
             xlabel="token position in the document",
         )
     print(output)

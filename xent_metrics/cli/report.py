@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from xent_metrics.cli.output import print_note
+
 __all__ = ["report"]
 
 
@@ -17,8 +19,11 @@ def report(
     domain: Annotated[str | None, typer.Option(help="Field of the documents to plot the loss by.")] = None,
 ) -> None:
     """Write one self-contained HTML page: values with intervals, plots, differences, and the documents token by token."""
-    from xent_metrics.analysis.report import write_report
+    from xent_metrics.analysis.report import without_tokens, write_report
     from xent_metrics.analysis.runs import read_run
 
-    write_report([read_run(path) for path in runs], output, title=title, domain=domain)
+    read = [read_run(path) for path in runs]
+    write_report(read, output, title=title, domain=domain)
+    if lacking := without_tokens(read):
+        print_note(lacking)
     print(output)

@@ -63,11 +63,11 @@ def _rows(run: Run, task: RescoredTask) -> list[dict[str, Any]]:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    from xent_metrics.cli.tables import Column, metric_and_unit, print_table
+    from xent_metrics.cli.tables import METRIC_AND_UNIT, Column, metric_and_unit, print_table
 
     columns = [
         Column("task"),
-        Column("metric", bold=True),
+        Column(METRIC_AND_UNIT, bold=True),
         Column("value", justify="right"),
         Column("± s.e.", drop=2, justify="right"),
         Column("documents", drop=3, justify="right"),

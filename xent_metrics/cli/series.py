@@ -59,15 +59,22 @@ def _numbers(steps: str | None) -> list[int] | None:
 
 
 def _print(found: Sequence[Series], shown: Sequence[Series]) -> None:
-    from xent_metrics.cli.tables import Column, print_legend, print_reasons, print_table, table_console
+    from xent_metrics.cli.tables import (
+        METRIC_AND_UNIT,
+        Column,
+        print_legend,
+        print_reasons,
+        print_table,
+        table_console,
+    )
 
     reasons = list(dict.fromkeys(reason for each in shown for reason in each.notes))
     columns = [
         Column("task"),
-        Column("metric", bold=True),
+        Column(METRIC_AND_UNIT, bold=True),
         Column("steps", drop=2, justify="right"),
-        Column("first … last", drop=1, justify="right"),
-        Column("slope", justify="right"),
+        Column("first … last\nat steps", drop=1, justify="right"),
+        Column("slope\n95 % interval", justify="right"),
         Column("changes"),
     ]
     if shown:

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 
     from xent_metrics.analysis.runs import Run
 
-__all__ = ["Column", "metric_and_unit", "print_legend", "print_reasons", "print_run", "print_table", "table_console"]
+__all__ = [
+    "METRIC_AND_UNIT",
+    "Column",
+    "metric_and_unit",
+    "print_legend",
+    "print_reasons",
+    "print_run",
+    "print_table",
+    "table_console",
+]
 
 _PIPE_WIDTH = 160  # characters: every column of every table
 _FOLDED_WIDTH = 20  # the least width of a column that may break within words
@@ -26,7 +35,7 @@ class Column:
     """A column of a table.
 
     Args:
-        header: its heading.
+        header: its heading; a line for each quantity that its cells hold one below the other.
         drop: 0 to keep the column always; otherwise the column with the largest number is the first to be left out.
         fold: break long words, such as paths, to make the column narrower; otherwise it wraps at spaces only.
         bold: print the first line of each cell in bold.
@@ -61,17 +70,26 @@ def print_table(
     console = table_console()
     cells = [[_cell(column, text) for column, text in zip(columns, row, strict=True)] for row in rows]
     widths = _widths(columns, cells, console.width)
-    table = Table(show_lines=sections is None, title=title and Text(printable(title)), title_justify="left")
+    table = Table(show_lines=sections is None)
+    lines = max((column.header.count("\n") for column in columns), default=0)
     for place, width in widths.items():
-        table.add_column(columns[place].header, justify=columns[place].justify, overflow="fold", width=width)
+        column = columns[place]
+        header = column.header + "\n" * (lines - column.header.count("\n"))  # first lines on a level: rich aligns below
+        table.add_column(header, justify=column.justify, overflow="fold", width=width)
     for number, row in enumerate(cells):
         table.add_row(*(row[place] for place in widths), end_section=number in (sections or ()))
     console.width = max(console.width, _total(widths.values()))  # rather too wide than cut off
+    if title is not None:  # as a line of its own, since rich would wrap it within the width of the table
+        console.print(Text(printable(title), "italic"), soft_wrap=True)
     console.print(table)
-    left_out = [column.header for place, column in enumerate(columns) if place not in widths]
+    left_out = [column.header.replace("\n", " and ") for place, column in enumerate(columns) if place not in widths]
     if left_out:
         note = f"No room for: {', '.join(left_out)}. Use a wider terminal or --json."
         console.print(note, style="dim", highlight=False)
+
+
+#: The heading of cells by `metric_and_unit`.
+METRIC_AND_UNIT = "metric\nunit"
 
 
 def metric_and_unit(metric: str, unit: str) -> str:

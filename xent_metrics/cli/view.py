@@ -38,17 +38,27 @@ def view(
     ] = None,
 ) -> None:
     """Show runs and checkpoints, those to come included: tables, metrics over training, differences, documents."""
+    runs = _opened(folder)
+    baselines = _baselines(runs, against)
+    if export is not None:
+        _export(runs, export, documents, baselines)
+    else:
+        _serve(runs, host, port, documents, baselines)
+
+
+def _opened(folder: Path) -> RunFolder:
     from xent_metrics.errors import InvalidInputError
     from xent_metrics.view.folder import RunFolder
 
     if not folder.is_dir():
         raise InvalidInputError(f"no folder {folder}; expected one that holds output folders of lm-eval")
     runs = RunFolder(folder)
-    baselines = _baselines(runs, against)
-    if export is not None:
-        _export(runs, export, documents, baselines)
-    else:
-        _serve(runs, host, port, documents, baselines)
+    if not runs.snapshot().runs:
+        print_note(
+            f"{folder} holds no run of lm-eval that can be read. A run is a folder with a results_….json: write one with "
+            "xent lm-eval run … --output_path DIR --log_samples"
+        )
+    return runs
 
 
 def _export(runs: RunFolder, target: Path, documents: int | None, baselines: list[str] | None) -> None:

@@ -135,7 +135,7 @@ def _scored_by(hook: str, rows: str, place: str, **given: object) -> Finding:
 def _threads() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = torch.get_num_threads()
-    yield Finding("threads", "torch", f"{threads} threads on {cores} cores that this process may use", "note")
+    yield Finding("threads", "torch", f"threads: {threads}; cores that this process may use: {cores}", "note")
     if threads > cores:
         text = f"{threads} threads share {cores} cores, which is slow. Set OMP_NUM_THREADS={cores}"
         yield Finding("too-many-threads", "torch", text, "warning")

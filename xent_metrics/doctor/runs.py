@@ -54,7 +54,7 @@ def _pair(a: Run, b: Run) -> Iterator[Finding]:
     place = f"{a.path.parent} and {b.path.parent}"
     shared = [name for name in a.tasks if name in b.tasks]
     if not shared:
-        text = f"share no task: A has {', '.join(a.tasks)}; B has {', '.join(b.tasks)}"
+        text = f"share no task: A has {', '.join(a.tasks)}; B has {', '.join(b.tasks)}. Evaluate both on the same tasks"
         yield Finding("no-shared-task", place, text, "error")
         return
     if alone := sorted(a.tasks.keys() ^ b.tasks.keys()):
@@ -71,10 +71,28 @@ def _pair(a: Run, b: Run) -> Iterator[Finding]:
 
 
 def _versions(a: Run, b: Run, place: str) -> Iterator[Finding]:
-    for key in ("lm_eval_version", "transformers_version", "xent_metrics"):
-        first, second = a.results.get(key), b.results.get(key)
-        if first != second:
-            yield Finding("versions-differ", place, f"{key}: {first} in A, {second} in B", "note")
+    first, second = _installed(a), _installed(b)
+    differing = [name for name in dict.fromkeys([*first, *second]) if first.get(name) != second.get(name)]
+    if differing:
+        said = "; ".join(
+            f"{name}: {first.get(name, 'none')} in A, {second.get(name, 'none')} in B" for name in differing
+        )
+        yield Finding("versions-differ", place, f"{said}. A difference of the values may come from this", "note")
+
+
+def _installed(run: Run) -> dict[str, str]:
+    """The version of each package and plugin that made a run, as its results say."""
+    ours = _part(run, "xent_metrics")
+    found = {
+        "lm_eval": run.results.get("lm_eval_version"),
+        "transformers": run.results.get("transformers_version"),
+        "xent-metrics": ours.get("version"),
+    }
+    listed = ours.get("plugins")
+    for plugin in listed if isinstance(listed, list) else ():
+        if isinstance(plugin, dict):
+            found[f"plugin {plugin.get('name')}"] = plugin.get("version")
+    return {name: str(version) for name, version in found.items() if version is not None}
 
 
 def _prompts(a: Run, b: Run, place: str) -> Iterator[Finding]:
@@ -98,7 +116,8 @@ def _task(name: str, a: Run, b: Run, place: str) -> Iterator[Finding]:
     configs = [_part(run, "configs").get(name) for run in (a, b)]
     if keys := _differing(*configs):
         text = (
-            f"the task's configurations differ in {', '.join(keys)}: the models got other texts, or were read otherwise"
+            f"the task's configurations differ in {', '.join(keys)}: the models got other texts, or were read otherwise. "
+            "Evaluate both with one configuration"
         )
         yield Finding("task-config", place, text, "error")
     yield from _documents(first, second, place)
@@ -109,7 +128,8 @@ def _hashes(name: str, a: Run, b: Run, place: str) -> Iterator[Finding]:
     """A difference that nothing else explains: of the few-shot examples, say, or of the order of the documents."""
     hashes = [_part(run, "task_hashes").get(name) for run in (a, b)]
     if None not in hashes and hashes[0] != hashes[1]:
-        text = f"the documents with their prompts have the hash {hashes[0]!s:.12} in A, {hashes[1]!s:.12} in B"
+        text = f"the documents with their prompts have the hash {hashes[0]!s:.12} in A, {hashes[1]!s:.12} in B: other few-shot "
+        text += "examples, other data or another order. Evaluate both on the same data with the same seeds"
         yield Finding("task-hash", f"{place}, task {name}", text, "warning")
 
 

@@ -81,7 +81,8 @@ def _stock(config: Mapping[str, Any], place: str) -> Iterator[Finding]:
         if isinstance(entry, Mapping) and "metric" in entry:
             yield from _stock_entry(config, index, entry, place)
         else:
-            text = f"an entry of metric_list is `metric: name` with options; got {entry!r}"
+            cure = f"Write `- metric: {entry}`" if isinstance(entry, str) else "Add `metric: name`"
+            text = f"an entry of metric_list is `metric: name` with options; got {entry!r}. {cure}"
             yield Finding("broken-entry", place, text, "error")
     yield from _conventions(config, place)
 
@@ -90,8 +91,10 @@ def _stock_entry(config: Mapping[str, Any], index: int, entry: Mapping[str, Any]
     output_type, has_function = str(config.get("output_type", GENERATIVE)), config.get("process_results") is not None
     name, path = entry["metric"], ("metric_list", index)
     called = name if isinstance(name, str) else getattr(name, "__name__", repr(name))
+    # With an aggregation, a task's own `process_results` may emit a value of this name; nothing else can.
+    asked = dict(entry) if has_function else {key: value for key, value in entry.items() if key != "aggregation"}
     try:
-        check_metrics_are_lm_evals(str(config.get("task")), dict(config) | {"metric_list": [entry]}, is_lm_evals=True)
+        check_metrics_are_lm_evals(str(config.get("task")), dict(config) | {"metric_list": [asked]}, is_lm_evals=True)
     except MetricOptionError:
         text = f"{called} is a metric of xent-metrics, which lm-eval's own class of tasks can't compute. "
         text += f"Add `class: !function {_XENT_TASK}`"
@@ -232,7 +235,7 @@ def _model(metrics: MetricList, config: Mapping[str, Any], place: str, model: st
         try:
             _require_of_model(entry, str(model))
         except MissingScoreError as error:
-            text = f"--model {model} can't feed {entry.name}: {error}. `--model xent-hf` can"
+            text = f"--model {model} can't feed {entry.name}: {error.message}. `--model xent-hf` can"
             if config.get("output_type") == "multiple_choice":
                 text += "; over the choices any model can: `over: choices`"
             yield Finding("model-cannot-score", place, text, "error")

@@ -102,7 +102,14 @@ def check_names(names: Sequence[str], model: str | None = None) -> list[Finding]
 
 def _check_named(name: str, known: Configurations, model: str | None) -> list[Finding]:
     if name not in known.entries:
-        return [Finding("unknown-task", name, "a group lists it, but no YAML defines it", "warning")]
+        return [
+            Finding(
+                "unknown-task",
+                name,
+                "a group lists it, but no YAML defines it. Correct its name in the group",
+                "warning",
+            )
+        ]
     loaded = _loaded(known.entries[name], name)
     return [loaded] if isinstance(loaded, Finding) else check_task(loaded, name, model)
 
@@ -112,7 +119,9 @@ def _loaded(source: Any, place: str) -> dict[str, Any] | Finding:
         return load_configuration(source)
     except (Exception, SystemExit) as error:  # its Python files may do anything when they are imported
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        return Finding("not-loadable", place, f"lm-eval can't load it: {why:.300}", "error")
+        return Finding(
+            "not-loadable", place, f"lm-eval can't load it: {why:.300}. Install or mend what this names", "error"
+        )
 
 
 def check_group(config: Mapping[str, Any], place: str, known: Configurations) -> list[Finding]:
@@ -139,9 +148,7 @@ def _aggregated(
     found = [task[metric] for task in known if metric in task]
     if complete and len(known) == len(tasks) and not found:
         names = ", ".join(sorted({name for task in known for name in task}))
-        text = (
-            f"the group aggregates {metric}, which none of its tasks lists (they list {names or 'nothing'}). Correct it"
-        )
+        text = f"the group aggregates {metric}, which none of its tasks lists (they list {names or 'nothing'}), so the group has no value of it. Name one of these"
         yield Finding("group-lacks-metric", place, text, "warning")
     no_means = sorted({str(name) for name in found if name in _NO_MEANS})
     if no_means and entry.get("weight_by_size", True):

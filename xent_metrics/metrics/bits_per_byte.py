@@ -112,7 +112,9 @@ def _whole(table: Tensor) -> Tensor:
             f"token_bytes holds the bytes of each id as integers; got {table.dtype}. Pass token_bytes.long()"
         )
     if bool((table < 0).any()):
-        raise MetricOptionError(f"token_bytes holds the bytes of each id, integers from 0; got {int(table.min())}")
+        raise MetricOptionError(
+            f"token_bytes holds the bytes of each id, integers from 0; got {int(table.min())}. Give ids that don't count 0"
+        )
     return table.to(torch.int64)
 
 

@@ -302,9 +302,10 @@ def bytes_of(target: Tensor, token_bytes: Any, vocab_size: int | None) -> Tensor
     if token_bytes.is_floating_point() or token_bytes.is_complex() or token_bytes.dtype == torch.bool:
         raise InvalidInputError(f"token_bytes holds whole numbers of bytes; got {token_bytes.dtype}")
     if token_bytes.ndim != 1 or (vocab_size is not None and len(token_bytes) < vocab_size):
+        size = vocab_size or "V"
         raise InvalidInputError(
-            f"expected one entry of token_bytes per class, shape ({vocab_size},); got {tuple(token_bytes.shape)}. "
-            f"token_bytes(tokenizer, vocab_size={vocab_size}) pads to a model's vocabulary"
+            f"expected one entry of token_bytes per class, shape ({size},); got {tuple(token_bytes.shape)}. "
+            f"token_bytes(tokenizer, vocab_size={size}) pads to a model's vocabulary"
         )
     table: Tensor = on_device(token_bytes, target.device, "token_bytes")[target]
     return table

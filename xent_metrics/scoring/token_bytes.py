@@ -10,6 +10,7 @@ works for any tokenizer. No tokenizer library is imported here.
 from __future__ import annotations
 
 import json
+import reprlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -32,6 +33,7 @@ BYTE_ALPHABET = frozenset(map(chr, (*range(33, 127), *range(161, 173), *range(17
 LONE_BYTES = frozenset(char for char in BYTE_ALPHABET if "\x7f" < char < "\u0100")  # "é" is 0xE9, alone no UTF-8
 # The WordPiece decoder's cleanup removes the space before these.
 UNSPACED_WORDS = (".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re")
+_PASS_A_FUNCTION = "Pass a function that knows each token's bytes: token_bytes(lambda id: ..., vocab_size=V)"
 
 
 def token_bytes(tokenizer: Any, *, vocab_size: int | None = None) -> torch.Tensor:
@@ -65,13 +67,13 @@ def token_bytes(tokenizer: Any, *, vocab_size: int | None = None) -> torch.Tenso
     tensor([1, 2, 2, 0])
     """
     if vocab_size is not None and (type(vocab_size) is not int or vocab_size < 1):
-        raise TokenBytesError(f"vocab_size={vocab_size!r}: expected a positive int (the size V of the logits) or None.")
+        raise TokenBytesError(f"vocab_size={vocab_size!r}: expected a positive int (the size V of the logits) or None")
     num_bytes = _num_bytes(tokenizer, vocab_size)
     num_ids = max(num_bytes, default=-1) + 1
     if vocab_size is not None and vocab_size < num_ids:
         raise TokenBytesError(
             f"vocab_size={vocab_size}, but {_name(tokenizer)} has ids up to {num_ids - 1}: "
-            f"expected at least {num_ids}. Pass the size V of the model's logits, or leave vocab_size out."
+            f"expected at least {num_ids}. Pass the size V of the model's logits, or leave vocab_size out"
         )
     return torch.tensor([num_bytes.get(i, 0) for i in range(vocab_size or num_ids)], dtype=torch.int64)  # (V,)
 
@@ -90,7 +92,19 @@ def _num_bytes(tokenizer: Any, vocab_size: int | None) -> dict[int, int]:
         return _from_slow(tokenizer)
     if callable(tokenizer) and not hasattr(tokenizer, "decode"):  # tokenizers are callable too, with text
         return _from_callable(tokenizer, vocab_size)
-    raise _uncountable(tokenizer, "neither a Hugging Face tokenizer, a tiktoken encoding nor a callable")
+    raise TokenBytesError(
+        "token_bytes: expected a tokenizer (Hugging Face's, tiktoken's, or with a method id_to_bytes) or a function from an "
+        f"id to its bytes; got {reprlib.repr(tokenizer)} ({type(tokenizer).__name__}). {_instead_of(tokenizer)}"
+    )
+
+
+def _instead_of(given: Any) -> str:
+    """What to pass in place of something that has no bytes of its own."""
+    if isinstance(given, str):
+        return f"Load the tokenizer first: transformers.AutoTokenizer.from_pretrained({given!r})"
+    if isinstance(given, list | tuple | torch.Tensor):
+        return "A table of each id's bytes is passed to the metric, as a tensor: token_bytes=torch.tensor([...])"
+    return _PASS_A_FUNCTION
 
 
 def _from_tiktoken(encoding: Any) -> dict[int, int]:
@@ -106,7 +120,7 @@ def _from_callable(bytes_of: Callable[[int], object], vocab_size: int | None) ->
     if vocab_size is None:
         raise TokenBytesError(
             f"{_name(bytes_of)} is a callable, which has no vocabulary: expected vocab_size as well. "
-            "Pass token_bytes(f, vocab_size=V) with V the size of the model's logits."
+            "Pass token_bytes(f, vocab_size=V) with V the size of the model's logits"
         )
     return {token_id: _size(bytes_of, token_id) for token_id in range(vocab_size)}
 
@@ -117,7 +131,7 @@ def _size(bytes_of: Callable[[int], object], token_id: int) -> int:
     except Exception as error:
         raise TokenBytesError(
             f"{_name(bytes_of)} raised {type(error).__name__} for id {token_id}: {error}. Expected the token's bytes, or "
-            "None for an id that does not count."
+            "None for an id that does not count"
         ) from error
     match token:
         case None:
@@ -128,7 +142,7 @@ def _size(bytes_of: Callable[[int], object], token_id: int) -> int:
             return len(token.encode())
     raise TokenBytesError(
         f"{_name(bytes_of)} gave {token!r} ({type(token).__name__}) for id {token_id}: expected the token's bytes, "
-        "a str that UTF-8 can encode, or None for an id that does not count. Return one of these."
+        "a str that UTF-8 can encode, or None for an id that does not count. Return one of these"
     )
 
 
@@ -278,5 +292,5 @@ def _uncountable(tokenizer: Any, found: str) -> TokenBytesError:
     return TokenBytesError(
         f"token_bytes can't count the bytes of {_name(tokenizer)}: found {found}; expected a decoder made of "
         "ByteLevel, Metaspace, Replace (of a string), ByteFallback, Fuse, Strip (after Fuse), WordPiece, BPEDecoder, "
-        "or the like. Pass a callable that knows each token's bytes: token_bytes(lambda id: ..., vocab_size=V)."
+        f"or the like. {_PASS_A_FUNCTION}"
     )

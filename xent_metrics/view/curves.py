@@ -91,7 +91,7 @@ def _over(
             point = Point(place, value, low, high, text, page_name("run", run.slug))
             series.setdefault(run.training.series, []).append(point)
     lines = [Series(name, points) for name, points in series.items()]
-    return chart(lines, title=f"{metric} of {task} over {label}", x_label=label, unit=unit, marks=marks)
+    return chart(lines, title=f"{metric} of {task} by {label}", x_label=label, unit=unit, marks=marks)
 
 
 def _unit_and_scale(folder: RunFolder, runs: Sequence[RunSummary], task: str, metric: str) -> tuple[str, bool]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from xent_metrics.analysis.logged import Tokens, context_in
+from xent_metrics.analysis.logged import HOW_TO_LOG_TOKENS, Tokens, context_in
 from xent_metrics.analysis.samples import Sample
 from xent_metrics.view.documents import (
     DOCUMENTS_PER_PAGE,
@@ -101,6 +101,7 @@ def document_pair(
         "task": (name, _page(a, b, name, 1)),
         "number": str(samples[0].raw.get("doc_id", "")),
         "context": context_in(samples[0].raw)[-LONGEST_TEXT:],
+        "how_to_log_tokens": HOW_TO_LOG_TOKENS,
         "logged": bool(of_a and of_b),
         "tokens": list(_tokens(of_a, of_b)) if of_a and of_b and list(of_a.texts) == list(of_b.texts) else [],
         "cut": len(of_a or ()),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from xent_metrics.analysis.intervals import Interval, delta_interval
-from xent_metrics.analysis.logged import Tokens, choices_in, context_in, text_in
+from xent_metrics.analysis.logged import HOW_TO_LOG_TOKENS, Tokens, choices_in, context_in, text_in
 from xent_metrics.analysis.runs import TaskRun
 from xent_metrics.analysis.samples import Sample
 from xent_metrics.analysis.token_view import by_frequency, by_position
@@ -62,6 +62,7 @@ def documents(folder: RunFolder, run: RunSummary, name: str, page: int, most: in
         "rows": [_row(run, opened, rank) for rank in ranks[start : start + DOCUMENTS_PER_PAGE]],
         "shown": len(ranks),
         "documents": len(task.samples),
+        "how_to_log_tokens": HOW_TO_LOG_TOKENS,
         "pages": [(each, _page_of_documents(run, name, each)) for each in range(1, pages + 1)],
         "page": page,
     }
@@ -159,6 +160,7 @@ def document(folder: RunFolder, run: RunSummary, name: str, wanted: str, most: i
         "context": context_in(sample.raw)[-LONGEST_TEXT:],
         "tokens": list(_tokens(tokens)) if tokens else [],
         "text": "" if tokens else text_in(sample.raw)[:LONGEST_TEXT],
+        "how_to_log_tokens": HOW_TO_LOG_TOKENS,
         "cut": (len(tokens) if tokens else len(text_in(sample.raw))),
         "choices": [
             {"text": choice.text, "is_gold": choice.is_gold, "loglikelihood": number(choice.loglikelihood)}

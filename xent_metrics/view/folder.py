@@ -38,7 +38,7 @@ RESAMPLES = 9999  # of each permutation test
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that can't be shown, and why."""
+    """Something that can't be shown, and why; or, among a snapshot's notes, what is good to know of it."""
 
     place: str
     text: str
@@ -48,13 +48,15 @@ class Problem:
 class Snapshot:
     """The runs as they were when the folder was last read.
 
-    `version` changes with every change in the folder. `gone` says when and how the folder disappeared; empty while it is there.
+    `problems` are what can't be shown, `notes` what is good to know. `version` changes with every change in the folder. `gone`
+    says when and how the folder disappeared; empty while it is there.
     """
 
     runs: tuple[RunSummary, ...]
     problems: tuple[Problem, ...]
     version: str
     gone: str = ""
+    notes: tuple[Problem, ...] = ()
 
     @cached_property
     def by_slug(self) -> Mapping[str, RunSummary]:
@@ -141,9 +143,8 @@ class RunFolder:
         runs = sorted(_told_apart(found), key=lambda run: _natural(run.name))
         problems += [each for each in found if isinstance(each, Problem)]
         problems += [Problem(run.name, text) for run in runs for text in run.problems]
-        problems += _same_names(runs)
         version = hashlib.sha256(repr((sorted(results), problems)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        return Snapshot(tuple(runs), tuple(problems), version)
+        return Snapshot(tuple(runs), tuple(problems), version, notes=tuple(_same_names(runs)))
 
     def _summary(self, stamp: _Stamp, name: str) -> RunSummary | Problem:
         """A run, or why it can't be read; whatever is in a file of somebody else's."""

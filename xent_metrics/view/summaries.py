@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from xent_metrics.analysis.results_file import load_results, reported_values
+from xent_metrics.analysis.results_file import load_results, reported_values, rescored_from
 from xent_metrics.analysis.training import Training, training_of
 from xent_metrics.view.links import slug
 
@@ -142,3 +142,5 @@ def _facts(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     version = _part(results, "xent_metrics").get("version")
     if version:
         yield "xent-metrics version", str(version)
+    if origin := rescored_from(results):
+        yield "rescored from", f"{origin}, by xent rescore, without the model"

@@ -75,6 +75,7 @@ def all_runs(snapshot: Snapshot, metric: str | None) -> dict[str, Any]:
         ],
         "rows": [run_cells(run) | {"cells": [_cell(run, name, metric) for name in names]} for run in snapshot.runs],
         "problems": snapshot.problems,
+        "notes": snapshot.notes,
     }  # fmt: skip
 
 

@@ -109,7 +109,9 @@ def build_entry(entry: Mapping[str, Any], output_type: str, where: str) -> Entry
         UnknownMetricError, MetricOptionError, MissingScoreError, InvalidInputError: each names the task and the entry.
     """
     where = f"{where}, metric {entry['metric']}"
-    refuse_keys(entry, ("aggregation", "higher_is_better"), f"{where} is a metric of xent-metrics, which has its own")
+    refuse_keys(
+        entry, ("aggregation", "higher_is_better"), f"{where}: a metric of xent-metrics knows how it is aggregated"
+    )
     refuse_keys(entry, ("ignore_index",), f"{where}: in a task every token of the text is a target")
     metric = _build_metric(entry, output_type, where)
     over = _over(entry, output_type, where)
@@ -249,7 +251,7 @@ def refuse_keys(entry: Mapping[str, Any], keys: Iterable[str], why: str) -> None
     found = [key for key in keys if key in entry]
     if found:
         near = did_you_mean(found[0], [*OWN_KEYS, *LM_EVAL_KEYS]) if found[0] not in LM_EVAL_KEYS else ""
-        raise MetricOptionError(f"{why}: remove {', '.join(found)}.{near}")
+        raise MetricOptionError(f"{why}: remove {', '.join(found)}{near and '.' + near}")
 
 
 def raise_unknown(name: Any, output_type: str, where: str, error: XentMetricsError | None = None) -> NoReturn:
@@ -265,7 +267,8 @@ def raise_unknown(name: Any, output_type: str, where: str, error: XentMetricsErr
             error = own
     theirs = sorted(EMITTED.get(output_type, set(METRICS)) - set(list_metrics()))
     near = did_you_mean(name, theirs)
-    text = f"{where}: {error}{near} lm-eval's own in {output_type}: {', '.join(theirs) or 'none'}."
+    said = error.message if error is not None else f"unknown metric {name!r}"
+    text = f"{where}: {said}.{near} lm-eval's own in {output_type}: {', '.join(theirs) or 'none'}"
     raise type(error or UnknownMetricError())(text) from error
 
 

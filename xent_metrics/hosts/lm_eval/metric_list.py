@@ -168,7 +168,7 @@ def check_options(entry: Mapping[str, Any], where: str) -> None:
         where: the task and the metric, for error messages.
     """
     ignored = [key for key in entry if key not in LM_EVAL_KEYS]
-    refuse_keys(entry, ignored, f"{where} is lm-eval's own metric, which ignores this")
+    refuse_keys(entry, ignored, f"{where}: lm-eval ignores options of this metric in such a task")
 
 
 def check_aggregation(entry: Mapping[str, Any], where: str) -> None:
