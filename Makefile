@@ -7,7 +7,7 @@ PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: browser demo docs reference test fuzz soak test-all-tasks test-lm-eval lint bench pages setup setup-unpinned release-check clean
+.PHONY: browser demo docs reference test fuzz soak test-all-tasks test-lm-eval test-lowest lint bench pages setup setup-unpinned release-check clean
 
 demo: $(READY)            ## train a small language model, evaluate it with Lightning and with lm-eval, compare
 	$(BIN)/python -m xent_metrics.demo $(DEMO_ARGS)
@@ -63,6 +63,10 @@ setup-unpinned:           ## the same with other versions than the pinned: RESOL
 	$(BIN)/uv pip install -q --python $(BIN)/python --torch-backend cpu --resolution $(or $(RESOLUTION),highest) -e '.[dev]'
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps $(PLUGINS)
 	touch $(READY)
+
+test-lowest:              ## run every test with the lowest versions that pyproject.toml allows, in build/lowest: PYTHON=python3.10
+	$(MAKE) setup-unpinned VENV=build/lowest RESOLUTION=lowest-direct
+	$(MAKE) test VENV=build/lowest
 
 release-check:            ## build all packages as they are published, and try each where nothing else is installed
 	$(PYTHON) .ci/release_check.py
