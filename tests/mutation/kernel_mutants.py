@@ -51,7 +51,7 @@ MUTANTS = {
         (Mutant("kernel.c", "count == BLOCK && shift", "shift"), KERNEL),
         (Mutant("kernel.c", "j % LANES; j++) block[j] = -INFINITY", "j % LANES; j++) block[j] = 0"), KERNEL),
         (Mutant("kernel.c", "if (top[lane] > totals.top)", "if (top[lane] >= totals.top)"), KERNEL),
-        (Mutant("kernel.c", "while (x[j] != totals.top) j++", "while (x[j] < totals.top) j++"), KERNEL),
+        (Mutant("kernel.c", "return start + j;", "return j;"), KERNEL),
         (Mutant("kernel.c", "isinf(totals.top) || target < 0", "target < 0"), KERNEL),
         (Mutant("kernel.c", "target >= job->vocab_size", "target > job->vocab_size"), KERNEL),
         (Mutant("kernel.c", "top = shift + totals.top;", "top = totals.top;"), KERNEL),
