@@ -25,7 +25,11 @@ from mutation.runner import ROOT, Runner
 
 RESULTS = ROOT / "build" / "mutation" / "results.jsonl"
 #: Tests outside of a room that are nearest to it, run after the room's own.
-MORE_TESTS = {"sums": ["tests/test_collection.py"], "scoring": [], "metrics": ["tests/test_functional.py", "tests/test_plots.py"]}
+MORE_TESTS = {
+    "sums": ["tests/test_collection.py"],
+    "scoring": [],
+    "metrics": ["tests/test_functional.py", "tests/test_plots.py"],
+}
 
 
 @dataclasses.dataclass(frozen=True)

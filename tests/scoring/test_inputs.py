@@ -291,3 +291,10 @@ def test_only_rows_with_nothing_else_asked_for_are_plain(options, plain):
     assert made.has_loss is bool(options.keys() & {"label_smoothing", "class_weight"})
     soft = inputs.make_plan(logits.shape, logits.device, torch.full((2, 5), 0.2), inputs.ScoreOptions())
     assert soft.plain is False
+
+
+def test_options_that_hold_tensors_are_compared_by_identity():
+    options, others = (inputs.ScoreOptions(weight=torch.ones(3)) for _ in range(2))
+    assert options == options
+    assert options != others
+    assert len({options, others}) == 2
