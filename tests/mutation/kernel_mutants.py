@@ -81,7 +81,7 @@ MUTANTS = {
         (Mutant("rows.py", "moment = (moment + total * gap) * fade", "moment = moment * fade"), ROWS),
         (Mutant("rows.py", "square = square * (fade * fade)", "square = square * fade"), ROWS),
         (Mutant("rows.py", "(top != top) | (tl.abs(top) == _INFINITY)", "(top != top) | (top == _INFINITY)"), ROWS),
-        (Mutant("rows.py", "tl.maximum(log_sum - moment / total, 0.0)", "log_sum - moment / total"), ROWS),
+        (Mutant("rows.py", "+ of_segment * gap) * weight", ") * weight"), ROWS),
         (Mutant("rows.py", "is_first & (invalid == 0) & (wanted == wanted)", "is_first & (invalid == 0)"), ROWS),
         (Mutant("rows.py", "x += bias.to(tl.float32)", "x += bias"), ROWS),
         (Mutant("fused.py", "first = tl.where(peak > top, at, first)", "first = tl.where(peak >= top, at, first)"), HEAD),
