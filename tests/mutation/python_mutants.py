@@ -3,7 +3,7 @@
     PYTHONPATH=tests python -m mutation.python_mutants --sample 300 xent_metrics/sums xent_metrics/scoring
 
 Cosmic Ray's operators make the mutants, in a copy of the tree. A mutant of ``xent_metrics/<room>/x.py`` has to pass the tests
-of its own module, ``tests/<room>/test_x*.py`` and its doctests, and then the others of its room that start no processes. Every
+of its own module, ``tests/<room>/test_x*.py`` and its doctests, and then the others of its room that aren't distributed. Every
 run is a fork of a process that has imported torch, which takes longer than most of the tests. Results go into
 build/mutation/results.jsonl, and ``--again`` reruns those of them that survived.
 """
@@ -31,7 +31,7 @@ MORE_TESTS = {
     "metrics": ["tests/test_functional.py", "tests/test_plots.py"],
 }
 
-STARTS_PROCESSES = re.compile(r"^import subprocess|^from support.distributed import .*\brun\b", re.MULTILINE)
+DISTRIBUTED = re.compile(r"^from support.distributed import .*\brun\b", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Mutant:
 
     @property
     def more_tests(self) -> list[str]:
-        """The room's other test files, without those that start processes, which take minutes."""
+        """The room's other test files, without those of jobs on several processes, which take minutes."""
         room = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / self.room).glob("test_*.py"))
         others = [path for path in room + MORE_TESTS.get(self.room, []) if path not in self.own_tests]
-        return [path for path in others if not STARTS_PROCESSES.search((ROOT / path).read_text())]
+        return [path for path in others if not DISTRIBUTED.search((ROOT / path).read_text())]
 
     def text(self) -> str:
         """The module's text with the change."""

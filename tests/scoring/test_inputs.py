@@ -298,3 +298,11 @@ def test_options_that_hold_tensors_are_compared_by_identity():
     assert options == options
     assert options != others
     assert len({options, others}) == 2
+
+
+@pytest.mark.parametrize(("dtype", "off", "valid"), [
+    (torch.float32, 5e-5, True), (torch.float32, 1e-3, False), (torch.bfloat16, 8e-3, True), (torch.float16, 2e-2, False),
+])  # fmt: skip
+def test_how_far_from_1_a_distribution_may_sum(dtype, off, valid):
+    soft = torch.tensor([[0.5, 0.5 + off]]).to(dtype)
+    assert score_tokens(torch.zeros(1, 2), soft).invalid.tolist() == [not valid]
