@@ -7,7 +7,8 @@ PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: browser demo docs reference test fuzz soak test-all-tasks test-lm-eval test-lowest lint bench pages setup setup-unpinned release-check clean
+.PHONY: browser demo docs reference test fuzz soak coverage mutation mutation-kernels test-all-tasks test-lm-eval test-lowest
+.PHONY: lint bench pages setup setup-unpinned release-check clean
 
 demo: $(READY)            ## train a small language model, evaluate it with Lightning and with lm-eval, compare
 	$(BIN)/python -m xent_metrics.demo $(DEMO_ARGS)
@@ -22,6 +23,26 @@ test: $(READY) browser    ## run every test, doctests included
 	XENT_METRICS_PLUGINS=emd,focal $(PYTEST) --ignore=plugins/xent-metrics-native/tests --ignore=plugins/xent-metrics-triton/tests $(TEST_ARGS)
 	$(PYTEST) $(NATIVE_TESTS) $(TEST_ARGS)
 	[ "$$(uname)" != Linux ] || TRITON_INTERPRET=1 XENT_METRICS_PLUGINS=triton $(PYTEST) plugins/xent-metrics-triton/tests $(TEST_ARGS)
+
+ATTACK := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[attack]'
+# One folder after the other: one that fails leaves the figures of the others. TEST_FOLDERS=tests/sums measures one.
+TEST_FOLDERS ?= $(sort $(filter-out tests/mutation/ tests/support/,$(wildcard tests/*/))) "$(wildcard tests/test_*.py)" \
+  xent_metrics "$(addprefix plugins/xent-metrics-,emd focal selective surprisal)"
+coverage: $(READY) browser ## measure the branch coverage of the package, with torch alone (half an hour)
+	$(ATTACK)
+	rm -rf build/coverage && mkdir -p build/coverage
+	for folder in $(TEST_FOLDERS); do XENT_METRICS_PLUGINS=emd,focal OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -q $$folder $(TEST_ARGS); done
+	$(BIN)/python -m coverage combine -q && $(BIN)/python -m coverage report
+
+MODULES ?= xent_metrics/sums xent_metrics/scoring xent_metrics/metrics
+SAMPLE ?= 300
+mutation: $(READY)        ## change the code at random and see whether a test fails: MODULES=xent_metrics/sums/sync.py SAMPLE=-1 for all
+	$(ATTACK)
+	PYTHONPATH=tests $(BIN)/python -m mutation.python_mutants --sample $(SAMPLE) $(MUTATION_ARGS) $(MODULES)
+
+mutation-kernels: $(READY) ## the same with changes of the C and Triton kernels that were made by hand
+	PYTHONPATH=tests $(BIN)/python -m mutation.kernel_mutants native
+	PYTHONPATH=tests $(BIN)/python -m mutation.kernel_mutants triton
 
 FUZZ := tests/sums/test_exact_sum.py tests/sums/test_metric_life.py tests/scoring/test_score_fuzz.py
 fuzz: $(READY)            ## look for counterexamples to exact sums, to scores and to the life of a metric (minutes)

@@ -160,3 +160,8 @@ def test_the_maximum_and_rms_errors_are_options_too():
         assert torch.equal(option.compute(), alone.compute())
     with pytest.raises(MetricOptionError, match=r"norm is .*got .l3."):
         get_metric("expected_calibration_error", norm="l3")
+
+
+@pytest.mark.parametrize("name", ["expected_calibration_error", "maximum_calibration_error", "rms_calibration_error"])
+def test_errors_of_probabilities_lie_in_0_and_1(name):
+    assert get_metric(name).value_range == (0.0, 1.0)

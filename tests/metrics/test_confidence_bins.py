@@ -22,7 +22,7 @@ from xent_metrics.metrics import (
     MaximumCalibrationError,
     RMSCalibrationError,
 )
-from xent_metrics.metrics.confidence_bins import confidence_cell, equal_mass_bin
+from xent_metrics.metrics.confidence_bins import check_num_bins, confidence_cell, equal_mass_bin
 
 
 class TestBins:
@@ -69,3 +69,12 @@ class TestBins:
     def test_a_binning_that_there_is_not_is_named(self):
         with pytest.raises(MetricOptionError, match='calibration_loss: binning is "width" or "mass"; got \'quantile\''):
             CalibrationLoss(binning="quantile")
+
+    @pytest.mark.parametrize("num_bins", [1, 2, 2**20])
+    def test_numbers_of_bins(self, num_bins):
+        assert check_num_bins("a metric", num_bins) == num_bins
+
+    @pytest.mark.parametrize("num_bins", [0, -1, 2**20 + 1, True, 2.0, "15", None])
+    def test_what_is_no_number_of_bins_is_named(self, num_bins):
+        with pytest.raises(MetricOptionError, match=f"a metric: num_bins is a whole number .*; got {num_bins!r}"):
+            check_num_bins("a metric", num_bins)

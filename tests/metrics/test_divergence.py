@@ -97,6 +97,9 @@ def test_quantiles_on_an_infinite_divergence_are_infinite():
         metric.update(possible, possible)
         metric.update(possible[:1], impossible)
     assert [float(metric.compute()) for metric in quantiles.values()] == [0.0, 0.0, math.inf, math.inf]
+    alone = get_metric("kl_divergence_quantile")
+    alone.update(possible[:1], impossible)
+    assert float(alone.compute()) == math.inf
     far = get_metric("kl_divergence_quantile", quantile=1.0)  # far, but not infinitely
     far.update(torch.tensor([[0.0, 9e4]]), torch.tensor([[9e4, 0.0]]))
     assert float(far.compute()) == pytest.approx(1e4, rel=0.0101)

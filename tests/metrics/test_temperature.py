@@ -79,7 +79,7 @@ class TestTemperature:
         values = torch.stack([metric.value_of(metric.exact_sums(scores[draw])) for draw in draws])
         assert standard_error(metric, states) == pytest.approx(values.std().item(), rel=0.15)
 
-    @pytest.mark.parametrize("range_", [(0, 2), (2, 1), (1, 1), (1, math.inf), (math.nan, 2)])
+    @pytest.mark.parametrize("range_", [(0, 2), (-1, 2), (2, 1), (1, 1), (1, math.inf), (math.nan, 2)])
     def test_the_range_is_one(self, range_):
         with pytest.raises(MetricOptionError, match="optimal_temperature: temperatures have 0 < lowest < highest; got"):
             OptimalTemperature(*range_)

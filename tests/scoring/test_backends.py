@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from xent_metrics import hookimpl, score_hidden_states, score_tokens
 from xent_metrics.errors import PluginError
+from xent_metrics.scoring.backends import first_to_accept
 from xent_metrics.scoring.scores import ExtraScore
 from xent_metrics.testing import no_host_sync
 
@@ -47,6 +48,14 @@ def test_a_backend_gives_nll_confidence_and_correct_and_the_core_the_rest(instal
     assert torch.equal(scores.correct, valid)
     assert torch.equal(scores.confidence, torch.where(counted, 0.25, 0.0))
     assert torch.equal(scores.invalid, target == 99)
+
+
+def test_the_plugin_that_will_be_asked_first_is_named(install, batch):
+    logits, target = batch[0].flatten(0, 1), batch[1].flatten()
+    given = {"logits": logits, "target": target, "extra_scores": {}}
+    assert first_to_accept("score_backend", **given) is None
+    install(marked(1.0), marked(2.0), Backend(lambda logits, target: None))
+    assert first_to_accept("score_backend", **given) == "backend2 of a-third-party"  # the last is asked first
 
 
 def test_a_backend_gets_all_rows_at_once_and_targets_that_it_can_index_with(install, batch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -152,9 +153,14 @@ def test_half_precision_products_keep_their_accumulator_where_torch_can(monkeypa
     assert not devices._can_keep_accumulator("cpu", torch.bfloat16)  # where torch raises
 
 
-def test_the_widest_float():
+def test_the_widest_float(monkeypatch):
     assert devices.widest_float(CPU) == devices.widest_float(CUDA) == torch.float64
     assert devices.widest_float(torch.device("mps")) == torch.float32
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
+    for has_fp64, widest in ((True, torch.float64), (False, torch.float32)):
+        properties = SimpleNamespace(has_fp64=has_fp64)
+        monkeypatch.setattr(torch.xpu, "get_device_properties", lambda device, found=properties: found)
+        assert devices.widest_float(torch.device("xpu")) == widest
 
 
 def score_everything(device, dtype):

@@ -56,3 +56,16 @@ def test_a_process_outside_of_the_mesh_is_an_error():
 
 def test_a_plain_vector_is_whole():
     assert whole([1, 2, 3]).tolist() == [1, 2, 3]
+
+
+def test_rows_of_any_dimension_stay_where_they_are_unless_the_classes_are_there():
+    with fake_ranks(4, 6):
+        mesh = DeviceMesh("cpu", torch.arange(6).reshape(2, 3))
+        head = distributed(torch.zeros(6, 5), mesh, [Replicate(), Shard(0)])  # classes on the second mesh dimension
+        hidden = torch.zeros(4, 6, 5)
+        for placement, kept in {Shard(0): Shard(0), Shard(1): Shard(1), Shard(2): Replicate()}.items():
+            layout = Layout(head, class_dim=0)
+            layout.keep_rows(distributed(hidden, mesh, [placement, Replicate()]))
+            assert (layout.rows, layout.gathered) == ([kept, Replicate()], [])
+            layout.keep_rows(distributed(hidden, mesh, [Replicate(), placement]))
+            assert (layout.rows, layout.gathered) == ([Replicate(), Replicate()], [1] if kept == placement else [])

@@ -14,6 +14,7 @@ from xent_metrics.errors import InvalidInputError, InvalidTargetError
 from xent_metrics.scoring import inputs
 from xent_metrics.scoring.inputs import as_tensor, on_device
 from xent_metrics.scoring.rows import RowScorer
+from xent_metrics.scoring.scores import ExtraScore
 from xent_metrics.testing.host_sync import OperatorsForMethods
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -272,3 +273,36 @@ def test_arrays_stay_on_the_host_whatever_the_default_device(batch):
     with torch.device("meta"):  # as under `torch.set_default_device("cuda")`
         found = score_tokens(logits.numpy(), target.numpy())
     assert found.nll.equal(score_tokens(logits, target).nll)
+
+
+@pytest.mark.parametrize(
+    ("options", "plain"),
+    [
+        ({}, True),
+        ({"label_smoothing": 0.1}, False),
+        ({"class_weight": torch.ones(5)}, False),
+        ({"extra_scores": {"rank": ExtraScore(torch.argmax)}}, False),
+    ],
+)
+def test_only_rows_with_nothing_else_asked_for_are_plain(options, plain):
+    logits, target = torch.zeros(2, 5), torch.zeros(2, dtype=torch.long)
+    made = inputs.make_plan(logits.shape, logits.device, target, inputs.ScoreOptions(**options))
+    assert made.plain is plain
+    assert made.has_loss is bool(options.keys() & {"label_smoothing", "class_weight"})
+    soft = inputs.make_plan(logits.shape, logits.device, torch.full((2, 5), 0.2), inputs.ScoreOptions())
+    assert soft.plain is False
+
+
+def test_options_that_hold_tensors_are_compared_by_identity():
+    options, others = (inputs.ScoreOptions(weight=torch.ones(3)) for _ in range(2))
+    assert options == options
+    assert options != others
+    assert len({options, others}) == 2
+
+
+@pytest.mark.parametrize(("dtype", "off", "valid"), [
+    (torch.float32, 5e-5, True), (torch.float32, 1e-3, False), (torch.bfloat16, 8e-3, True), (torch.float16, 2e-2, False),
+])  # fmt: skip
+def test_how_far_from_1_a_distribution_may_sum(dtype, off, valid):
+    soft = torch.tensor([[0.5, 0.5 + off]]).to(dtype)
+    assert score_tokens(torch.zeros(1, 2), soft).invalid.tolist() == [not valid]

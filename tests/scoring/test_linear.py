@@ -142,3 +142,10 @@ def test_transformed_and_fake_tensors_are_scored_too():
 def test_hidden_states_that_do_not_fit_say_why(hidden, head, options, message):
     with pytest.raises(InvalidInputError, match=message):
         score_hidden_states(hidden, head, torch.zeros(2, dtype=torch.long), **options)
+
+
+@pytest.mark.parametrize("given", [{}, {"bias": torch.zeros(3)}, {"scale": 2.0}, {"softcap": 30.0}])
+def test_a_head_with_anything_beside_its_weight_is_not_plain(given):
+    head = linear.LMHead(torch.eye(3), **given)
+    assert head.plain is (not given)
+    assert head.classes(slice(1, 3)).plain is head.plain

@@ -84,3 +84,10 @@ def test_a_rows_divergences_do_not_depend_on_the_other_rows():
     for row in range(0, 300, 17):
         alone = score_pair(base[row : row + 1], other[row : row + 1]).extra_scores
         assert all(alone[name][0] == whole[name][row] for name in whole)
+
+
+def test_batches_keep_their_shape():
+    base, other = (x[:12] for x in noisy_pair(0.1))
+    rows, batch = score_pair(base, other), score_pair(base.view(2, 6, 40), other.view(2, 6, 40))
+    for name, scores in rows.extra_scores.items():
+        assert torch.equal(batch.extra_scores[name], scores.view(2, 6))

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from xent_metrics import ExtraScore, TokenScores, score_hidden_states, score_tokens
+from xent_metrics.scoring.rows import first_argmax
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -141,3 +142,8 @@ def test_no_row_is_scored_on_another_device_than_its_logits():
         found = score_tokens(logits, target, extra_scores=entropy)
     assert found.nll.equal(want.nll)
     assert found.extra_scores["entropy"].equal(want.extra_scores["entropy"])
+
+
+@pytest.mark.parametrize("vocab_size", [3, 5000])
+def test_the_first_maximum_of_rows_elsewhere_is_one_per_row(vocab_size):
+    assert first_argmax(torch.empty(7, vocab_size, device="meta")).shape == (7,)

@@ -504,3 +504,15 @@ print(sorted({{"transformers", "tokenizers", "tiktoken", "sentencepiece"}} & sys
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"
+
+
+def test_a_tokenizer_without_ids_has_no_bytes():
+    class Empty:
+        def __len__(self):
+            return 0
+
+        def id_to_bytes(self, token_id):
+            raise AssertionError(token_id)
+
+    assert token_bytes(Empty()).shape == (0,)
+    assert token_bytes(Empty(), vocab_size=2).tolist() == [0, 0]

@@ -60,3 +60,9 @@ def test_a_last_row_that_was_not_added_up_is_seen():
 def test_no_sum_over_a_million_processes_wraps():
     row = Canary(2**20, 2**20, 2**40, ["a"]).row()
     assert all(abs(entry) * 2**20 < 2**63 for entry in (row[0], *row[4:]))
+
+
+def test_every_word_is_its_own_part_of_the_hash():
+    words = Canary(0, 1, 0, ["a"]).row()[4:]
+    assert len(set(words)) == len(words) == 4
+    assert all(2**32 < word < 2**40 for word in words)

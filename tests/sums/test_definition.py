@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from xent_metrics import TOKENS, RatioMetric, SharedSum, TokenMetric
-from xent_metrics.errors import MetricOptionError
+from xent_metrics import TOKENS, RatioMetric, SharedSum, TokenMetric, TokenScores, score_tokens
+from xent_metrics.errors import InvalidInputError, MetricOptionError
 
 
 class OddlyNamed(RatioMetric):
@@ -59,3 +59,22 @@ def test_a_metric_cannot_read_two_shared_sums_of_one_name():
     with pytest.raises(MetricOptionError, match=message):
         Two()
     assert list(Two(1.0).layout.rows) == ["scaled", "tokens"]
+
+
+def test_scores_of_no_rows_are_of_a_kind_that_the_metric_takes():
+    class OfDocuments(OddlyNamed):
+        row_kinds = frozenset({"document", "choice"})
+
+    assert OddlyNamed().row_kinds > {"token"}
+    assert OddlyNamed().empty_scores().row_kind == "token"
+    assert OfDocuments().empty_scores().row_kind == "choice"
+
+
+def test_scores_that_ignored_another_target_are_refused(batch):
+    scores = score_tokens(*batch, ignore_index=3)
+    OddlyNamed(ignore_index=3).check_scores(scores)
+    OddlyNamed().check_scores(TokenScores.empty())
+    with pytest.raises(
+        InvalidInputError, match="oddly_named has ignore_index=-100; got scores made with ignore_index=3"
+    ):
+        OddlyNamed().check_scores(scores)

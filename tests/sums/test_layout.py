@@ -7,6 +7,8 @@ import torch
 
 from xent_metrics import CrossEntropy, RatioMetric, get_metric
 from xent_metrics.errors import MetricOptionError
+from xent_metrics.sums import exact_sum
+from xent_metrics.sums.layout import StateLayout
 
 
 def test_counts_come_with_the_value(batch):
@@ -51,3 +53,20 @@ def test_a_metric_that_cannot_be_laid_out_says_so():
         Reserved()
     with pytest.raises(MetricOptionError, match="compute_with_cache=True"):
         CrossEntropy(compute_with_cache=True)
+
+
+def test_packing_is_undone_for_documents_of_any_shape():
+    layout = StateLayout(bins={"nats": None, "bins": 3}, values_per_row={"nats": 1, "bins": 1})
+    named = {"nats": torch.rand(2, 5), "bins": torch.rand(2, 5, 3)}
+    packed = layout.pack(named)
+    assert packed.shape == (2, 5, layout.size, exact_sum.ROW)
+    for place in [(0, 0), (1, 4)]:
+        unpacked = layout.unpack(exact_sum.to_float(packed[place]))
+        assert all(unpacked[name].tolist() == named[name][place].tolist() for name in named)
+
+
+def test_counts_of_more_than_32_bits_are_whole():
+    layout = StateLayout(bins={"nats": None}, values_per_row={"nats": 1})
+    state = torch.zeros(layout.size, exact_sum.ROW, dtype=torch.int64)
+    state[0, 2:4] = torch.tensor([5, 3])
+    assert layout.counts(state)["counted"] == 3 * 2**32 + 5

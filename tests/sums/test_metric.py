@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import partial
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.distributed import fake_ranks
 from support.metric_kinds import IDS, KINDS, used
 from support.registered import buildable, plugin_of
 
@@ -281,3 +283,11 @@ def test_a_few_tiny_weights_are_no_error(batch):
     metric = CrossEntropy()
     metric.update(logits, target, weight=weight)
     assert metric.compute().isfinite()
+
+
+@pytest.mark.parametrize(("replicas", "counted"), [((), 21), ((1, 2), 21), ((0, 1), 0)])
+def test_rows_that_several_processes_hold_are_added_by_the_first_of_them(replicas, counted, batch):
+    with fake_ranks(1, 3):
+        metric = CrossEntropy()
+        metric.update(dataclasses.replace(score_tokens(*batch), replicas=replicas))
+        assert metric.counts()["counted"] == counted

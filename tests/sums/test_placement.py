@@ -11,7 +11,7 @@ from support.device_ops import on_device
 from xent_metrics import CrossEntropy, Grouped, Position, StandardError, TokenMetricCollection, score_tokens
 from xent_metrics.errors import CaptureError
 from xent_metrics.sums import placement
-from xent_metrics.sums.placement import refuse_capture, warn_of_waiting
+from xent_metrics.sums.placement import keeping_values, refuse_capture, warn_of_waiting
 from xent_metrics.testing import no_host_sync
 
 
@@ -83,3 +83,8 @@ def test_metrics_on_the_cpu_say_once_that_their_updates_wait():
 def test_the_warning_says_how_to_move_the_metric():
     with pytest.warns(UserWarning, match=r"cross_entropy.*every update waits for cuda:1.*metric.to\('cuda:1'\)"):
         warn_of_waiting("cross_entropy", torch.device("cuda:1"))
+
+
+def test_a_function_that_keeps_values_has_the_name_of_its_own():
+    """By which torchmetrics tells `.half()` from `.to(device)`."""
+    assert keeping_values(torch.Tensor.half).__name__ == "half"

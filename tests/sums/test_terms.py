@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import pytest
 import torch
 from support.metric_kinds import used
 
@@ -34,3 +37,9 @@ def test_binned_terms_of_any_shape_are_summed_by_bin(batch):
     assert found["nats by target"][13] == 0
     assert found["tokens"] == 21
     torch.testing.assert_close(found["nats"], want.sum(), rtol=1e-15, atol=0)
+
+
+def test_binned_terms_are_what_they_were_made_of():
+    binned = Binned(torch.ones(3), torch.zeros(3, dtype=torch.long), 2)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        binned.num_bins = 3

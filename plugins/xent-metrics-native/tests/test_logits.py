@@ -67,6 +67,13 @@ def test_an_offset_that_all_logits_share_changes_nothing_but_their_rounding(offs
     assert_accurate(logits + offset, target)
 
 
+@pytest.mark.parametrize("top", [-700.0, -650.0, 650.0, 700.0])
+def test_terms_far_below_an_extreme_maximum_do_not_count(top):
+    logits = torch.full((1, 50_000), top - 1000.0)
+    logits[0, 3] = top
+    assert kernel(logits, torch.tensor([3]))[0].item() == 0.0
+
+
 def test_a_million_classes():
     assert_accurate(*random_batch(3, 1_000_003, torch.bfloat16))
 

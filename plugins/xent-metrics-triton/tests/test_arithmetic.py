@@ -53,7 +53,7 @@ def test_exp_of_anything_below_the_floor_is_that_of_the_floor():
 def test_tanh_has_a_small_relative_error_on_both_sides_of_its_switch():
     x = torch.cat([torch.linspace(-12, 12, 2**18), torch.logspace(-30, 0.3, 2**18), torch.linspace(0.62, 0.63, 2**16)])
     error = (of(x, tanh=True).double() / x.double().tanh() - 1).abs()
-    assert float(error[x != 0].max()) < 3e-7
+    assert float(error[x != 0].max()) < 1.8e-7
     ends = torch.zeros(2**16)
     ends[:3] = torch.tensor([torch.inf, -torch.inf, torch.nan])
     assert of(ends, tanh=True)[:2].tolist() == [1.0, -1.0]

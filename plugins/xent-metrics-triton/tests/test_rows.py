@@ -189,14 +189,15 @@ def test_masked_classes_take_no_part():
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_first_of_equal_maxima_is_the_top(dtype):
-    logits = torch.zeros(6, 500, dtype=dtype)
-    for row, places in enumerate([(0, 1), (15, 16), (100, 130), (127, 128), (256, 499), (1, 499)]):
+    logits = torch.zeros(7, 500, dtype=dtype)
+    for row, places in enumerate([(0, 1), (15, 16), (16, 70), (100, 130), (127, 128), (256, 499), (1, 499)]):
         logits[row, list(places)] = 3.0
     for target in (0, 16, 128, 499):
-        found = kernel(logits, torch.full((6,), target), EXTRAS)
+        targets = torch.full((7,), target)
+        found = kernel(logits, targets, EXTRAS)
         assert torch.equal(found[2], logits.float().argmax(-1) == target)
-        assert same(kernel(logits, torch.full((6,), target)), found[:3])  # without ranks it is found otherwise
-        assert torch.equal(found[-1], ranking.target_rank(logits, torch.full((6,), target)))
+        assert same(kernel(logits, targets), found[:3])  # without ranks it is found otherwise
+        assert torch.equal(found[-1], ranking.target_rank(logits, targets))
 
 
 @pytest.mark.usefixtures("small")

@@ -101,6 +101,7 @@ def test_views_are_read_where_they_lie():
 def test_a_sum_that_leaves_its_range_is_counted():
     largest = torch.full((1, 70_000), 2**62 - 1, dtype=torch.int64)
     assert_exact(largest)
+    assert_exact(-largest)
     assert int(plugin.exact_sums_backend(largest, None, 1)[0, 0, 7]) == 1
 
 
