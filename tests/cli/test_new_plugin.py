@@ -193,3 +193,10 @@ def test_without_a_kind_it_is_a_metric():
         ".github/workflows/test.yml", ".gitignore", "README.md", "pyproject.toml", "tests/test_metric.py",
         "xent_metrics_mine/__init__.py", "xent_metrics_mine/metric.py",
     }  # fmt: skip
+
+
+def test_a_plugin_that_cannot_be_written_whole_is_not_there(tmp_path):
+    """The second file's folder is a file by then."""
+    with pytest.raises(OSError, match=r"Not a directory|File exists"):
+        write_files(tmp_path / "new", {Path("a"): "a file", Path("a/b"): "a file in it"})
+    assert list(tmp_path.iterdir()) == []
