@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 
 import pytest
 
-from xent_metrics.files import replacing
+from xent_metrics.files import is_leftover, replacing
 
 
 def write_half(path):
@@ -21,7 +22,8 @@ def test_the_new_file_takes_the_place_of_the_old_one(tmp_path):
     path.write_text("old")
     with replacing(path) as new:
         new.write_text("new")
-        assert (path.read_text(), new.suffix, new.parent) == ("old", ".html", tmp_path)
+        assert (path.read_text(), new.parent) == ("old", tmp_path)
+        assert [is_leftover(file.name) for file in sorted(tmp_path.iterdir())] == [True, False]
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -39,6 +41,45 @@ def test_nothing_is_left_of_a_first_file_that_failed(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         write_half(tmp_path / "page.html")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_that_write_one_file_at_once_are_both_whole(tmp_path):
+    """Even with the same process id, as two containers have that share a folder."""
+    path = tmp_path / "page.html"
+    with replacing(path) as one, replacing(path) as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert path.read_text() == "one"  # the last that ended
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\u4e00" * 85, "\U0001f642" * 63, "a\nb c", "\udcff"])
+def test_any_name_that_a_file_may_have(tmp_path, name):
+    with replacing(tmp_path / name) as new:
+        new.write_text("new")
+        assert is_leftover(new.name)
+    assert (tmp_path / name).read_text() == "new"
+
+
+def test_the_new_file_may_be_read_by_those_who_could_read_the_old_one(tmp_path):
+    path = tmp_path / "task.yaml"
+    path.write_text("old")
+    path.chmod(0o640)
+    with replacing(path) as new:
+        new.write_text("new")
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "nowhere" / "page.html") as new:
+        new.write_text("new")
+    assert caught.value.filename == str(tmp_path / "nowhere" / "page.html")
+    with pytest.raises(OSError, match="No space") as caught, replacing(tmp_path / "page.html"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "page.html")
+    with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "page.html"):
+        (tmp_path / "another").read_text()
+    assert caught.value.filename == str(tmp_path / "another")
 
 
 def test_a_link_stays_a_link(tmp_path):

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["replacing"]
+__all__ = ["is_leftover", "replacing"]
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a path beside `path` to write to; it takes the place of `path` when the context ends without an error.
 
-    Until then, and after an error, `path` is as it was. What isn't a regular file, such as ``/dev/stdout``, is written to
-    directly.
+    Until then, and after an error, `path` is as it was. Several processes may do so at once: the last one's file stays. Of
+    a process that is killed, a file is left that `is_leftover`. What isn't a regular file, such as ``/dev/stdout``, is
+    written to directly.
+
+    Raises:
+        OSError: it can't be written; its `filename` is `path`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -24,15 +30,34 @@ def replacing(path: str | Path) -> Iterator[Path]:
     ...     [file.name for file in Path(folder).iterdir()]
     ['page.html']
     """
-    path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
-        yield path
-        return
-    beside = path.with_name(
-        f".{path.stem[:100]}.{os.getpid()}{path.suffix}"
-    )  # the ending tells some writers the format
+    # Only a link is resolved: realpath would take the ".." of `nowhere/../page.html` without looking whether there is a nowhere.
+    path = Path(os.path.realpath(path) if os.path.islink(path) else path)
+    beside = _beside(path) if path.is_file() or not path.exists() else path
     try:
         yield beside
-        os.replace(beside, path)
+        if beside != path:
+            if path.exists():
+                shutil.copymode(path, beside)
+            os.replace(beside, path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(beside)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        beside.unlink(missing_ok=True)
+        if beside != path:
+            with suppress(OSError):
+                beside.unlink()
+
+
+def is_leftover(name: str) -> bool:
+    """True if this is the name of a file that `replacing` was writing when its process was killed.
+
+    >>> is_leftover(".page.html.0c5d8e7a.part"), is_leftover("page.html")
+    (True, False)
+    """
+    return re.fullmatch(r"\..{1,20}\.[0-9a-f]{8}\.part", name, re.DOTALL) is not None
+
+
+def _beside(path: Path) -> Path:
+    """A name that no other process has, on whatever machine, and that isn't longer than a file's may be."""
+    return path.with_name(f".{path.name[:20]}.{os.urandom(4).hex()}.part")

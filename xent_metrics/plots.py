@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -64,11 +65,18 @@ def figure(path: str | Path | IO[str], size: tuple[float, float] = (6.5, 5), **o
 
     if isinstance(path, str | Path):
         _check_file(Path(path), Figure().canvas.get_supported_filetypes())
+        options = {"format": Path(path).suffix[1:], **options}
     with matplotlib.rc_context(_STYLE):
         drawn = Figure(figsize=size, layout="constrained")  # independent of pyplot and its backend
         yield drawn
-        with replacing(path) if isinstance(path, str | Path) else nullcontext(path) as written:
-            drawn.savefig(written, dpi=150, **options)
+        if not isinstance(path, str | Path):
+            drawn.savefig(path, dpi=150, **options)
+            return
+        drawn.savefig(
+            content := BytesIO(), dpi=150, **options
+        )  # on a full disk matplotlib may hide the error by its own
+        with replacing(path) as new:
+            new.write_bytes(content.getvalue())
 
 
 def _check_file(path: Path, endings: Iterable[str]) -> None:

@@ -6,7 +6,7 @@ The leading comment of a YAML is the description of its task.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ __all__ = ["TaskConfig", "list_tasks", "task_configs_folder", "task_folders"]
 
 #: Values of `dataset_path` that name a builder for local files.
 _LOCAL_BUILDERS = {"arrow", "csv", "json", "pandas", "parquet", "text"}
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 2
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,16 @@ def _describe(path: Path) -> TaskConfig | None:
     return TaskConfig(
         name=config["task"],
         description=_leading_comment(path.read_text(encoding="utf-8")),
-        output_type=str(config.get("output_type", "generate_until")),
-        metrics=[str(entry.get("name", entry.get("metric"))) for entry in config["metric_list"]],
-        needs_network="custom_dataset" not in config and config.get("dataset_path") not in _LOCAL_BUILDERS,
+        output_type=_short(config.get("output_type", "generate_until")),
+        metrics=[_short(entry.get("name", entry.get("metric"))) for entry in config["metric_list"]],
+        needs_network="custom_dataset" not in config and _short(config.get("dataset_path")) not in _LOCAL_BUILDERS,
         path=path,
     )
+
+
+def _short(value: Any) -> str:
+    """A text as it is, and anything else in some characters: a few lines of YAML can stand for more than fits in memory."""
+    return value if isinstance(value, str) else _REPR.repr(value)
 
 
 def _leading_comment(text: str) -> str:
@@ -79,20 +87,24 @@ def _leading_comment(text: str) -> str:
     return " ".join(line.lstrip("# ").rstrip() for line in lines)
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a YAML and its includes, with `metric_list` a list of entries.
 
     Raises:
-        PluginError: the file can't be read, isn't YAML, or isn't a task; the message has its path.
+        PluginError: the file can't be read, isn't YAML, isn't a task, or includes itself; the message has its path.
     """
+    if path.resolve() in including:
+        raise PluginError(f"{path} includes itself, through {' and '.join(each.name for each in including)}")
     config = _read(path)
     included: dict[str, Any] = {}
-    for name in _names(config.pop("include", None)):
-        included |= _load(path.parent / name)
+    for name in _names(config.pop("include", None), path):
+        included |= _load(path.parent / name, (*including, path.resolve()))
     whole = {"metric_list": []} | included | config
     listed = whole["metric_list"] = whole["metric_list"] or []
     if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-        raise PluginError(f"{path}: expected metric_list to be a list of entries, `- metric: name`; got {listed!r}")
+        raise PluginError(
+            f"{path}: expected metric_list to be a list of entries, `- metric: name`; got {_short(listed)}"
+        )
     return whole
 
 
@@ -109,13 +121,15 @@ def _read(path: Path) -> dict[str, Any]:
     Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
     try:
         config = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, RecursionError, ValueError, yaml.YAMLError) as error:
         raise PluginError(f"{path} can't be read: {error}") from error
     if not isinstance(config, dict):
         raise PluginError(f"{path} is not an lm-eval task: expected keys with values; got {type(config).__name__}")
     return config
 
 
-def _names(include: str | list[str] | None) -> Iterator[str]:
-    if include is not None:
-        yield from [include] if isinstance(include, str) else include
+def _names(include: Any, path: Path) -> list[str]:
+    names = [include] if isinstance(include, str) else include or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise PluginError(f"{path}: expected include to be a file or a list of files; got {_short(include)}")
+    return names

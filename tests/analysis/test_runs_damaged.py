@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import re
 from contextlib import suppress
 
 import pytest
@@ -103,3 +104,21 @@ def test_a_document_nested_too_deeply_is_skipped(damaged):
     results.write_text("[" * 100_000)
     with pytest.raises(XentMetricsError, match="nested too deeply"):
         read_run(folder)
+
+
+@pytest.mark.parametrize("name", ["a/../b", "a/b", "a/../../b", "x" * 300, "a\0b"])
+def test_the_name_of_a_task_leads_to_no_other_file(damaged, name):
+    """Though the file is there that the name would lead to."""
+    folder, samples, path = damaged
+    results = json.loads(path.read_text(encoding="utf-8"))
+    for part in ("results", "configs", "n-samples", "versions", "higher_is_better"):
+        results[part] = {name: results[part]["t"]}
+    inside = folder / "inside"
+    (inside / "samples_a").mkdir(parents=True)
+    (inside / path.name).write_text(json.dumps(results), encoding="utf-8")
+    for near in (folder, inside, inside / "samples_a"):
+        for other in (f"b_{path.stem[8:]}.jsonl", f"samples_a_{path.stem[8:]}.jsonl"):
+            (near / other).write_bytes(samples.read_bytes())
+    run = read_run(inside)
+    assert len(run.tasks[name].samples) == 0
+    assert re.search("can't be part of a file's|no samples beside the results", run.problems[0])

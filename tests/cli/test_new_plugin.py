@@ -202,3 +202,10 @@ def test_the_documentation_shows_the_commands_that_are_printed(tmp_path, monkeyp
     shown = [line.split("   #")[0].rstrip() for line in page.splitlines()]
     assert len(printed) == 3
     assert {f"$ {line.strip()}" for line in printed} <= set(shown)
+
+
+def test_a_plugin_that_cannot_be_written_whole_is_not_there(tmp_path):
+    """The second file's folder is a file by then."""
+    with pytest.raises(OSError, match=r"Not a directory|File exists"):
+        write_files(tmp_path / "new", {Path("a"): "a file", Path("a/b"): "a file in it"})
+    assert list(tmp_path.iterdir()) == []

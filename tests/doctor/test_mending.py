@@ -83,3 +83,10 @@ def test_without_ruamel_the_extra_is_named(mine, monkeypatch):
     monkeypatch.setattr(mending, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'xent-metrics\[doctor\]'"):
         mend_yaml(mine, [])
+
+
+def test_a_text_that_is_no_yaml_is_left_to_its_findings(write):
+    path = write("t.yaml", "task: [{\n")
+    found = check_yaml(path)
+    assert [finding.kind for finding in found] == ["not-loadable"]
+    assert mend_yaml(path, found) == ""

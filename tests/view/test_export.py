@@ -4,6 +4,7 @@ import pytest
 from support.result_files import write_results
 
 from xent_metrics.errors import InvalidInputError
+from xent_metrics.view import export
 from xent_metrics.view.export import export_site
 from xent_metrics.view.folder import RunFolder
 from xent_metrics.view.site import ASSETS, Site
@@ -34,6 +35,35 @@ def test_an_earlier_export_is_replaced(tmp_path):
     after = {path.name for path in (tmp_path / "site").glob("run--*")}
     assert len(after) == 1
     assert after.isdisjoint(before)
+
+
+@pytest.mark.parametrize("stop", range(1, 6))
+def test_an_export_that_was_killed_anywhere_is_written_again(tmp_path, monkeypatch, stop):
+    """Before the file's place is taken, and after: what it was writing is left beside it."""
+    write_results(tmp_path / "runs" / "a", {"t": {"acc": 0.5}})
+    site, target = Site(RunFolder(tmp_path / "runs")), tmp_path / "site"
+    written = []
+
+    def write(path, content):
+        written.append(path)
+        if len(written) == stop:
+            (target / f".{path.name[:20]}.0123abcd.part").write_bytes(content[:10])
+            raise KeyboardInterrupt
+        path.write_bytes(content)
+
+    monkeypatch.setattr(export, "_write", write)
+    with pytest.raises(KeyboardInterrupt):
+        export_site(site, target)
+    monkeypatch.undo()
+    number = export_site(site, target)
+    assert number == len(list(target.glob("*.html")))
+
+
+def test_a_style_that_is_not_ours_is_left_alone(tmp_path):
+    (tmp_path / "view.css").write_text("mine")
+    with pytest.raises(InvalidInputError, match=r"holds view\.css"):
+        export_site(Site(RunFolder(tmp_path)), tmp_path)
+    assert (tmp_path / "view.css").read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "index.html"])

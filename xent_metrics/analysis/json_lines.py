@@ -1,12 +1,35 @@
-"""A file of samples as lm-eval writes it: one JSON object per line, with the tokens inside if they were logged."""
+"""A file of samples as lm-eval writes it: one JSON object per line, with the tokens inside if they were logged.
+
+And JSON that an encoding can hold.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["JsonLines"]
+__all__ = ["JsonLines", "encodable_json"]
+
+
+def encodable_json(value: Any, encoding: str = "utf-8", **options: Any) -> str:
+    r"""A value as JSON, with characters as they are unless the encoding lacks some, as UTF-8 lacks lone surrogates.
+
+    Args:
+        value: what JSON can hold.
+        encoding: in which the JSON will be written.
+        **options: passed to `json.dumps`.
+
+    >>> encodable_json("é"), encodable_json("é", "ascii"), encodable_json("\ud800é")
+    ('"é"', '"\\u00e9"', '"\\ud800\\u00e9"')
+    """
+    text = json.dumps(value, ensure_ascii=False, **options)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(value, **options)
+    return text
 
 
 class JsonLines:

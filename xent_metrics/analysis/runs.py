@@ -10,6 +10,7 @@ held in memory.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -189,15 +190,18 @@ def _source(samples: Path, task: str, problems: list[str], report: Callable[[str
 
     What is found to be damaged later is reported.
     """
+    if not samples.name.startswith(f"samples_{task}_"):  # it has a separator in it
+        problems.append(f"task {task}: its name can't be part of a file's, so that it has no samples")
+        return None
     in_parquet = samples.with_suffix(".parquet")
-    if in_parquet.is_file():
+    if os.path.isfile(in_parquet):
         try:
             return ParquetSamples(in_parquet, report)
         except (MissingExtraError, ValueError) as error:
             problems.append(f"task {task}: {in_parquet.name} isn't read: {error}")
-    if samples.is_file():
+    if os.path.isfile(samples):
         return JsonLines(samples)
-    if not in_parquet.is_file():
+    if not os.path.isfile(in_parquet):
         problems.append(
             f"task {task}: no samples beside the results ({samples.name}, or .parquet); evaluate with --log_samples"
         )

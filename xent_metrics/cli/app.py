@@ -8,7 +8,9 @@ of this package is one message on stderr and exit status 2. Tables are for peopl
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 from io import TextIOWrapper
 from typing import Annotated
 
@@ -45,18 +47,42 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The console script: run `app`; an error of this package is one message and exit status 2.
+    """The console script: run `app`; an error of this package, or of the system, is one message and exit status 2.
 
-    What the output's encoding doesn't have, such as Σ in ASCII, is printed as "?".
+    What the output's encoding doesn't have, such as Σ in ASCII, is printed as "?". A reader of the output that leaves ends
+    the command with exit status 1.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        app()
+        _run()
     except XentMetricsError as error:
         print_error(error)
         sys.exit(2)
+    except OSError as error:
+        if error.errno is None:
+            raise  # not the system's: transformers, for one, raises OSErrors of its own
+        _drop_output()
+        if isinstance(error, BrokenPipeError):
+            sys.exit(1)
+        print_error(error)
+        sys.exit(2)
+
+
+def _run() -> None:
+    """Run `app`, and write out what it printed while an error can still be said."""
+    try:
+        app()
+    finally:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
+
+def _drop_output() -> None:
+    """Forget what stdout didn't take. Python would try again at its end, and complain."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_version(wanted: bool) -> None:

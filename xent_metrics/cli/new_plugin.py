@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -173,7 +174,7 @@ def _contract_option(names: PluginNames, kinds: Sequence[str]) -> str:
 
 
 def write_files(folder: Path, files: Mapping[Path, str]) -> Path:
-    """Write files into a new folder.
+    """Write files into a new folder, which appears when all are written.
 
     Raises:
         PluginError: the folder exists, or the folder around it doesn't.
@@ -182,7 +183,10 @@ def write_files(folder: Path, files: Mapping[Path, str]) -> Path:
         raise PluginError(f"{folder} exists already, and nothing is overwritten; remove it or choose another name")
     if not folder.parent.is_dir():
         raise PluginError(f"the folder {folder.parent} doesn't exist; make it first")
-    for path, text in files.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(text, encoding="utf-8")
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name[:20]}.") as beside:
+        whole = Path(beside) / folder.name
+        for path, text in files.items():
+            (whole / path).parent.mkdir(parents=True, exist_ok=True)
+            (whole / path).write_text(text, encoding="utf-8")
+        whole.rename(folder)
     return folder

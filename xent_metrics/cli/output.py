@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,8 +19,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 
 
 def print_json(found: Sequence[Mapping[str, Any]]) -> None:
-    """Print records as JSON; numbers that are not finite become null."""
-    print(json.dumps(_finite(found), indent=2, ensure_ascii=False, default=str, allow_nan=False))
+    """Print records as JSON; numbers that are not finite become null, and what the output's encoding lacks is escaped."""
+    from xent_metrics.analysis.json_lines import encodable_json
+
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(encodable_json(_finite(found), encoding, indent=2, default=str, allow_nan=False))
 
 
 def _finite(value: Any) -> Any:
@@ -51,7 +55,8 @@ def print_problems(run: Run) -> None:
 def _print_on_stderr(text: Any) -> None:
     from rich.console import Console
 
-    Console(stderr=True, soft_wrap=True).print(text, highlight=False, markup=False, emoji=False)
+    with suppress(OSError):  # who can't be told isn't told; what was asked for is done
+        Console(stderr=True, soft_wrap=True).print(text, highlight=False, markup=False, emoji=False)
 
 
 def printable(text: str) -> str:

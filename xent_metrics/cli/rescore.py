@@ -40,10 +40,11 @@ def rescore(
     found = rescored(read, entries, tasks=task or (), skip_damaged=skip_damaged)
     for problem in (problem for each in found for problem in each.skipped):
         print_note(f"{read.path.parent}: {problem}")
+    written = None if output is None else write_rescored(read, found, output)
     rows = [row for each in found for row in _rows(read, each)]
     (print_json if as_json else _print)(rows)
-    if output is not None:
-        print_note(f"written to {write_rescored(read, found, output)}")
+    if written is not None:
+        print_note(f"written to {written}")
 
 
 def _rows(run: Run, task: RescoredTask) -> list[dict[str, Any]]:

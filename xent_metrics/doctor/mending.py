@@ -33,6 +33,8 @@ def mend_yaml(path: Path, findings: Sequence[Finding]) -> str:
     """
     if find_spec("ruamel") is None or find_spec("ruamel.yaml") is None:
         raise MissingExtraError("--write needs ruamel.yaml: pip install 'xent-metrics[doctor]'")
+    if not any(finding.mend for finding in findings):
+        return ""  # that it isn't YAML at all, say, is a finding
     text = path.read_text(encoding="utf-8")
     content, unchanged = _load(text), _dump(_load(text), text)
     for finding in findings:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from xent_metrics.errors import InvalidInputError
-from xent_metrics.files import replacing
+from xent_metrics.files import is_leftover, replacing
 from xent_metrics.view.links import INDEX, PageNotFoundError
 from xent_metrics.view.site import ASSETS, Site, asset
 
@@ -41,20 +41,22 @@ def export_site(site: Site, target: Path) -> int:
         linked = {found.decode() for found in _LINK.findall(content)} - written
         written |= linked
         waiting += sorted(linked)
-    for old in target.glob("*.html"):
-        if old.name not in written:
-            old.unlink()
+    for old in target.iterdir():
+        if old.name not in written and old.suffix == ".html":
+            old.unlink(missing_ok=True)
     return len(written)
 
 
 def _check(target: Path) -> None:
     if target.exists() and not target.is_dir():
         raise InvalidInputError(f"{target} is a file; expected a folder to write the pages into")
-    names = {path.name for path in target.iterdir()} if target.exists() else set()
-    others = sorted(name for name in names if name not in ASSETS and not name.endswith(".html"))
-    if names and (others or not names >= ASSETS.keys()):
-        held = others[0] if others else sorted(names)[0]
-        raise InvalidInputError(f"{target} holds {held}; expected a new or empty folder, or an earlier export")
+    names = {path.name for path in target.iterdir() if not is_leftover(path.name)} if target.exists() else set()
+    if names >= ASSETS.keys():
+        others = {name for name in names - ASSETS.keys() if not name.endswith(".html")}
+    else:  # of an export that was killed there may be only some of our own files, which come first
+        others = {name for name in names if name not in ASSETS or (target / name).read_bytes() != asset(name)}
+    if others:
+        raise InvalidInputError(f"{target} holds {min(others)}; expected a new or empty folder, or an earlier export")
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from support.rescored import ASKED, OVER_CHOICES, write_run
@@ -75,3 +76,32 @@ def test_documents_that_were_left_out_are_not_counted(folders, tmp_path):
     path = write_rescored(run, rescore(run, METRICS, skip_damaged=True), tmp_path / "out")
     assert json.loads(path.read_text())["n-samples"]["t"]["effective"] == 2
     assert read_run(path).problems == []
+
+
+def test_what_utf_8_lacks_is_escaped(folders, tmp_path):
+    """The bytes of a path that aren't UTF-8, and a half of a surrogate pair in a document."""
+    [results] = (folders / "few").rglob("results_*")
+    target = tmp_path / "\udcff"
+    shutil.copytree(results.parent, target)
+    [samples] = target.glob("samples_*")
+    text = samples.read_text(encoding="utf-8")
+    samples.write_text(text.replace('"doc": {', '"doc": {"half": "\\ud800", ', 1), encoding="utf-8")
+    run = read_run(target)
+    again = read_run(write_rescored(run, rescore(run, METRICS), tmp_path / "new"))
+    assert again.results["rescored"]["run"] == str(run.path)
+    assert again.tasks["t"].samples[0].raw["doc"]["half"] == "\ud800"
+
+
+def test_the_folder_is_called_as_the_runs_is(folders, monkeypatch):
+    few = read_run(folders / "few")
+    monkeypatch.chdir(few.path.parent)
+    here = read_run(few.path.name)
+    assert folder_for(here, "new").name == few.path.parent.name
+
+
+def test_a_configuration_that_is_none_is_made_one(folders, tmp_path):
+    few = read_run(folders / "few")
+    few.results["configs"]["t"] = few.results["n-samples"] = None
+    again = read_run(write_rescored(few, rescore(few, [{"metric": "perplexity"}]), tmp_path))
+    assert again.results["configs"]["t"] == {"metric_list": [{"metric": "perplexity"}]}
+    assert again.tasks["t"].values.keys() == {"perplexity"}

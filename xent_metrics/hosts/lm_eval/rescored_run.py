@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from xent_metrics.analysis.json_lines import encodable_json
 from xent_metrics.analysis.parquet_samples import Results, write_parquet_samples
 from xent_metrics.analysis.runs import Run
 from xent_metrics.analysis.samples import Samples
@@ -29,7 +29,7 @@ def folder_for(run: Run, folder: str | Path) -> Path:
     Raises:
         ComparisonError: it holds a run.
     """
-    target = Path(folder) / run.path.parent.name
+    target = Path(folder) / run.path.resolve().parent.name
     if found := next(target.glob("results_*.json"), None):
         raise ComparisonError(f"{found} is a run already; choose another folder for --output")
     return target
@@ -48,7 +48,7 @@ def write_rescored(run: Run, rescored: Sequence[RescoredTask], folder: str | Pat
     date = datetime.now().isoformat().replace(":", "-")
     for task in rescored:
         samples = target / f"samples_{task.task.name}_{date}.jsonl"
-        lines = ((json.dumps(each, ensure_ascii=False), results) for each, results in _samples(task))
+        lines = ((encodable_json(each), results) for each, results in _samples(task))
         if isinstance(task.task.samples, Samples) and task.task.samples.source.has_columns:
             write_parquet_samples(samples.with_suffix(".parquet"), ((line, results()) for line, results in lines))
             continue
@@ -56,7 +56,7 @@ def write_rescored(run: Run, rescored: Sequence[RescoredTask], folder: str | Pat
             file.writelines(f"{line}\n" for line, _ in lines)
     path = target / f"results_{date}.json"
     with replacing(path) as new:  # last, so that results always have their samples
-        new.write_text(json.dumps(_results(run, rescored), indent=2, ensure_ascii=False), encoding="utf-8")
+        new.write_text(encodable_json(_results(run, rescored), indent=2), encoding="utf-8")
     return path
 
 
@@ -81,7 +81,7 @@ def _results(run: Run, rescored: Sequence[RescoredTask]) -> dict[str, Any]:
     by_task: dict[str, dict[str, Any]] = {
         "results": {task.task.name: _values(task) for task in rescored},
         "configs": {
-            task.task.name: {**run.results["configs"][task.task.name], "metric_list": list(task.listed)}
+            task.task.name: {**_mapping(run.results["configs"], task.task.name), "metric_list": list(task.listed)}
             for task in rescored
         },
         "higher_is_better": {
@@ -100,6 +100,10 @@ def _values(task: RescoredTask) -> dict[str, Any]:
 
 
 def _numbers(run: Run, task: RescoredTask) -> dict[str, Any]:
-    numbers = run.results.get("n-samples")
-    own = numbers.get(task.task.name) if isinstance(numbers, dict) else None
-    return {**(own if isinstance(own, dict) else {}), "effective": len(task.samples)}
+    return {**_mapping(_mapping(run.results, "n-samples"), task.task.name), "effective": len(task.samples)}
+
+
+def _mapping(results: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of the results; empty if it isn't there, or something else."""
+    part = results.get(name)
+    return part if isinstance(part, dict) else {}
