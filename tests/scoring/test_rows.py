@@ -147,3 +147,11 @@ def test_no_row_is_scored_on_another_device_than_its_logits():
 @pytest.mark.parametrize("vocab_size", [3, 5000])
 def test_the_first_maximum_of_rows_elsewhere_is_one_per_row(vocab_size):
     assert first_argmax(torch.empty(7, vocab_size, device="meta")).shape == (7,)
+
+
+def test_targets_that_are_distributions_leave_the_confidence_as_it_is():
+    logits, target = torch.randn(40, 7), torch.randint(7, (40,))
+    ids, soft = score_tokens(logits, target), score_tokens(logits, F.one_hot(target, 7).float())
+    assert torch.equal(soft.confidence, ids.confidence)
+    assert torch.equal(soft.correct, ids.correct)
+    torch.testing.assert_close(soft.nll, ids.nll, rtol=1e-6, atol=1e-6)

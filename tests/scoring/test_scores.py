@@ -198,3 +198,13 @@ def test_weights_apply_and_rows_that_do_not_count_are_zero():
 def test_a_text_has_no_negative_length(name):
     with pytest.raises(InvalidInputError, match=rf"{name} holds whole numbers from 0; got -4"):
         from_loglikelihoods([-1.0, -2.0], **{name: [3, -4]})
+
+
+@pytest.mark.parametrize("row_kind", ["token", "choice", "document"])
+def test_only_documents_are_told_of_models_that_give_tokens(row_kind):
+    scores, other = TokenScores.empty(row_kind=row_kind), {"token": "choice"}.get(row_kind, "token")
+    with pytest.raises(
+        MissingScoreError, match=f"a metric is defined over {other} scores; got {row_kind} scores"
+    ) as raised:
+        scores.require(set(), row_kinds={other}, metric="a metric")
+    assert ("For token scores use" in str(raised.value)) == (row_kind == "document")

@@ -74,18 +74,18 @@ def _page_of_documents(run: RunSummary, task: str, page: int) -> str:
 
 def _value(task: TaskRun, key: str) -> dict[str, Any]:
     """A value with the interval over its documents, or the reason why there is none."""
-    metric, states = task.metrics.get(key), None
+    metric, sums = task.metrics.get(key), None
     if metric is not None:
-        states = task.states(key)
+        sums = task.sums(key)
     row = {"metric": key, "unit": metric.value_unit if metric else "lm-eval's own", "value": number(task.values[key])}
-    if metric is None or states is None:
+    if metric is None or sums is None:
         own = (
             "it is lm-eval's own, and not the mean of its logged samples"
             if metric is None
             else "some samples lack its sums"
         )
         return row | {"reason": task.why_unusable(key) or own}
-    found = delta_interval(metric, states)
+    found = delta_interval(metric, sums)
     missing = math.isnan(found.low)
     return row | {
         "reason": "no interval: it needs two documents, and a metric with a standard error" if missing else None,
