@@ -7,7 +7,7 @@ PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: browser demo docs reference test fuzz test-all-tasks test-lm-eval lint bench pages setup setup-unpinned release-check clean
+.PHONY: browser demo docs reference test fuzz faults test-all-tasks test-lm-eval lint bench pages setup setup-unpinned release-check clean
 
 demo: $(READY)            ## train a small language model, evaluate it with Lightning and with lm-eval, compare
 	$(BIN)/python -m xent_metrics.demo $(DEMO_ARGS)
@@ -23,9 +23,14 @@ test: $(READY) browser    ## run every test, doctests included
 	$(PYTEST) $(NATIVE_TESTS) $(TEST_ARGS)
 	[ "$$(uname)" != Linux ] || TRITON_INTERPRET=1 XENT_METRICS_PLUGINS=triton $(PYTEST) plugins/xent-metrics-triton/tests $(TEST_ARGS)
 
-FUZZ := tests/sums/test_exact_sum.py tests/sums/test_metric_life.py tests/scoring/test_score_fuzz.py
+FUZZ := tests/sums/test_exact_sum.py tests/sums/test_metric_life.py tests/scoring/test_score_fuzz.py \
+  tests/scoring/test_token_bytes_fuzz.py tests/analysis/test_runs_fuzz.py tests/doctor/test_tasks_fuzz.py
 fuzz: $(READY)            ## look for counterexamples to exact sums, to scores and to the life of a metric (minutes)
 	HYPOTHESIS_PROFILE=fuzz OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(FUZZ) $(TEST_ARGS)
+
+KILLS ?= 100
+faults: $(READY)          ## kill what writes files at random moments, KILLS times each, and look for torn files (minutes)
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m support.kills $(KILLS)
 
 test-all-tasks: $(READY)  ## put metrics on all tasks that lm-eval ships, as far as that goes without their data (minutes)
 	ALL_TASKS=1 $(BIN)/python -m pytest -q -s tests/hosts/lm_eval/test_shipped_tasks.py tests/doctor/test_tasks.py
