@@ -7,7 +7,7 @@ PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: browser demo docs reference test fuzz soak coverage mutation mutation-kernels test-all-tasks test-lm-eval test-lowest
+.PHONY: browser demo docs reference test fuzz faults soak coverage mutation mutation-kernels test-all-tasks test-lm-eval test-lowest
 .PHONY: lint bench pages setup setup-unpinned release-check clean
 
 demo: $(READY)            ## train a small language model, evaluate it with Lightning and with lm-eval, compare
@@ -44,9 +44,14 @@ mutation-kernels: $(READY) ## the same with changes of the C and Triton kernels 
 	PYTHONPATH=tests $(BIN)/python -m mutation.kernel_mutants native
 	PYTHONPATH=tests $(BIN)/python -m mutation.kernel_mutants triton
 
-FUZZ := tests/sums/test_exact_sum.py tests/sums/test_metric_life.py tests/scoring/test_score_fuzz.py
+FUZZ := tests/sums/test_exact_sum.py tests/sums/test_metric_life.py tests/scoring/test_score_fuzz.py \
+  tests/scoring/test_token_bytes_fuzz.py tests/analysis/test_runs_fuzz.py tests/doctor/test_tasks_fuzz.py
 fuzz: $(READY)            ## look for counterexamples to exact sums, to scores and to the life of a metric (minutes)
 	HYPOTHESIS_PROFILE=fuzz OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(FUZZ) $(TEST_ARGS)
+
+KILLS ?= 100
+faults: $(READY)          ## kill what writes files at random moments, KILLS times each, and look for torn files (minutes)
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m support.kills $(KILLS)
 
 soak: $(READY)            ## train and evaluate in two processes for an hour: nothing grows, no bit changes
 	$(BIN)/python benchmarks/soak.py $(or $(SOAK_ARGS),--minutes 60)

@@ -93,9 +93,9 @@ def _load(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
     Raises:
         PluginError: the file can't be read, isn't YAML, isn't a task, or includes itself; the message has its path.
     """
+    config = _read(path)
     if path.resolve() in including:
         raise PluginError(f"{path} includes itself, through {' and '.join(each.name for each in including)}")
-    config = _read(path)
     included: dict[str, Any] = {}
     for name in _names(config.pop("include", None), path):
         included |= _load(path.parent / name, (*including, path.resolve()))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
+import torch
 from support import distributed_jobs as jobs
 from support.distributed import run
 
@@ -54,3 +56,21 @@ def test_a_load_before_the_group_exists_is_found_out(tmp_path, expected):
         assert set(after_reset["values"].values()) == {"nan"}
     answers = run(3, jobs.load_too_early, file, str(Path(tmp_path, "b")), [1])
     assert [answer[0] for answer in answers] == [expected] * 3
+
+
+def test_a_checkpoint_that_was_cut_off_anywhere_is_refused(tmp_path):
+    """As a process leaves it that is killed while it writes."""
+    metric, path = CrossEntropy(), tmp_path / "sums.pt"
+    metric.persistent(True)
+    metric.update(torch.zeros(4, 8), torch.zeros(4, dtype=torch.long))
+    torch.save(metric.state_dict(), path)
+    whole = path.read_bytes()
+    for size in range(0, len(whole), 50):
+        path.write_bytes(whole[:size])
+        with pytest.raises((RuntimeError, EOFError, pickle.UnpicklingError)):
+            torch.load(path, weights_only=True)
+    path.write_bytes(whole)
+    again = CrossEntropy()
+    again.persistent(True)
+    again.load_state_dict(torch.load(path, weights_only=True))
+    assert again.counts() == metric.counts()
