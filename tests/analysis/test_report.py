@@ -262,5 +262,6 @@ def test_a_report_with_tokens_lacks_nothing_and_names_the_origin_of_a_rescored_r
     write_report([rescored], tmp_path / "x.html")
     page = (tmp_path / "x.html").read_text(encoding="utf-8")
     assert ", rescored from runs/&lt;first&gt;</small>" in page
+    assert '<th scope="col">A <small>± s.e.<br>95 % interval</small></th>' in page  # a name for each quantity of a cell
     assert "Point at a token" in page
     assert page.count("<figcaption>Bars: 95 % interval over documents; a point without one rests on too few.") == 2

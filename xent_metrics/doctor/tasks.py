@@ -148,7 +148,8 @@ def _aggregated(
     found = [task[metric] for task in known if metric in task]
     if complete and len(known) == len(tasks) and not found:
         names = ", ".join(sorted({name for task in known for name in task}))
-        text = f"the group aggregates {metric}, which none of its tasks lists (they list {names or 'nothing'}), so the group has no value of it. Name one of these"
+        text = f"the group aggregates {metric}, which none of its tasks lists, so it has no value. Name one that they list: "
+        text += names or "nothing so far"
         yield Finding("group-lacks-metric", place, text, "warning")
     no_means = sorted({str(name) for name in found if name in _NO_MEANS})
     if no_means and entry.get("weight_by_size", True):
