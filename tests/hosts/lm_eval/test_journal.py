@@ -1,6 +1,7 @@
 """Results on disk: found again by any process, whole or not at all."""
 
 import os
+import zlib
 
 import pytest
 
@@ -87,3 +88,10 @@ def test_a_write_may_take_several_calls(tmp_path, monkeypatch):
     one.add_partial("generate_until", ("a", GREEDY), "a long text")
     monkeypatch.undo()
     assert Journal(tmp_path, 0).find("generate_until", ("a", GREEDY)) == "a long text"
+
+
+@pytest.mark.parametrize("data", [b"no JSON", b"[]", b'{"result": 1}', b"\xff", b""])
+def test_a_line_of_somebody_elses_is_left_out(tmp_path, data):
+    (tmp_path / "results_a.jsonl").write_bytes(b"%08x %s\n" % (zlib.crc32(data), data))
+    found = Journal(tmp_path, 0)
+    assert (len(found), found.damaged) == (0, 1)

@@ -118,10 +118,10 @@ class Journal(CacheHook):  # type: ignore[misc]  # lm-eval is untyped
         """The lines of all files by their request; later ones replace earlier ones."""
         for path in sorted(self.folder.glob("results_*.jsonl")):
             for line in path.read_bytes().splitlines(keepends=True):
-                if (text := _checked(line)) is None:
+                if (found := _checked(line)) is None:
                     self.damaged += 1
-                    continue
-                yield str(json.loads(text)["request"]), text
+                else:
+                    yield found
 
 
 def _write_all(file: int, data: bytes) -> None:
@@ -129,9 +129,13 @@ def _write_all(file: int, data: bytes) -> None:
         data = data[os.write(file, data) :]
 
 
-def _checked(line: bytes) -> str | None:
-    """The JSON of a line; None if it is torn or damaged."""
+def _checked(line: bytes) -> tuple[str, str] | None:
+    """The request of a line and its JSON; None if it is torn, damaged, or somebody else's."""
     checksum, _, data = line.rstrip(b"\n").partition(b" ")
     if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(data):
         return None
-    return data.decode(errors="surrogatepass")
+    try:
+        text = data.decode(errors="surrogatepass")
+        return str(json.loads(text)["request"]), text
+    except (KeyError, TypeError, ValueError):
+        return None
