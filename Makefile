@@ -28,7 +28,7 @@ ATTACK := $(BIN)/python -m pip install -q --disable-pip-version-check -c constra
 # One folder after the other: one that fails leaves the figures of the others. TEST_FOLDERS=tests/sums measures one.
 TEST_FOLDERS ?= $(sort $(filter-out tests/mutation/ tests/support/,$(wildcard tests/*/))) "$(wildcard tests/test_*.py)" \
   xent_metrics "$(addprefix plugins/xent-metrics-,emd focal selective surprisal)"
-coverage: $(READY) browser ## measure the branch coverage of the package, with torch alone (half an hour)
+coverage: $(READY) browser ## measure the branch coverage of the package, with torch alone (slower than make test)
 	$(ATTACK)
 	rm -rf build/coverage && mkdir -p build/coverage
 	for folder in $(TEST_FOLDERS); do XENT_METRICS_PLUGINS=emd,focal OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -q $$folder $(TEST_ARGS); done
