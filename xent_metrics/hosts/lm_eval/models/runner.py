@@ -48,7 +48,8 @@ def _noticing_too_large(rows: Sequence[Row]) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error):
+        mps = "MPS backend out of memory" in str(error)  # accelerate 1.13 and older don't know it
+        if mps or isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error):
             raise _TooLargeError(error, rows) from error
         raise
 
