@@ -32,7 +32,6 @@ _DEVICE_ARGMAX_LOGITS = 2**30  # torch's reductions index with 32 bits
 _CPU_MATMUL = 6 * 2**20  # logits per matmul: large enough for full speed
 _DEVICE_MATMUL_ROWS = 1024  # fewer rows wait for the weights of the `lm_head`
 _WORKSPACE_BYTES = 2**28
-_HAS_OUT_DTYPE = hasattr(torch.ops.aten.mm, "dtype_out")
 
 
 def chunk_rows(vocab_size: int, device: torch.device) -> int:
@@ -123,7 +122,7 @@ def keeps_accumulator(kind: str, dtype: torch.dtype) -> bool:
     if kind == "cpu" or dtype not in (torch.float16, torch.bfloat16):
         return False
     if torch.compiler.is_compiling():  # traces no attempt
-        return kind == "cuda" and _HAS_OUT_DTYPE
+        return kind == "cuda"
     return _can_keep_accumulator(kind, dtype)
 
 
@@ -133,5 +132,5 @@ def _can_keep_accumulator(kind: str, dtype: torch.dtype) -> bool:
     square = torch.zeros(16, 16, dtype=dtype, device=kind)
     try:
         return torch.mm(square, square, out_dtype=torch.float32).dtype == torch.float32
-    except (TypeError, RuntimeError):  # no such argument, or not on this device
+    except RuntimeError:  # not on this device
         return False
