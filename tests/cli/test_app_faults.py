@@ -116,7 +116,7 @@ def test_a_full_disk(name, command, tmp_path):
 
 
 @pytest.mark.parametrize(("fault", "status"), [(interrupted, 130), (killed, -signal.SIGKILL)])
-@pytest.mark.parametrize("name", set(WRITING) - {"new-plugin"})
+@pytest.mark.parametrize("name", sorted(set(WRITING) - {"new-plugin"}))
 def test_stopped_when_the_file_is_written_but_not_in_its_place(name, fault, status, command, tmp_path, monkeypatch):
     ended = forked(*command(name), prepare=lambda: monkeypatch.setattr("xent_metrics.files.os.replace", fault))
     assert ended.status == status

@@ -111,7 +111,7 @@ def widest_float(device: torch.device) -> torch.dtype:
 def no_autocast(device: torch.device) -> AbstractContextManager[object]:
     """A context in which products keep the dtype of their factors, whatever autocast the caller is in."""
     kind = device.type
-    # Before torch 2.10, torch.compile can't trace is_autocast_available.
+    # torch.compile of torch 2.10 can't trace is_autocast_available.
     if (kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)) and torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)
     return nullcontext()

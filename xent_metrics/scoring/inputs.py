@@ -50,8 +50,7 @@ class ScoreOptions:
 
     def __post_init__(self) -> None:
         smoothing = self.label_smoothing
-        # A tuple of types: before torch 2.10, torch.compile can't trace a union.
-        if not isinstance(smoothing, (int, float)) or not 0.0 <= smoothing <= 1.0:
+        if not isinstance(smoothing, int | float) or not 0.0 <= smoothing <= 1.0:
             raise InvalidInputError(f"label_smoothing is a number in [0, 1]; got {smoothing!r}")
         if not isinstance(self.ignore_index, int):
             raise InvalidInputError(

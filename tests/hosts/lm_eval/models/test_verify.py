@@ -164,12 +164,11 @@ def test_a_wrong_head_is_found(model, tokenizer, caplog, dtype):
 @pytest.mark.parametrize("name", ["Bert", "Roberta", "XLNet"])
 def test_models_that_look_ahead_are_refused(tokenizer, name, dtype):
     """Even if they look ahead less than the dtype rounds, as with freshly drawn weights."""
-    own = (
-        {"d_inner": 48, "d_head": 12} if name == "XLNet" else {"intermediate_size": 48, "max_position_embeddings": 100}
-    )
-    config = getattr(transformers, f"{name}Config")(
-        vocab_size=VOCAB, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0, **own
-    )
+    sizes = {"d_model": 48, "n_layer": 2, "n_head": 4, "d_inner": 48, "d_head": 12}
+    if name != "XLNet":
+        sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+        sizes |= {"max_position_embeddings": 100}
+    config = getattr(transformers, f"{name}Config")(vocab_size=VOCAB, pad_token_id=0, **sizes)
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).to(dtype).eval()
     with pytest.raises(InvalidInputError, match=rf"{name}\w+ isn't causal"):
