@@ -15,6 +15,7 @@ Parameter Instability and Structural Change with Unknown Change Point.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -161,7 +162,7 @@ def _fit(columns: Array, values: Array) -> tuple[Array, float]:
 
 
 def _coefficient(columns: Array, points: Points) -> Estimate:
-    """The last column's coefficient with its error from both sources."""
+    """The last column's coefficient with its error from both sources, and from rounding, which is all that equal values have."""
     all_weights, squares = _fit(columns, points.values)
     weights, documents = all_weights[-1], points.without.shape[1]
     degrees = len(columns) - columns.shape[1], documents - 1
@@ -169,7 +170,8 @@ def _coefficient(columns: Array, points: Points) -> Estimate:
     of_documents = float(((without - without.mean()) ** 2).sum()) * (documents - 1) / documents
     variances = squares / degrees[0] * float(weights @ weights), of_documents
     total = sum(variances)
+    rounding = len(columns) * float(np.finfo(np.float64).eps * np.abs(weights) @ np.abs(points.values))
     parts = sum(variance**2 / free for variance, free in zip(variances, degrees, strict=True))
     return Estimate(
-        float(weights @ points.values), float(np.sqrt(total)), total**2 / parts if parts else float(min(degrees))
+        float(weights @ points.values), math.hypot(math.sqrt(total), rounding), total**2 / parts if parts else float(min(degrees))
     )
