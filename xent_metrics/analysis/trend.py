@@ -173,5 +173,7 @@ def _coefficient(columns: Array, points: Points) -> Estimate:
     rounding = len(columns) * float(np.finfo(np.float64).eps * np.abs(weights) @ np.abs(points.values))
     parts = sum(variance**2 / free for variance, free in zip(variances, degrees, strict=True))
     return Estimate(
-        float(weights @ points.values), math.hypot(math.sqrt(total), rounding), total**2 / parts if parts else float(min(degrees))
+        float(weights @ points.values),
+        math.hypot(math.sqrt(total), rounding),
+        total**2 / parts if parts else float(min(degrees)),
     )
