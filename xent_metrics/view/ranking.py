@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,8 +57,10 @@ class Ranking:
 
     def rank(self, slug: str) -> int | None:
         """Where the document of this name is; None if it is nowhere."""
-        found = (rank for rank in np.flatnonzero(self.keys == _key(slug)).tolist() if self.slug(rank) == slug)
-        return next(found, None)
+        if not re.fullmatch("[0-9a-f]{16}", slug):
+            return None
+        found = np.flatnonzero(self.keys.view(np.uint64) == int(slug, 16))
+        return int(found[0]) if len(found) else None
 
     def neighbours(self, rank: int, most: int | None) -> dict[str, str]:
         """The names of the documents before and after one, of the first `most`; empty where there is none."""
@@ -65,12 +68,3 @@ class Ranking:
         return {
             side: self.slug(at) if 0 <= at < end else "" for side, at in (("before", rank - 1), ("after", rank + 1))
         }
-
-
-def _key(slug: str) -> int:
-    """The key that a slug stands for; 0 for what is no slug."""
-    try:
-        key = int(slug, 16)
-    except ValueError:
-        return 0
-    return key - 2**64 if 2**63 <= key < 2**64 else key if key < 2**63 else 0
