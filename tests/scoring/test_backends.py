@@ -53,6 +53,7 @@ def test_a_backend_gives_nll_confidence_and_correct_and_the_core_the_rest(instal
 def test_the_plugin_that_will_be_asked_first_is_named(install, batch):
     logits, target = batch[0].flatten(0, 1), batch[1].flatten()
     given = {"logits": logits, "target": target, "extra_scores": {}}
+    install()
     assert first_to_accept("score_backend", **given) is None
     install(marked(1.0), marked(2.0), Backend(lambda logits, target: None))
     assert first_to_accept("score_backend", **given) == "backend2 of a-third-party"  # the last is asked first
