@@ -1,5 +1,6 @@
 """YAMLs and names of tasks and groups, read without their data."""
 
+import itertools
 import os
 import re
 from collections import Counter
@@ -57,6 +58,30 @@ def test_a_yaml_that_lm_eval_cannot_load_is_an_error(text, write):
     assert (finding.kind, finding.severity) == ("not-loadable", "error")
 
 
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in itertools.pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize("shared", [BOMB, "i: &i [*i]\n", "i: &i {a: *i}\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "output_type: *i",
+        "metric_list: *i",
+        "metric_list: [{metric: *i}]",
+        "metric_list: [{metric: cross_entropy, name: *i}]",
+        "metric_list: [{metric: cross_entropy, unit: *i}]",
+    ],
+)
+def test_aliases_that_stand_for_a_billion_values_or_for_themselves_are_an_error(text, shared, write):
+    own_class = "class: !function xent_metrics.hosts.lm_eval.XentTask\n"
+    path = write("t.yaml", f"{shared}task: t\n{own_class}{text}\n")
+    [finding] = check_yaml(path)
+    assert (finding.kind, finding.severity) == ("not-loadable", "error")
+    assert "its aliases stand for more than 100,000 values" in finding.text or "Recursion" in finding.text
+
+
 def test_the_mean_of_ratios_in_a_group_is_found(write):
     [finding] = check_yaml(write_group(write))
     assert (finding.kind, finding.severity) == ("mean-of-ratios", "warning")
@@ -75,6 +100,12 @@ def test_a_metric_that_no_task_of_the_group_has_is_found(write):
 
 def test_a_group_whose_tasks_lie_elsewhere_is_not_judged(write):
     assert check_yaml(write("pages.yaml", GROUP.format(metric="acc", weighted="true"))) == []
+
+
+def test_a_group_of_a_task_with_such_aliases_is_judged_by_its_others(write):
+    path = write_group(write)
+    write("one.yaml", f"{BOMB}task: one\nmetric_list: [{{metric: *i}}]\n")
+    assert kinds(check_yaml(path)) == [("mean-of-ratios", "pages.yaml", "warning")]
 
 
 def test_names_stand_for_tasks_groups_and_tags(write, monkeypatch):

@@ -5,6 +5,7 @@ A YAML of a group is checked with those of its tasks that lie in its folder. By 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,9 @@ __all__ = ["Configurations", "check_group", "check_names", "check_yaml"]
 _NO_MEANS = {
     "bits_per_byte", "bleu", "chrf", "chrf++", "f1", "matthews_corrcoef", "perplexity", "ter", "weighted_perplexity",
 }  # fmt: skip
+
+
+_MOST_VALUES = 100_000  # of a configuration; those of lm-eval have a few hundred
 
 
 class Configurations(NamedTuple):
@@ -116,12 +120,32 @@ def _check_named(name: str, known: Configurations, model: str | None) -> list[Fi
 
 def _loaded(source: Any, place: str) -> dict[str, Any] | Finding:
     try:
-        return load_configuration(source)
+        loaded = load_configuration(source)
     except (Exception, SystemExit) as error:  # its Python files may do anything when they are imported
         why = " ".join(f"{type(error).__name__}: {error}".split())
         return Finding(
             "not-loadable", place, f"lm-eval can't load it: {why:.300}. Install or mend what this names", "error"
         )
+    if _size(loaded, {}) > _MOST_VALUES:
+        why = f"its aliases stand for more than {_MOST_VALUES:,} values, or for themselves. Write out what is meant"
+        return Finding("not-loadable", place, why, "error")
+    return loaded
+
+
+def _size(value: Any, sizes: dict[int, float]) -> float:
+    """How many values a configuration stands for, with each alias of a YAML written out; infinite if one holds itself.
+
+    >>> shared = ["x"] * 10
+    >>> _size({"a": shared, "b": shared}, {})
+    23
+    """
+    if not isinstance(value, Mapping | list | tuple | set):
+        return 1
+    if id(value) not in sizes:
+        sizes[id(value)] = math.inf  # until it is known
+        parts = [*value, *value.values()] if isinstance(value, Mapping) else value
+        sizes[id(value)] = 1 + sum(_size(part, sizes) for part in parts)
+    return sizes[id(value)]
 
 
 def check_group(config: Mapping[str, Any], place: str, known: Configurations) -> list[Finding]:
@@ -166,6 +190,8 @@ def _aggregations(config: Mapping[str, Any]) -> dict[str, str | None] | None:
     Those that a task lists may not be those that it emits: if it is written in Python, has a `process_results`, or lists
     a function, which may return several values.
     """
+    if _size(config, {}) > _MOST_VALUES:
+        return None
     listed = config.get("metric_list")
     if listed is None:
         listed = [{"metric": name} for name in default_metrics(str(config.get("output_type", GENERATIVE)))]
