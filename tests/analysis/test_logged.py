@@ -16,7 +16,7 @@ def test_tokens_are_read_back(token_runs):
     task = read_run(token_runs[0]).tasks["t"]
     for sample in task.samples:
         assert sample.tokens.text == sample.raw["doc"]["text"]
-        assert sample.tokens.alternatives == [[("e", 0.5), ("</script>", 0.25)]] * len(sample.tokens)
+        assert list(sample.tokens.alternatives) == [[("e", 0.5), ("</script>", 0.25)]] * len(sample.tokens)
         assert math.fsum(sample.tokens.nll) == pytest.approx(sample.raw["cross_entropy_stderr"]["nats"])
 
 

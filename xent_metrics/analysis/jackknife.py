@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from xent_metrics.sums.metric import TokenMetric
-from xent_metrics.wrappers.standard_error import gradient_of
+from xent_metrics.wrappers.standard_error import by_chunk, gradient_of
 
 __all__ = [
     "degrees_of_freedom",
@@ -61,7 +61,8 @@ def values_of(metric: TokenMetric, sums: Tensor) -> Tensor:
 
 def leave_one_out(metric: TokenMetric, sums: Tensor) -> Tensor:
     """The metric without each document in turn, on its scale: ``(D, rows)`` float64 to ``(D,)``."""
-    return on_scale(metric, values_of(metric, sums.sum(dim=0) - sums))
+    total = sums.sum(dim=0)
+    return by_chunk(lambda chunk: on_scale(metric, values_of(metric, total - chunk)), sums)
 
 
 def jackknife_error(estimates: Tensor) -> float:
@@ -81,7 +82,7 @@ def jackknife_error(estimates: Tensor) -> float:
 def influence(metric: TokenMetric, sums: Tensor) -> Tensor:
     """Each document's influence on the value, Σ_rows |∂value/∂S · s_d| on the metric's scale: ``(D, rows)`` to ``(D,)``."""
     gradient = gradient_of(lambda total: on_scale(metric, metric.value(metric.unpack(total))), sums.sum(dim=0))
-    return (sums * gradient).abs().sum(dim=-1)
+    return by_chunk(lambda chunk: (chunk * gradient).abs().sum(dim=-1), sums)
 
 
 def degrees_of_freedom(influences: Tensor) -> float:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
 __all__ = [
     "HOW_TO_LOG_TOKENS",
+    "Alternatives",
     "Choice",
     "TokenList",
     "Tokens",
@@ -34,6 +35,44 @@ HOW_TO_LOG_TOKENS = (
 _NUMBER = (int, float)  # a tuple, because `int | float` is built anew for each of a million tokens
 
 
+class Alternatives(Sequence[list[tuple[str, float]]]):
+    """The likeliest texts in each token's place with their probabilities, made when they are asked for.
+
+    Args:
+        sizes: how many each token has.
+        columns: gives the texts of some of the tokens, and their probabilities, laid end to end.
+
+    >>> list(Alternatives.listed([[("a", 0.5), ("b", 0.25)], [], [("c", 0.75)]]))
+    [[('a', 0.5), ('b', 0.25)], [], [('c', 0.75)]]
+    """
+
+    def __init__(self, sizes: Sequence[int], columns: Callable[[range], tuple[Sequence[str], Sequence[float]]]) -> None:
+        self.sizes, self.columns = sizes, columns
+
+    @classmethod
+    def listed(cls, tokens: Sequence[Sequence[tuple[str, float]]]) -> Alternatives:
+        """Those in a list."""
+
+        def columns(places: range) -> tuple[list[str], list[float]]:
+            pairs = [pair for place in places for pair in tokens[place]]
+            return [text for text, _ in pairs], [probability for _, probability in pairs]
+
+        return cls([len(each) for each in tokens], columns)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @overload
+    def __getitem__(self, place: int) -> list[tuple[str, float]]: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[list[tuple[str, float]]]: ...
+    def __getitem__(self, place: int | slice) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
+        if isinstance(place, slice):
+            return [self[each] for each in range(len(self))[place]]
+        own = range(len(self))[place]
+        return list(zip(*self.columns(range(own, own + 1)), strict=True))
+
+
 @dataclass(frozen=True)
 class Tokens:
     """The tokens of a document by column: text, nll in nats, id, and the likeliest alternatives with their probabilities.
@@ -44,7 +83,7 @@ class Tokens:
     texts: Sequence[str]
     nll: Sequence[float]
     ids: Sequence[int]
-    alternatives: Sequence[Sequence[tuple[str, float]]]
+    alternatives: Alternatives
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -143,13 +182,16 @@ def tokens_in(raw: Mapping[str, Any]) -> Tokens | None:
     tokens = responses[min(gold_in(raw), len(responses) - 1)]
     if isinstance(tokens, TokenList):
         columns = tokens.columns
-        return Tokens(columns["text"], columns["nll"], columns["id"], columns.get("alternatives", []))
+        alternatives = columns.get("alternatives")
+        if not isinstance(alternatives, Alternatives):
+            alternatives = Alternatives.listed([])
+        return Tokens(columns["text"], columns["nll"], columns["id"], alternatives)
     try:
         return Tokens(
             [str(token["text"]) for token in tokens],
             [_number(token["nll"]) for token in tokens],
             [_id(token.get("id")) for token in tokens],
-            [_alternatives(token) for token in tokens if "alternatives" in token],
+            Alternatives.listed([_alternatives(token) for token in tokens if "alternatives" in token]),
         )
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):  # another schema
         return None

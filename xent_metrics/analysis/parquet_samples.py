@@ -14,21 +14,21 @@ Floats have the type of the scores, bit for bit. Files are read one row group at
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from xent_metrics.analysis.logged import TokenList
+from xent_metrics.analysis.logged import Alternatives, TokenList
 from xent_metrics.errors import InvalidInputError, MissingExtraError
 from xent_metrics.files import replacing
 
 __all__ = ["ParquetSamples", "ResultTokens", "Results", "pyarrow", "write_parquet_samples"]
 
 _FIELDS = ("text", "id", "nll", "confidence", "correct", "num_bytes", "invalid")
+_REQUIRED = ("text", "id", "nll")
 _ALTERNATIVES = ("alternatives", "alternatives_per_mille")
 _TOKENS = ["place", "num_tokens", *_FIELDS, *_ALTERNATIVES]
 _WORDS = ["text.list.element", "alternatives.list.element.list.element"]
@@ -236,10 +236,9 @@ class ParquetSamples:
             return {}
         row = address - self._first_row(group)
         places, sizes = (columns[name].row(row) or () for name in ("place", "num_tokens"))
-        tokens = TokenList(dict(_token_columns(columns, row)))
         ends = np.cumsum(sizes, dtype=np.int64).tolist()
         return {
-            place: {**self._shared, "tokens": tokens[end - size : end]}
+            place: {**self._shared, "tokens": TokenList(_TokenColumns(columns, row, range(end - size, end)))}
             for place, size, end in zip(places, sizes, ends, strict=True)
         }
 
@@ -304,62 +303,69 @@ class _Lists:
             return None
         return range(int(self.offsets[place]), int(self.offsets[place + 1]))
 
-    def row(self, place: int) -> list[Any] | None:
-        """The list at a place; None for null."""
-        span = self.span(place)
-        if span is None:
-            return None
+    def at(self, span: range) -> list[Any]:
+        """Some of the flat values."""
         found: list[Any] = self.values[span.start : span.stop].tolist()
         return found if self.words is None else [self.words[i] for i in found]
 
-    def rows(self, places: range) -> list[list[Any]]:
-        """The lists at these places, one after the other; null as an empty one."""
-        ends = self.offsets[places.start : places.stop + 1].tolist()
-        found = self.values[ends[0] : ends[-1]].tolist()
-        values = found if self.words is None else [self.words[i] for i in found]
-        return [values[start - ends[0] : end - ends[0]] for start, end in itertools.pairwise(ends)]
+    def row(self, place: int) -> list[Any] | None:
+        """The list at a place; None for null."""
+        span = self.span(place)
+        return None if span is None else self.at(span)
 
 
-class _Alternatives(Sequence[list[tuple[str, float]]]):
-    """The likeliest texts of each token with their probabilities, made when they are asked for."""
+class _TokenColumns(Mapping[str, Sequence[Any]]):
+    """The columns of a result's tokens that were logged, each made when it is asked for.
 
-    def __init__(self, texts: _Lists, shares: _Lists, tokens: range, confidence: Sequence[float | None]) -> None:
-        self._texts, self._shares, self._tokens, self._confidence = texts, shares, tokens, confidence
+    Args:
+        columns: of a row group.
+        row: the document's.
+        tokens: which of the document's tokens they are.
+    """
+
+    def __init__(self, columns: Mapping[str, _Lists], row: int, tokens: range) -> None:
+        self._columns, self._row, self._tokens = columns, row, tokens
+
+    def __getitem__(self, name: str) -> Sequence[Any]:
+        if name not in self:
+            raise KeyError(name)
+        own = self._span(name)
+        return self._alternatives(own) if name == "alternatives" else self._columns[name].at(own)
+
+    def __contains__(self, name: object) -> bool:
+        if name == "alternatives":
+            spans = [self._columns[each].span(self._row) for each in (*_ALTERNATIVES, "confidence")]
+            return (
+                spans[0] is not None and spans[0] == spans[1] and (spans[2] is None or len(spans[2]) == len(spans[0]))
+            )
+        return name in _REQUIRED or (name in _FIELDS and self._columns[str(name)].span(self._row) is not None)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in (*_FIELDS, "alternatives") if name in self)
 
     def __len__(self) -> int:
-        return len(self._tokens)
+        return sum(1 for _ in self)
 
-    @overload
-    def __getitem__(self, place: int) -> list[tuple[str, float]]: ...
-    @overload
-    def __getitem__(self, place: slice) -> _Alternatives: ...
-    def __getitem__(self, place: int | slice) -> list[tuple[str, float]] | _Alternatives:
-        if isinstance(place, slice):
-            return _Alternatives(self._texts, self._shares, self._tokens[place], self._confidence[place])
-        place = range(len(self))[place]
-        return next(iter(self[place : place + 1]))
+    def _span(self, name: str) -> range:
+        return (self._columns[name].span(self._row) or range(0))[self._tokens.start : self._tokens.stop]
 
-    def __iter__(self) -> Iterator[list[tuple[str, float]]]:
-        lists = (self._texts.rows(self._tokens), self._shares.rows(self._tokens), self._confidence)
-        for texts, shares, confidence in zip(*lists, strict=True):
-            if shares:
-                shares[0] += _per_mille(confidence)
-            yield list(zip(texts, [share / 1000 for share in shares], strict=True))
+    def _alternatives(self, own: range) -> Alternatives:
+        offsets = self._columns["alternatives"].values.offsets[own.start : own.stop + 1]
+        return Alternatives(np.diff(offsets).tolist(), self._likeliest)
 
-
-def _token_columns(columns: Mapping[str, _Lists], row: int) -> Iterator[tuple[str, Sequence[Any]]]:
-    """The columns of a document's tokens that were logged."""
-    for name in _FIELDS:
-        values = columns[name].row(row)
-        if values is not None or name in ("text", "id", "nll"):
-            yield name, values or []
-    texts, shares = (columns[name] for name in _ALTERNATIVES)
-    tokens, others = texts.span(row), shares.span(row)
-    if tokens is None or tokens != others:
-        return
-    confidence = columns["confidence"].row(row) or [None] * len(tokens)
-    if len(confidence) == len(tokens):
-        yield "alternatives", _Alternatives(texts.values, shares.values, tokens, confidence)
+    def _likeliest(self, places: range) -> tuple[list[str], list[float]]:
+        """The likeliest texts of some of the tokens, and their probabilities, laid end to end."""
+        texts, shares = (self._columns[name].values for name in _ALTERNATIVES)
+        own = self._span("alternatives")[places.start : places.stop]
+        ends, others = (each.offsets[own.start : own.stop + 1] for each in (texts, shares))
+        if not np.array_equal(ends, others):
+            raise ValueError("its alternatives have other lengths than their probabilities")
+        per_mille = shares.values[ends[0] : ends[-1]].astype(np.int64)
+        if len(confidences := self._columns["confidence"].at(self._span("confidence")[places.start : places.stop])):
+            filled = np.flatnonzero(np.diff(ends))
+            taken = np.array([_per_mille(confidences[place]) for place in filled], dtype=np.int64)
+            per_mille[ends[filled] - ends[0]] += taken
+        return texts.at(range(ends[0], ends[-1])), (per_mille / 1000).tolist()
 
 
 def _has(schema: Any, field: Any) -> bool:

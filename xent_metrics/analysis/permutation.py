@@ -18,6 +18,7 @@ from torch import Tensor
 
 from xent_metrics.analysis.jackknife import on_scale, resample_totals, values_of
 from xent_metrics.sums.metric import TokenMetric
+from xent_metrics.wrappers.standard_error import by_chunk
 
 __all__ = ["permutation_p_value"]
 
@@ -47,7 +48,7 @@ def permutation_p_value(
     >>> permutation_p_value(metric, sums(1.0, 2.0, 3.0), sums(0.9, 1.8, 2.7))       # all of one sign: 2/2³
     0.25
     """
-    if not bool(sums_a.isfinite().all() and sums_b.isfinite().all()):
+    if not all(bool(by_chunk(lambda chunk: chunk.isfinite().all(dim=-1), sums).all()) for sums in (sums_a, sums_b)):
         return math.nan
     difference = _difference_of_swaps(metric, sums_a, sums_b)
     documents = len(sums_a)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import itertools
 import json
 import math
 from collections import defaultdict
@@ -215,11 +216,13 @@ class _Packer:
 
     def _alternatives(self, tokens: Tokens, count: int) -> list[list[int]]:
         """For each token a flat list of pairs: the index of a word, and its probability in per mille."""
-        words = self.words
-        return [
-            [number for text, share in likely for number in (words[text], round(1000 * share))]
-            for likely in tokens.alternatives[:count]
-        ]
+        sizes = tokens.alternatives.sizes[:count]
+        texts, shares = tokens.alternatives.columns(range(len(sizes)))
+        flat = [0] * (2 * len(texts))
+        flat[::2] = [self.words[text] for text in texts]
+        flat[1::2] = np.rint(1000 * np.asarray(shares)).astype(np.int64).tolist()
+        ends = itertools.accumulate((2 * size for size in sizes), initial=0)
+        return [flat[start:end] for start, end in itertools.pairwise(ends)]
 
     def _cut_text(self, text: str) -> str:
         self.cut += len(text) > self.longest_text

@@ -35,6 +35,7 @@ from xent_metrics.wrappers.grouped import Grouped
 
 __all__ = [
     "StandardError",
+    "by_chunk",
     "gradient_of",
     "is_sample",
     "residuals",
@@ -42,6 +43,8 @@ __all__ = [
     "standard_error_from_moments",
     "standard_error_of_sums",
 ]
+
+_CHUNK_ELEMENTS = 2**21  # float64 numbers worked on at once, 16 MiB
 
 
 def standard_error(metric: TokenMetric, states: Tensor) -> float:
@@ -82,7 +85,14 @@ def residuals(metric: TokenMetric, states: Tensor) -> Tensor:
 
 def _residuals(metric: TokenMetric, sums: Tensor, total: Tensor) -> Tensor:
     gradient = gradient_of(lambda rows: metric.value(metric.unpack(rows)), total)
-    return ((sums - total / len(sums)) * gradient).sum(dim=-1)  # each row by itself
+    mean = total / len(sums)
+    return by_chunk(lambda chunk: ((chunk - mean) * gradient).sum(dim=-1), sums)  # each row by itself
+
+
+def by_chunk(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """A function of each row, ``(D, …)`` to ``(D,)``, in memory that doesn't grow with D."""
+    size = max(1, _CHUNK_ELEMENTS // max(1, rows[0].numel())) if len(rows) else 1
+    return torch.cat([function(chunk) for chunk in torch.split(rows, size)])
 
 
 def is_sample(states: Tensor) -> Tensor:
