@@ -7,7 +7,7 @@ PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: browser demo docs reference test fuzz faults soak coverage mutation mutation-kernels test-all-tasks test-lm-eval test-lowest
+.PHONY: browser demo docs reference test fuzz fuzz-bytes faults soak coverage mutation mutation-kernels test-all-tasks test-lm-eval test-lowest
 .PHONY: lint bench pages setup setup-unpinned release-check clean
 
 demo: $(READY)            ## train a small language model, evaluate it with Lightning and with lm-eval, compare
@@ -48,6 +48,12 @@ FUZZ := tests/sums/test_exact_sum.py tests/sums/test_metric_life.py tests/scorin
   tests/scoring/test_token_bytes_fuzz.py tests/analysis/test_runs_fuzz.py tests/doctor/test_tasks_fuzz.py
 fuzz: $(READY)            ## look for counterexamples to exact sums, to scores and to the life of a metric (minutes)
 	HYPOTHESIS_PROFILE=fuzz OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(FUZZ) $(TEST_ARGS)
+
+BYTES := results samples parquet yaml metrics journal
+SECONDS ?= 120
+fuzz-bytes: $(READY)      ## change bytes of what is read from files, SECONDS for each kind, guided by coverage (Linux)
+	$(ATTACK)
+	for target in $(BYTES); do PYTHONPATH=tests $(BIN)/python -m support.byte_fuzz $$target -max_total_time=$(SECONDS) || exit 1; done
 
 KILLS ?= 100
 faults: $(READY)          ## kill what writes files at random moments, KILLS times each, and look for torn files (minutes)

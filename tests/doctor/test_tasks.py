@@ -82,6 +82,11 @@ def test_aliases_that_stand_for_a_billion_values_or_for_themselves_are_an_error(
     assert "its aliases stand for more than 100,000 values" in finding.text or "Recursion" in finding.text
 
 
+def test_keys_that_are_no_names_are_unknown_ones(write):
+    path = write("t.yaml", "task: t\nmetric_list: []\n1: a\n2026-11-01: b\nnull: c\nz: d\n")
+    assert kinds(check_yaml(path)) == [("unknown-key", "t.yaml", "error")] * 4
+
+
 def test_the_mean_of_ratios_in_a_group_is_found(write):
     [finding] = check_yaml(write_group(write))
     assert (finding.kind, finding.severity) == ("mean-of-ratios", "warning")

@@ -62,7 +62,7 @@ def check_task(config: Mapping[str, Any], place: str, model: str | None = None) 
 
 def _unknown_keys(config: Mapping[str, Any], place: str) -> Iterator[Finding]:
     known = known_keys()
-    for key in sorted(config.keys() - known):
+    for key in sorted(config.keys() - known, key=str):
         near = one_near(key, known)
         text = f"lm-eval can't build a task with the key {key!r}.{_meant(near)} Correct or remove it"
         yield Finding("unknown-key", place, text, "error", partial(rename_key, (), key, near) if near else None)

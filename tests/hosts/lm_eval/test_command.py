@@ -140,6 +140,9 @@ def test_metrics_are_parsed_with_their_options():
         ("cross_entropi", UnknownMetricError),
         ("cross_entropy:unti=bits", MetricOptionError),
         ("perplexity:x", MetricOptionError),
+        ("cross_entropy:unit=[", MetricOptionError),
+        ("cross_entropy:unit=\0", MetricOptionError),
+        ("expected_calibration_error:num_bins=2026-13-45", MetricOptionError),
     ],
 )
 def test_mistakes_in_the_option_are_found_by_parsing_it(text, error):

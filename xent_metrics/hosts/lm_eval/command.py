@@ -67,6 +67,12 @@ def _parse_metric(text: str, option_name: str) -> dict[str, Any]:
         key, equals, value = option.partition("=")
         if not equals:
             raise MetricOptionError(f"{option_name} {text}: expected name:option=value;option=value; got {option!r}")
-        entry[key.strip()] = value if key.strip() == "doc_to_gold" else yaml.safe_load(value)  # YAML would read {{…}}
+        try:
+            entry[key.strip()] = (
+                value if key.strip() == "doc_to_gold" else yaml.safe_load(value)
+            )  # YAML would read {{…}}
+        except (yaml.YAMLError, ValueError) as error:
+            why = " ".join(str(error).split())
+            raise MetricOptionError(f"{option_name} {text}: expected a value in YAML; got {value!r}: {why}") from error
     get_metric(entry["metric"], **{key: value for key, value in entry.items() if key not in OWN_KEYS})
     return entry
