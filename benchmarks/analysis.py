@@ -5,7 +5,8 @@
 Made-up runs are written as lm-eval writes them: documents of 200 tokens, each with its five likeliest alternatives, as JSON lines
 and as Parquet; and documents without tokens, as JSON lines. Two runs of each are read by the commands, each in a process
 of its own, whose peak of resident memory and processor time are taken. All answers of the two formats are compared, to the last
-bit. With `--peer`, the same is done by another version of this package, unpacked in FOLDER, on the JSON lines:
+bit. More than 10,000 documents with tokens are the first 10,000 again and again under other hashes, in Parquet alone. With
+`--peer`, the same is done by another version of this package, unpacked in FOLDER, on the JSON lines:
 
     git archive 79cdf31 | tar x -C FOLDER
 
@@ -35,6 +36,7 @@ from xent_metrics.analysis.parquet_samples import write_parquet_samples
 TOKENS = 200
 VOCABULARY = 20_000
 BINS = 15
+WRITTEN = 10_000  # documents with tokens that are written one by one
 METRICS = [{"metric": "cross_entropy"}, {"metric": "bits_per_byte"}, {"metric": "expected_calibration_error"}]
 ROOT = Path(__file__).parent.parent
 #: Reads a run with one command and says what it took. The arguments of `xent` follow.
@@ -193,6 +195,27 @@ class Run:
         }  # fmt: skip
 
 
+def write_again(folder: Path, first: Path, copies: int) -> None:
+    """Write a run in Parquet whose documents are those of another, so many times, each time under other hashes."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    folder.mkdir()
+    [results], [samples] = first.glob("results_*"), first.glob("samples_*")
+    found = json.loads(results.read_text(encoding="utf-8"))
+    found["n-samples"]["t"] = {name: copies * count for name, count in found["n-samples"]["t"].items()}
+    (folder / results.name).write_text(json.dumps(found), encoding="utf-8")
+    source = pq.ParquetFile(samples)
+    with pq.ParquetWriter(
+        folder / samples.name, source.schema_arrow, compression="zstd", compression_level=1
+    ) as written:
+        for copy in range(copies):
+            for group in range(source.num_row_groups):
+                table = source.read_row_group(group)
+                renamed = pc.replace_substring(table["sample"], '_hash": "', f'_hash": "{copy} ')
+                written.write_table(table.set_column(0, table.schema.field(0), renamed))
+
+
 class Used:
     """What a command printed, and its peak of memory in bytes and processor time in seconds."""
 
@@ -267,6 +290,9 @@ def measure(folder: Path, package: Path = ROOT, resamples: int = 999) -> dict[st
 
 def with_tokens(base: Path, documents: int, peer: Path | None, claims: Claims) -> None:
     """Documents with tokens: JSON lines against Parquet, and against the peer's JSON lines."""
+    if documents > WRITTEN:
+        _many_with_tokens(base, documents, claims)
+        return
     made = {
         log: [Run(base / log / name, Corpus(documents, TOKENS, seed), log) for seed, name in ((2, "a"), (3, "b"))]
         for log in ("json", "parquet")
@@ -292,6 +318,18 @@ def with_tokens(base: Path, documents: int, peer: Path | None, claims: Claims) -
         )  # fmt: skip
         claims.ratio(f"{command}: GB", used.memory / 1e9, at_most=1.0 if documents == 10_000 else None)
         claims.note(f"{command}: JSON now", str(through_json))
+
+
+def _many_with_tokens(base: Path, documents: int, claims: Claims) -> None:
+    """More documents with tokens than are written one by one: Parquet alone."""
+    with tempfile.TemporaryDirectory(dir=base.parent) as first:
+        for seed, name in ((2, "a"), (3, "b")):
+            Run(Path(first) / name, Corpus(WRITTEN, TOKENS, seed), "parquet")
+            write_again(base / name, Path(first) / name, documents // WRITTEN)
+    for command, (used, _) in measure(base, resamples=99).items():
+        claims.ratio(
+            f"{documents:,} × {TOKENS}, {command}: GB", used.memory / 1e9, seen=f"{used.seconds:.1f} s", at_most=2.0
+        )
 
 
 def without_tokens(base: Path, documents: int, peer: Path | None, claims: Claims) -> None:

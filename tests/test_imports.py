@@ -48,14 +48,14 @@ WITHOUT_EXTRAS = """
 import importlib.machinery as machinery, sys, torchmetrics
 from xent_metrics.errors import MissingExtraError
 find = machinery.PathFinder.find_spec
-hidden = {"lm_eval", "lightning", "pytorch_lightning", "matplotlib", "scipy", "tqdm", "starlette"}
+hidden = {"lm_eval", "lightning", "pytorch_lightning", "matplotlib", "scipy", "tqdm", "jinja2", "starlette"}
 machinery.PathFinder.find_spec = lambda name, *more: None if name.split(".")[0] in hidden else find(name, *more)
 for name in [name for name in sys.modules if name.split(".")[0] in hidden]:
     del sys.modules[name]
 for statement in (
     "from xent_metrics.hosts.lm_eval import XentTask",
     "from xent_metrics.hosts.lightning import XentCallback",
-    "from xent_metrics.analysis.report import write_report",
+    "from xent_metrics.analysis.report import write_report; write_report([], 'report.html')",
     "from xent_metrics.hosts.model_pair import compare_models",
     "from xent_metrics.view.server import serve",
 ):
@@ -71,7 +71,7 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it():
     lm_eval, lightning, report, models, view = run.stdout.splitlines()
     assert lm_eval == "xent_metrics.hosts.lm_eval needs lm-eval: pip install 'xent-metrics[lm-eval]' [E013]"
     assert lightning == "xent_metrics.hosts.lightning needs Lightning: pip install 'xent-metrics[lightning]' [E013]"
-    assert report == "the report needs tqdm: pip install 'xent-metrics[analysis,plots]' [E013]"
+    assert report == "the report needs jinja2: pip install 'xent-metrics[analysis,plots]' [E013]"
     assert view == "the page needs Starlette and uvicorn: pip install 'xent-metrics[view]' [E013]"
     assert models == "comparing models needs tqdm: pip install 'xent-metrics[analysis,lm-eval]' [E013]"
 

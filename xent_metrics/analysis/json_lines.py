@@ -42,10 +42,16 @@ class JsonLines:
     """
 
     row = "line"  # what messages call a document's place
+    unit = "bytes"  # of the documents' addresses
     has_columns = False  # the tokens are in the documents' JSON
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    @property
+    def size(self) -> int:
+        """The end of the addresses."""
+        return self.path.stat().st_size
 
     def documents(self) -> Iterator[tuple[int, str | bytes]]:
         """Where each line begins, and the line."""

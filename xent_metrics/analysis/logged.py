@@ -62,6 +62,9 @@ class Alternatives(Sequence[list[tuple[str, float]]]):
     def __len__(self) -> int:
         return len(self.sizes)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Alternatives) and list(self) == list(other)
+
     @overload
     def __getitem__(self, place: int) -> list[tuple[str, float]]: ...
     @overload

@@ -181,6 +181,7 @@ class ParquetSamples:
     """
 
     row = "row"
+    unit = "documents"
     has_columns = True  # the tokens can be read by column
 
     def __init__(self, path: Path, report: Callable[[str], None]) -> None:
@@ -210,6 +211,11 @@ class ParquetSamples:
             return {"dtype": str(shared["dtype"]), "vocab_size": shared["vocab_size"]}
         except (KeyError, TypeError, ValueError):
             raise ValueError("it has another schema: its metadata don't name the scores' type") from None
+
+    @property
+    def size(self) -> int:
+        """The end of the addresses."""
+        return int(self._file.metadata.num_rows)
 
     def documents(self) -> Iterator[tuple[int, str | bytes]]:
         """The number of each row, and its sample."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from xent_metrics.analysis.jackknife import on_scale, resample_totals, values_of
+from xent_metrics.analysis.progress import progress_bar
 from xent_metrics.sums.metric import TokenMetric
 from xent_metrics.wrappers.standard_error import by_chunk
 
@@ -58,7 +59,11 @@ def permutation_p_value(
     threshold = observed - 1e-12 * scale  # rounding must not separate equal differences
     is_exact = 2 ** min(documents, 62) <= num_resamples
     drawn = _all_swaps(documents) if is_exact else _random_swaps(documents, num_resamples, seed)
-    extreme = sum(int((~(difference(swaps).abs() < threshold)).sum()) for swaps in drawn)
+    extreme = 0
+    with progress_bar("Permutation test", 2**documents if is_exact else num_resamples, "swaps") as bar:
+        for swaps in drawn:
+            extreme += int((~(difference(swaps).abs() < threshold)).sum())
+            bar.update(len(swaps))
     if bool(observed.isnan()):
         return math.nan
     return extreme / 2**documents if is_exact else (extreme + 1) / (num_resamples + 1)

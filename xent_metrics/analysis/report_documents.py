@@ -21,14 +21,9 @@ import numpy as np
 
 from xent_metrics.analysis.document_losses import document_losses
 from xent_metrics.analysis.logged import Tokens, choices_in, context_in, text_in
+from xent_metrics.analysis.progress import progress_bar
 from xent_metrics.analysis.runs import Run, TaskRun
 from xent_metrics.analysis.samples import Keys, Sample, keys_of, samples_at
-from xent_metrics.errors import MissingExtraError
-
-try:
-    from tqdm import tqdm  # type: ignore[import-untyped]
-except ImportError as error:
-    raise MissingExtraError("the report needs tqdm: pip install 'xent-metrics[analysis,plots]'") from error
 
 __all__ = ["Packed", "pack_documents"]
 
@@ -87,7 +82,7 @@ def pack_documents(runs: Sequence[Run], letters: Sequence[str]) -> Packed:
     views = max(1, sum(len(entry.places) for entry in entries))
     packer = _Packer(min(_LONGEST_TEXT, _TEXT // views), _TOKENS // views)
     packer.allow_alternatives(entries, columns)
-    with tqdm(total=views, desc="Packing documents", disable=None) as bar:
+    with progress_bar("Packing documents", views, "documents") as bar:
         for column in columns:
             own = [entry for entry in entries if entry.task == column.task.name and column.letter in entry.places]
             own.sort(key=lambda entry: entry.places[column.letter])  # rising, so that a file is read in its order

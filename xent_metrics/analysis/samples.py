@@ -21,6 +21,7 @@ from xent_metrics.analysis.json_lines import JsonLines
 from xent_metrics.analysis.logged import Tokens, gold_in, parse_json, restored, tokens_in
 from xent_metrics.analysis.logged_sums import SUMS_SUFFIXES, SumsColumn
 from xent_metrics.analysis.parquet_samples import ParquetSamples, Results
+from xent_metrics.analysis.progress import progress_bar
 from xent_metrics.analysis.results_file import NO_FILTER
 from xent_metrics.analysis.sums_by_document import SumsByDocument
 from xent_metrics.sums.metric import TokenMetric
@@ -200,15 +201,19 @@ def _skipped(source: Source, task: str, number: int) -> str:
 
 def _documents(source: Source, task: str, problems: list[str]) -> Iterator[tuple[int, int, dict[str, Any], str]]:
     """The number of each document, where it is, its JSON object and its name."""
-    for number, (address, text) in enumerate(source.documents(), 1):
-        try:
-            raw = parse_json(text)
-            name = _name(raw)
-        except (ValueError, KeyError, TypeError) as error:
-            problems.append(f"{_skipped(source, task, number)}: {_why(error)}")
-            continue
-        if raw.get("doc_id") != _PLACEHOLDER_ID:
-            yield number, address, raw, name
+    done = 0
+    with progress_bar(f"Reading {source.path.name}", source.size, source.unit) as bar:
+        for number, (address, text) in enumerate(source.documents(), 1):
+            bar.update(address - done)
+            done = address
+            try:
+                raw = parse_json(text)
+                name = _name(raw)
+            except (ValueError, KeyError, TypeError) as error:
+                problems.append(f"{_skipped(source, task, number)}: {_why(error)}")
+                continue
+            if raw.get("doc_id") != _PLACEHOLDER_ID:
+                yield number, address, raw, name
 
 
 def _name(raw: Any) -> str:

@@ -19,7 +19,7 @@ from xent_metrics.wrappers.standard_error import is_sample
 
 __all__ = ["SumsByDocument"]
 
-_CHUNK_SUMS = 2**18  # sums packed at once, 16 MiB
+_CHUNK_SUMS = 2**16  # sums packed at once, 4 MiB
 
 
 @dataclass(frozen=True)

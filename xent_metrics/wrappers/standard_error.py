@@ -44,7 +44,7 @@ __all__ = [
     "standard_error_of_sums",
 ]
 
-_CHUNK_ELEMENTS = 2**21  # float64 numbers worked on at once, 16 MiB
+_CHUNK_ELEMENTS = 2**18  # float64 numbers worked on at once, 2 MiB
 
 
 def standard_error(metric: TokenMetric, states: Tensor) -> float:
