@@ -91,8 +91,13 @@ def _residuals(metric: TokenMetric, sums: Tensor, total: Tensor) -> Tensor:
 
 def by_chunk(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     """A function of each row, ``(D, …)`` to ``(D,)``, in memory that doesn't grow with D."""
-    size = max(1, _CHUNK_ELEMENTS // max(1, rows[0].numel())) if len(rows) else 1
-    return torch.cat([function(chunk) for chunk in torch.split(rows, size)])
+    size = max(1, _CHUNK_ELEMENTS // max(1, rows[:1].numel()))
+    first = function(rows[:size])
+    found = first.new_empty(len(rows))
+    found[:size] = first
+    for start in range(size, len(rows), size):
+        found[start : start + size] = function(rows[start : start + size])
+    return found
 
 
 def is_sample(states: Tensor) -> Tensor:
