@@ -31,7 +31,7 @@ TEST_FOLDERS ?= $(sort $(filter-out tests/mutation/ tests/support/,$(wildcard te
 coverage: $(READY) browser ## measure the branch coverage of the package, with torch alone (slower than make test)
 	$(ATTACK)
 	rm -rf build/coverage && mkdir -p build/coverage
-	for folder in $(TEST_FOLDERS); do XENT_METRICS_PLUGINS=emd,focal OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -q $$folder $(TEST_ARGS); done
+	for folder in $(TEST_FOLDERS); do XENT_METRICS_PLUGINS=emd,focal OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile -q $$folder $(TEST_ARGS); done
 	$(BIN)/python -m coverage combine -q && $(BIN)/python -m coverage report
 
 MODULES ?= xent_metrics/sums xent_metrics/scoring xent_metrics/metrics

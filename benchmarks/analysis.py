@@ -314,7 +314,7 @@ def with_tokens(base: Path, documents: int, peer: Path | None, claims: Claims) -
         claims.holds(f"{command}: the same answer from both", found == same)
         claims.ratio(
             f"{command}: time, {called} / Parquet", before.seconds / used.seconds, seen=f"{before} / {used}",
-            at_least=4.0 if large and command == "report" else None,
+            at_least=5.0 if large and command == "report" else None,
         )  # fmt: skip
         claims.ratio(f"{command}: GB", used.memory / 1e9, at_most=1.0 if documents == 10_000 else None)
         claims.note(f"{command}: JSON now", str(through_json))
