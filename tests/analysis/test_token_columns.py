@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 from xent_metrics.analysis import token_columns
@@ -59,3 +60,14 @@ def test_without_tokens_there_are_no_columns(tmp_path):
     path.write_text(json.dumps({"doc_hash": "d", "target_hash": "t", "resps": [["-1.0"]]}))
     [samples] = read_samples(JsonLines(path), "t", []).values()
     assert not TokenColumns(samples)
+
+
+def test_the_temporary_file_is_closed_when_the_columns_are_gone(tmp_path):
+    lines = tmp_path / "samples.jsonl"
+    lines.write_text("".join(f"{with_tokens(*document)}\n" for document in documents()), encoding="utf-8")
+    columns = TokenColumns(read_samples(JsonLines(lines), "t", [])["b"])
+    assert list(columns)
+    file = columns._parsed
+    del columns
+    gc.collect()
+    assert file.closed

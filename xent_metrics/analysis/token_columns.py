@@ -7,6 +7,7 @@ again without holding them in memory.
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import IO, Any, NamedTuple
@@ -62,6 +63,7 @@ class TokenColumns:
     def _parsed(self) -> IO[bytes]:
         """A temporary file with the chunks of samples that hold their tokens."""
         file = tempfile.TemporaryFile()  # noqa: SIM115  # open for as long as the columns are there
+        weakref.finalize(self, file.close)
         for chunk in _parsed_chunks(self._samples):
             for column in chunk:
                 np.save(file, column)
