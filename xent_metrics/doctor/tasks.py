@@ -27,7 +27,7 @@ _NO_MEANS = {
 }  # fmt: skip
 
 
-_MOST_VALUES = 100_000  # of a configuration; those of lm-eval have a few hundred
+_MOST_VALUES = 100_000  # of a configuration
 
 
 class Configurations(NamedTuple):
