@@ -137,7 +137,7 @@ def _size(value: Any, sizes: dict[int, float]) -> float:
 
     >>> shared = ["x"] * 10
     >>> _size({"a": shared, "b": shared}, {})
-    23
+    25
     """
     if not isinstance(value, Mapping | list | tuple | set):
         return 1
