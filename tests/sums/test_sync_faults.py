@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -31,7 +30,7 @@ CASES = [
 @pytest.mark.parametrize(("what", "when"), CASES)
 def test_the_others_lose_nothing_and_compute_again(what, when, tmp_path):
     size = 3
-    *others, faulty = run(size, jobs.fault, what, when, str(Path(tmp_path, "again")), seconds=jobs.SECONDS)
+    *others, faulty = run(size, jobs.fault, what, when, str(tmp_path), seconds=jobs.SECONDS)
     back = size if what == "raises" else size - 1
     if what == "dies":
         assert faulty == DIED

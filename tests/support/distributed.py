@@ -27,9 +27,16 @@ TRIES = 3  # at that: gloo's processes now and then miss each other on a machine
 PATIENCE = 600  # for a machine that has much else to do
 
 
+class MissedError(RuntimeError):
+    """The processes of a group did not find each other."""
+
+
 def join(file: str, rank: int, size: int, seconds: float = 300, backend: str = "gloo") -> None:
     """Make the default process group; `seconds` is its time limit once all are there."""
-    dist.init_process_group(backend, init_method=f"file://{file}", rank=rank, world_size=size, timeout=LIMIT)
+    try:
+        dist.init_process_group(backend, init_method=f"file://{file}", rank=rank, world_size=size, timeout=LIMIT)
+    except Exception as error:
+        raise MissedError(f"rank {rank} of {size} did not find the others") from error
     dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
 
 
@@ -91,10 +98,12 @@ def _work(connection: Connection) -> None:
             _tell(connection, "joined")
         except Exception:
             dist.distributed_c10d._world.group_count = 0  # the number of the next group, which all have to agree on
-            _tell(connection, Failed(traceback.format_exc()))
+            _tell(connection, Missed(traceback.format_exc()))
         if connection.recv_bytes() == b"go":
             try:
                 answer = job(rank, size, *args)
+            except MissedError:
+                answer = Missed(traceback.format_exc())
             except Exception:
                 answer = Failed(traceback.format_exc())
         with contextlib.suppress(Exception):
@@ -110,6 +119,10 @@ class Failed(str):
     """The traceback of a job that raised."""
 
 
+class Missed(Failed):
+    """The traceback of a process that did not find the others, at first or in a group that its job made."""
+
+
 class Workers:
     """As many processes as the largest job so far needed; one that died is replaced by the next job."""
 
@@ -121,17 +134,16 @@ class Workers:
 
     def __call__(self, size: int, job: Callable[..., Any], *args: Any, seconds: float = 300) -> list[Any]:
         """Every rank's answer to `job`, `DIED` for one that didn't live to give it."""
-        self._hire(size)
-        chosen = self.workers[:size]
         for _ in range(TRIES):
-            missed = self._join(chosen, job, args, seconds)
-            self._say(chosen, b"stop" if missed else b"go")
+            self._hire(size)
+            chosen = self.workers[:size]
+            told = self._join(chosen, job, args, seconds)
+            self._say(chosen, b"stop" if told else b"go")
             answers = [self._receive(worker) for worker in chosen]
-            if not missed:
+            answers = told or answers
+            if not any(isinstance(answer, Missed) for answer in answers):
                 break
-        failed = [
-            f"rank {rank}: {answer}" for rank, answer in enumerate(missed or answers) if isinstance(answer, Failed)
-        ]
+        failed = [f"rank {rank}: {answer}" for rank, answer in enumerate(answers) if isinstance(answer, Failed)]
         assert not failed, "\n".join(failed)
         return answers
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -41,8 +43,9 @@ ALL_REDUCE = dist.all_reduce
 FAULTS: dict[str, Callable[..., None]] = {"dies": _die, "hangs": _hang, "raises": _raise}
 
 
-def fault(rank: int, size: int, what: str, when: str, rendezvous: str) -> dict[str, Any]:
+def fault(rank: int, size: int, what: str, when: str, folder: str) -> dict[str, Any]:
     """The last rank fails before, in or after the sync; those who can meet in a new group and compute again."""
+    rendezvous = _agreed_file(folder, rank)
     metrics = TokenMetricCollection(NAMES)
     metrics.update(batch(rank))
     local = states_of(metrics)
@@ -64,6 +67,14 @@ def fault(rank: int, size: int, what: str, when: str, rendezvous: str) -> dict[s
             found["values"] = [metrics[name].compute().item().hex() for name in NAMES]
         found["calls"] = len(calls)
     return found
+
+
+def _agreed_file(folder: str, rank: int) -> str:
+    """A file that no group has met at, also if the job is done once more."""
+    store = dist.distributed_c10d._get_default_store()
+    if rank == 0:
+        store.set("again", str(Path(folder, uuid.uuid4().hex)))
+    return store.get("again").decode()
 
 
 def _fail(metrics: TokenMetricCollection, what: str, when: str) -> None:
