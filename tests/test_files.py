@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from xent_metrics.files import is_leftover, replacing
+from xent_metrics.files import is_leftover, replacing, require_writable
 
 
 def write_half(path):
@@ -101,3 +101,27 @@ def test_a_pipe_is_written_to_directly(tmp_path):
     reader.join()
     assert read == ["through"]
     assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_where_a_file_can_be_made_nothing_is_made(tmp_path):
+    (tmp_path / "page.html").write_text("old")
+    for path in (tmp_path, tmp_path / "page.html", tmp_path / "other.html", tmp_path / "new" / "folder" / "page.html"):
+        require_writable(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_where_no_file_can_be_made_is_said_by_the_path_that_was_asked_for(tmp_path, monkeypatch):
+    (in_the_way := tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError) as error:
+        require_writable(in_the_way / "new" / "page.html")
+    assert error.value.filename == str(in_the_way / "new" / "page.html")
+
+    def read_only(**_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    with pytest.raises(OSError, match="Read-only") as error:
+        require_writable(tmp_path / "page.html")
+    assert error.value.filename == str(tmp_path / "page.html")
+    os.mkfifo(tmp_path / "pipe")
+    require_writable(tmp_path / "pipe")  # written to directly

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["is_leftover", "replacing"]
+__all__ = ["is_leftover", "replacing", "require_writable"]
 
 
 @contextmanager
@@ -47,6 +48,32 @@ def replacing(path: str | Path) -> Iterator[Path]:
         if beside != path:
             with suppress(OSError):
                 beside.unlink()
+
+
+def require_writable(path: str | Path) -> None:
+    """Raise now what would be raised once the work is done whose result is to be written to `path`. Nothing is made.
+
+    Args:
+        path: a file or folder; its folders need not exist yet.
+
+    Raises:
+        OSError: no file can be made there; its `filename` is `path`.
+
+    >>> require_writable("/dev/null/page.html")
+    Traceback (most recent call last):
+    NotADirectoryError: [Errno 20] Not a directory: '/dev/null/page.html'
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        return  # such as /dev/stdout
+    folder = Path(os.path.realpath(path if path.is_dir() else path.parent))
+    try:
+        while not os.path.lexists(folder):
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def is_leftover(name: str) -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from xent_metrics.errors import InvalidInputError, MissingExtraError
-from xent_metrics.files import replacing
+from xent_metrics.files import replacing, require_writable
 from xent_metrics.scoring.binary import two_classes
 
 __all__ = [
@@ -86,6 +86,7 @@ def _check_file(path: Path, endings: Iterable[str]) -> None:
         )
     if not path.parent.is_dir():
         raise InvalidInputError(f"{path}: the folder {path.parent} doesn't exist; create it first")
+    require_writable(path)
 
 
 def _matplotlib() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -265,3 +266,13 @@ def test_a_report_with_tokens_lacks_nothing_and_names_the_origin_of_a_rescored_r
     assert '<th scope="col">A <small>± s.e.<br>95 % interval</small></th>' in page  # a name for each quantity of a cell
     assert "Point at a token" in page
     assert page.count("<figcaption>Bars: 95 % interval over documents; a point without one rests on too few.") == 2
+
+
+def test_nothing_is_computed_for_a_page_that_cannot_be_written(tmp_path, monkeypatch):
+    def read_only(**_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    monkeypatch.setattr("xent_metrics.analysis.report.compare_all", None)
+    with pytest.raises(OSError, match=r"Read-only file system: '.*page\.html'"):
+        write_report([], tmp_path / "page.html")

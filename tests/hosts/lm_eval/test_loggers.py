@@ -3,6 +3,7 @@
 import json
 from functools import partial
 
+import pytest
 import wandb
 from support import trackers
 from support.hf_model import tiny_model, tiny_tokenizer
@@ -43,6 +44,15 @@ def test_values_errors_pictures_and_samples_arrive(tmp_path, monkeypatch):
     samples = trackers.trackio_samples(tmp_path)
     assert [name for name, _ in samples] == [f"{TASK}/sample"] * 2
     assert all(isinstance(sample[name], float) for _, sample in samples for name in NAMES)
+
+
+def test_where_results_cannot_be_written_is_said_before_the_model_is_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    path = str(tmp_path / "file" / "runs")
+    model = ["--model", "xent-hf", "--model_args", f"pretrained={tmp_path / 'nowhere'}"]
+    with pytest.raises(NotADirectoryError) as error:
+        run(["run", *model, "--tasks", TASK, "--output_path", path])
+    assert error.value.filename == path
 
 
 def test_columns_of_lm_evals_own_metrics_stay():

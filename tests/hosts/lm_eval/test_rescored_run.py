@@ -68,6 +68,12 @@ def test_no_run_is_overwritten(folders):
     assert folder_for(few, folders / "new") == folders / "new" / few.path.parent.name
 
 
+def test_where_nothing_can_be_written_is_said_by_the_folder_alone(folders):
+    few = read_run(folders / "few")
+    with pytest.raises(NotADirectoryError):
+        folder_for(few, few.path / "new")
+
+
 def test_documents_that_were_left_out_are_not_counted(folders, tmp_path):
     for file in (folders / "few").rglob("*.json*"):
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -118,3 +118,11 @@ def test_what_cannot_be_written_is_saved_as_lines(tmp_path, monkeypatch, caplog)
         folder = write_run(tmp_path, "loglikelihood", METRICS, LoggingLM(in_parquet=True))
     assert "can't be written, so that the samples are saved as JSON lines: no space left" in caplog.text
     assert all(sample.tokens for sample in the_task(folder).samples)
+
+
+def test_an_evaluation_survives_an_output_path_that_cannot_be_written_to(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    with caplog.at_level(logging.INFO):
+        write_run(tmp_path / "file" / "runs", "loglikelihood", METRICS, LoggingLM(in_parquet=True))
+    assert "can't be written, so that the samples are saved as JSON lines: [Errno 20] Not a directory" in caplog.text
+    assert "Could not save sample results" in caplog.text  # lm-eval's own warning

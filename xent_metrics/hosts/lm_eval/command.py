@@ -19,7 +19,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from xent_metrics.errors import MetricOptionError
-from xent_metrics.hosts.lm_eval.loggers import tracker_loggers
+from xent_metrics.hosts.lm_eval.loggers import command_loggers
 from xent_metrics.hosts.lm_eval.metric_entry import OWN_KEYS
 from xent_metrics.hosts.lm_eval.resume import resume
 from xent_metrics.hosts.lm_eval.task_manager import XentTaskManager
@@ -43,7 +43,7 @@ def run(
     entries = parse_metrics(metrics)
     kept = nullcontext() if resume_from is None else resume(resume_from)
     manager = partial(XentTaskManager, entries=entries, only=only)
-    with kept, as_command(arguments, manager, tracker_loggers()) as command:
+    with kept, as_command(arguments, manager, command_loggers()) as command:
         command()
 
 

@@ -1,4 +1,4 @@
-"""lm-eval's loggers for `--wandb_args` and `--trackio_args`, with our metrics' pictures: `tracker_loggers`.
+"""lm-eval's loggers as our command takes them: `command_loggers`, with our metrics' pictures for W&B and trackio.
 
 lm-eval sends the values and standard errors by itself, since they are numbers in its results.
 """
@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from xent_metrics.files import require_writable
 from xent_metrics.hosts.lm_eval.documents import DocumentValue, TotalValue
 from xent_metrics.hosts.lm_eval.upstream import EMITTED
 from xent_metrics.hosts.trackers import Send, log_pictures, pictures, to_trackio, to_wandb
 
-__all__ = ["result_pictures", "sample_columns", "tracker_loggers"]
+__all__ = ["command_loggers", "result_pictures", "sample_columns"]
 
 
 def result_pictures(results: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -26,11 +27,19 @@ def result_pictures(results: Mapping[str, Any], prefix: str = "") -> dict[str, A
     return pictures(metrics, prefix)
 
 
-def tracker_loggers() -> dict[str, type]:
-    """lm-eval's loggers with our pictures, by the names under which lm-eval's command looks them up."""
-    from lm_eval.loggers import TrackioLogger, WandbLogger
+def command_loggers() -> dict[str, type]:
+    """Our classes of lm-eval's loggers, by the names under which lm-eval's command looks them up."""
+    from lm_eval.loggers import EvaluationTracker, TrackioLogger, WandbLogger
 
-    class Wandb(_WithPictures, WandbLogger):  # type: ignore[misc]  # lm-eval is untyped
+    class Tracker(EvaluationTracker):  # type: ignore[misc]  # lm-eval is untyped
+        """lm-eval's writer of results and samples. It is made before the model is, and says then where it can't write."""
+
+        def __init__(self, output_path: str | None = None, **others: Any) -> None:
+            if output_path:
+                require_writable(output_path)
+            super().__init__(output_path=output_path, **others)
+
+    class Wandb(_WithPictures, WandbLogger):  # type: ignore[misc]
         """lm-eval's logger for Weights & Biases."""
 
         def tracker(self) -> Send:
@@ -47,7 +56,7 @@ def tracker_loggers() -> dict[str, type]:
         def tracker(self) -> Send:
             return to_trackio()
 
-    return {"WandbLogger": Wandb, "TrackioLogger": Trackio}
+    return {"EvaluationTracker": Tracker, "WandbLogger": Wandb, "TrackioLogger": Trackio}
 
 
 def sample_columns(samples: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:

@@ -12,7 +12,7 @@ from xent_metrics.analysis.parquet_samples import Results, write_parquet_samples
 from xent_metrics.analysis.runs import Run
 from xent_metrics.analysis.samples import Samples
 from xent_metrics.errors import ComparisonError
-from xent_metrics.files import replacing
+from xent_metrics.files import replacing, require_writable
 from xent_metrics.hosts.lm_eval.documents import DocumentSums, DocumentValue
 from xent_metrics.hosts.lm_eval.rescore import RescoredTask
 from xent_metrics.plugins import provenance
@@ -32,6 +32,7 @@ def folder_for(run: Run, folder: str | Path) -> Path:
     target = Path(folder) / run.path.resolve().parent.name
     if found := next(target.glob("results_*.json"), None):
         raise ComparisonError(f"{found} is a run already; choose another folder for --output")
+    require_writable(target)
     return target
 
 

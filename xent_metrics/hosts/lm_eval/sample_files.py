@@ -26,10 +26,11 @@ log = logging.getLogger(__name__)
 def save_samples(path: Path, samples: Sequence[dict[str, Any]], save: Callable[[], None]) -> None:
     """Save samples to where their results say.
 
-    If the Parquet file can't be written, a warning says so, and the samples are saved as JSON lines.
+    If the Parquet file can't be written, a warning says so, and the samples are saved as JSON lines. If these can't be either,
+    lm-eval warns, and goes on.
 
     Args:
-        path: the file for JSON lines.
+        path: the file for JSON lines; its folder may not exist yet.
         samples: as lm-eval passes them on; changed in place.
         save: saves JSON lines.
     """
@@ -38,6 +39,7 @@ def save_samples(path: Path, samples: Sequence[dict[str, Any]], save: Callable[[
     if any(result.in_parquet for sample in samples for _, result in _listed(sample)):
         in_parquet = path.with_suffix(".parquet")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_parquet_samples(in_parquet, _documents(samples))
             return
         except (OSError, XentMetricsError, ValueError, OverflowError) as error:

@@ -300,10 +300,10 @@ def around_saving_samples(instead: Callable[[Path, Sequence[dict[str, Any]], Cal
     """Call `instead` with the path of a samples file, the samples, and what saves them, where lm-eval saves them.
 
     `EvaluationTracker.save_results_samples`, read in lm-eval 0.4.13 (lm_eval/loggers/evaluation_tracker.py), is wrapped, once
-    in a process. It makes the path of `output_path`, the model's name and `date_id`, and may push the file. If it moves,
-    wrap whatever writes the samples.
+    in a process. It makes the path of `output_path`, the model's name and `date_id`, makes its folder, and may push the file. If
+    it moves, wrap whatever writes the samples.
     """
-    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.loggers.evaluation_tracker import EvaluationTracker  # not a subclass of ours, see `as_command`
 
     lm_evals = _unwrapped(_private(EvaluationTracker, "save_results_samples"))
 
@@ -315,7 +315,6 @@ def around_saving_samples(instead: Callable[[Path, Sequence[dict[str, Any]], Cal
             return
         path = Path(self.output_path)
         folder = path.parent if path.suffix == ".json" else path / str(self.general_config_tracker.model_name_sanitized)
-        folder.mkdir(parents=True, exist_ok=True)
         instead(folder / f"samples_{task_name}_{self.date_id}.jsonl", samples, save)
 
     EvaluationTracker.save_results_samples = save_results_samples
