@@ -2,6 +2,9 @@
 
 import json
 import math
+import multiprocessing
+import signal
+import time
 
 import pytest
 import torch
@@ -119,6 +122,30 @@ def test_reliability_diagrams_go_to_the_loggers(folder):
     values, plots = in_tensorboard(folder)
     assert values["lm_eval/texts/expected_calibration_error_stderr"] > 0
     assert plots == {"lm_eval/texts/expected_calibration_error_plot"}
+
+
+def test_processes_that_lm_eval_forks_end_on_sigterm_as_without_lightning(folder, monkeypatch):
+    """lm-eval ends those of a bootstrap by SIGTERM, and waits for them."""
+    fork, found = multiprocessing.get_context("fork"), []
+
+    def wait(started):
+        started.set()
+        time.sleep(60)
+
+    def evaluate(*_, **__):
+        child = fork.Process(target=wait, args=(started := fork.Event(),))
+        child.start()
+        started.wait(30)
+        child.terminate()
+        child.join(10)
+        found.extend([child.exitcode, signal.getsignal(signal.SIGTERM)])
+        child.kill()
+        return {"results": {}}
+
+    monkeypatch.setattr("lm_eval.simple_evaluate", evaluate)
+    fit(LMEvalCallback(["texts"], include_path=[str(folder)]), max_epochs=1)
+    assert found[0] == -signal.SIGTERM
+    assert found[1] != signal.SIG_DFL  # Lightning's, in this process
 
 
 def test_a_development_run_evaluates_a_few_documents(folder):

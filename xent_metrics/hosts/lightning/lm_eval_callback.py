@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -122,7 +123,7 @@ class LMEvalCallback(Callback):
         """Run the tasks now; every rank must call this. Returns the values that `on_validation_epoch_end` logs."""
         import lm_eval
 
-        with self._as_model(trainer, pl_module) as model:
+        with self._as_model(trainer, pl_module) as model, _forks.ending_on_sigterm():
             options = self._evaluate_options(trainer)
             results = lm_eval.simple_evaluate(model, tasks=self.tasks, task_manager=self._task_manager, **options)
         self._results = results  # None on all ranks but the first
@@ -158,6 +159,35 @@ class LMEvalCallback(Callback):
         if trainer.fast_dev_run:
             options |= {"limit": int(trainer.fast_dev_run), "samples": None}  # lm-eval takes one of them
         return options
+
+
+class _Forks:
+    """Makes processes that lm-eval forks end on SIGTERM, as lm-eval expects.
+
+    For standard errors by bootstrap it forks a pool, ends it by SIGTERM and waits for it. In `Trainer.fit` the processes would
+    inherit Lightning's handler, which only notes the signal, and be waited for forever.
+    """
+
+    def __init__(self) -> None:
+        self._active = False
+        if hasattr(os, "register_at_fork"):  # on POSIX
+            os.register_at_fork(after_in_child=self._restore_default)
+
+    @contextmanager
+    def ending_on_sigterm(self) -> Iterator[None]:
+        """Within it, processes that this one forks have the system's default for SIGTERM."""
+        self._active = True
+        try:
+            yield
+        finally:
+            self._active = False
+
+    def _restore_default(self) -> None:
+        if self._active:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+_forks = _Forks()
 
 
 def _check_options(tasks: Any, every_n_epochs: int) -> None:
