@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -76,7 +77,7 @@ def test_a_dry_run_goes_through_every_section_and_says_that_it_is_one(tmp_path):
     assert found["schema"] == 1
     assert found["dry"] is True
     assert found["device"]["name"] == "cpu (dry)"
-    assert found["versions"]["torch"] == torch.__version__
+    assert found["versions"]["torch"] == version("torch")  # torch.__version__ may say of which build
     assert {"python", "cuda", "driver", "triton", "transformers", "torchmetrics"} < found["versions"].keys()
     assert len(found["sources"]) == 16
     assert found["failed"] == []

@@ -410,5 +410,6 @@ def test_a_configuration_file_may_list_names_and_dicts():
     listed = ["perplexity", {"metric": "cross_entropy", "unit": "bits", "name": "bits"}]
     for given in (listed, {"a": "perplexity", "b": listed[1]}, "perplexity"):
         config = {"class_path": "xent_metrics.TokenMetricCollection", "init_args": {"metrics": given, "prefix": "val/"}}
-        made = parser.instantiate(parser.parse_object({"metrics": config})).metrics
+        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its older name
+        made = instantiate(parser.parse_object({"metrics": config})).metrics
         assert repr(made) == repr(TokenMetricCollection(given, prefix="val/"))

@@ -104,13 +104,13 @@ def test_bash_completes_with_the_script_that_is_shown(name):
 
 
 def test_the_list_of_metrics_loads_no_host():
-    """Torchmetrics loads transformers and matplotlib where they are installed."""
+    """Torchmetrics loads transformers, accelerate and matplotlib where they are installed."""
     _, modules = loaded("metrics", before="numpy torch torchmetrics typer rich")
     assert "xent_metrics" in modules
     assert not modules & {*HOSTS, "matplotlib", "scipy", "pandas", "jinja2"}
     _, modules = loaded("metrics")
     assert "torch" in modules
-    assert not modules & {"lm_eval", "lightning", "pytorch_lightning", "accelerate", "peft"}
+    assert not modules & {"lm_eval", "lightning", "pytorch_lightning"}
 
 
 def test_the_help_says_where_plugins_commands_are_listed():

@@ -105,8 +105,9 @@ def test_the_stock_command_stops_a_token_metric_before_a_stock_model_runs(folder
     done = command("lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={model}", "--device", "cpu",
                    "--tasks", "rolling_tokens", "--include_path", folder, cache=tmp_path)  # fmt: skip
     assert done.returncode != 0
-    assert "MissingScoreError: task rolling_tokens: cross_entropy is defined over" in done.stderr
-    assert "--model xent-hf" in done.stderr
+    said = " ".join(done.stderr.split())  # some versions of accelerate let rich print tracebacks, and break lines
+    assert "MissingScoreError: task rolling_tokens: cross_entropy is defined over" in said
+    assert "--model xent-hf" in said
     assert "Running loglikelihood" not in done.stderr
 
 

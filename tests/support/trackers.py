@@ -1,6 +1,7 @@
 """What arrived in experiment trackers that ran offline: values by name, and the names of pictures."""
 
 import json
+import re
 import sqlite3
 import struct
 import sys
@@ -54,7 +55,8 @@ def in_mlflow(folder):
     client = mlflow.MlflowClient(uri(folder))
     [run] = client.search_runs([each.experiment_id for each in client.search_experiments()])
     images = {found.path for found in client.list_artifacts(run.info.run_id, "images")}
-    names = {Path(path).name.partition("+step+")[0].replace("~", "/") for path in images}
+    # "%" and "#" in earlier versions.
+    names = {re.split("[+%]step[+%]", Path(path).name)[0].replace("~", "/").replace("#", "/") for path in images}
     return run.data.metrics, names
 
 

@@ -53,7 +53,8 @@ class _GroupedSums:
         for name, term in terms.items():
             values, bins, size = (term.values, term.bins, term.num_bins) if isinstance(term, Binned) else (term, 0, 1)
             rows = (*ids.shape, *[1] * (values.ndim - ids.ndim))  # a row may have several values
-            key = id(bins), values.shape[ids.ndim :]
+            # torch 2.10 can't trace the `id` of a number.
+            key = id(bins) if isinstance(bins, Tensor) else bins, values.shape[ids.ndim :]
             if key not in cells:
                 cells[key] = (ids.reshape(rows) * size + bins).expand(values.shape)
             kept = values.masked_fill(outside.reshape(rows), 0)

@@ -128,7 +128,7 @@ def test_a_task_in_a_group_and_in_its_subgroup_counts_once():
 
 def test_a_metric_that_a_task_lacks_is_said_once(caplog):
     made = [*parts(entries("bits_per_byte")), task("other", ROLLING, entries("word_perplexity"))]
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING), caplog.at_level(logging.WARNING, logger="lm_eval.api.group"):
         found = results(group("g", made, "bits_per_byte", "z_loss"), task("all", ROLLING, entries("bits_per_byte")))
     assert numbers(found, "g")["bits_per_byte,none"] == numbers(found, "all")["bits_per_byte,none"]
     said = [record.getMessage() for record in caplog.records if "Group 'g'" in record.getMessage()]
