@@ -39,7 +39,7 @@ class TestRanks:
     def test_the_mean_reciprocal_rank_is_scikit_learns_ranking_precision_of_one_relevant_class(self):
         logits, target = torch.randn(200, 9), torch.randint(9, (200,))
         relevant = F.one_hot(target, 9).numpy()
-        want = sklearn.metrics.label_ranking_average_precision_score(relevant, logits.numpy())
+        want = sklearn.metrics.label_ranking_average_precision_score(relevant, logits.double().numpy())
         assert value(MeanReciprocalRank(), logits, target).item() == pytest.approx(want, rel=1e-14)
 
     def test_ties_go_to_the_lower_id_as_in_a_stable_sort(self):

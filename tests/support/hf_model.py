@@ -55,7 +55,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral_window": ("MistralConfig", {**_LLAMA, "sliding_window": 16}),
     "gemma2": (
         "Gemma2Config",
-        {**_LLAMA, **_HEAD_DIM, "sliding_window": 16, "final_logit_softcapping": 8.0, "query_pre_attn_scalar": 12},
+        {**_LLAMA, **_HEAD_DIM, "sliding_window": 16, "final_logit_softcapping": 8.0, "query_pre_attn_scalar": 12,
+         "attn_implementation": "eager"},  # the only one with the softcap of its attention, if not everywhere the default
     ),
     "gemma3": (
         "Gemma3TextConfig",

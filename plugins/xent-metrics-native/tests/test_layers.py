@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 
 import pytest
 import torch
@@ -238,7 +238,7 @@ def test_another_thread_may_train_meanwhile(instead):
     instead(**{name: lambda *given, name=name: without_gradients(name, *given) for name in PARTS})
     model, other = tiny_model("llama_untied"), tiny_model("llama_tied")
     faster = context(model)
-    with torch.no_grad(), faster, faster, ThreadPoolExecutor(1) as pool:
+    with torch.no_grad(), faster, faster, futures.ThreadPoolExecutor(1) as pool:
         pool.submit(lambda: other(torch.arange(20)[None]).logits.sum().backward()).result()
     for parameter in other.parameters():
         assert float(parameter.grad.norm()) > 0
@@ -259,11 +259,11 @@ def test_another_threads_context_waits():
         with other:
             order.append("other")
 
-    with ThreadPoolExecutor(1) as pool:
+    with futures.ThreadPoolExecutor(1) as pool:
         with one:
             pending = pool.submit(enter)
             started.wait()
-            with pytest.raises(TimeoutError):
+            with pytest.raises(futures.TimeoutError):
                 pending.result(timeout=0.2)
             order.append("one")
         pending.result()
