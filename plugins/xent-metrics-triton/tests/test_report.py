@@ -8,8 +8,10 @@ import re
 import subprocess
 import sys
 from functools import cache
+from importlib.metadata import version
 
 import pytest
+from packaging.version import Version
 from support.triton_interpreter import PACKAGE
 
 PROGRAM = """
@@ -49,7 +51,11 @@ def all_of(target: str) -> dict[str, dict]:
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
 def test_no_kernel_spills_and_registers_leave_room_for_others(target):
     found = all_of(target)
-    assert {name: made["spilled"] for name, made in found.items() if made["spilled"]} == {}
+    spilled = {name: made["spilled"] for name, made in found.items() if made["spilled"]}
+    if target == "sm_100" and Version(version("triton")) < Version("3.9"):
+        assert spilled.keys() <= {"fused bfloat16"}  # 16 bytes with 3.6
+    else:
+        assert spilled == {}
     too_many = {name: made["registers"] for name, made in found.items() if made["registers"] > REGISTERS.get(name, 255)}
     assert too_many == {}
     assert max(made["shared"] for made in found.values()) <= 99 * 1024  # what the smallest GPUs have
