@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from pathlib import Path
 
 import datasets
@@ -177,3 +178,11 @@ def saved(results, folder):
     tracker.save_results_aggregated(results, samples)
     tracker.save_results_samples("t", samples["t"])
     return values(results)
+
+
+def to_caplog(monkeypatch, caplog):
+    """Let `caplog` see what lm-eval logs, also where its command has run before, which changes its logger."""
+    lm_evals = logging.getLogger("lm_eval")
+    monkeypatch.setattr(lm_evals, "handlers", [caplog.handler])
+    monkeypatch.setattr(lm_evals, "propagate", False)
+    caplog.set_level(logging.INFO, logger="lm_eval")

@@ -13,7 +13,7 @@ from lm_eval.config.group import AggMetricConfig
 from lm_eval.evaluator import evaluate
 from lm_eval.utils import make_table
 from support.hf_model import tiny_model, tiny_tokenizer
-from support.lm_eval import CHOICES, ROLLING, BigramLM, ScoredBigramLM, config, entries, write_jsonl
+from support.lm_eval import CHOICES, ROLLING, BigramLM, ScoredBigramLM, config, entries, to_caplog, write_jsonl
 from support.task_yamls import OURS
 from support.task_yamls import ROLLING as YAML
 
@@ -126,9 +126,10 @@ def test_a_task_in_a_group_and_in_its_subgroup_counts_once():
         assert numbers(found, "outer")[key] == numbers(found, "inner")[key] == numbers(found, "all")[key]
 
 
-def test_a_metric_that_a_task_lacks_is_said_once(caplog):
+def test_a_metric_that_a_task_lacks_is_said_once(caplog, monkeypatch):
+    to_caplog(monkeypatch, caplog)
     made = [*parts(entries("bits_per_byte")), task("other", ROLLING, entries("word_perplexity"))]
-    with caplog.at_level(logging.WARNING), caplog.at_level(logging.WARNING, logger="lm_eval.api.group"):
+    with caplog.at_level(logging.WARNING):
         found = results(group("g", made, "bits_per_byte", "z_loss"), task("all", ROLLING, entries("bits_per_byte")))
     assert numbers(found, "g")["bits_per_byte,none"] == numbers(found, "all")["bits_per_byte,none"]
     said = [record.getMessage() for record in caplog.records if "Group 'g'" in record.getMessage()]

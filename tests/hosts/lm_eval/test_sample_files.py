@@ -10,6 +10,7 @@ import re
 
 import pytest
 import torch
+from support.lm_eval import to_caplog
 from support.rescored import ASKED, OVER_CHOICES, LoggingLM, write_run
 from typer.testing import CliRunner
 
@@ -120,7 +121,8 @@ def test_what_cannot_be_written_is_saved_as_lines(tmp_path, monkeypatch, caplog)
     assert all(sample.tokens for sample in the_task(folder).samples)
 
 
-def test_an_evaluation_survives_an_output_path_that_cannot_be_written_to(tmp_path, caplog):
+def test_an_evaluation_survives_an_output_path_that_cannot_be_written_to(tmp_path, caplog, monkeypatch):
+    to_caplog(monkeypatch, caplog)
     (tmp_path / "file").write_text("")
     with caplog.at_level(logging.INFO):
         write_run(tmp_path / "file" / "runs", "loglikelihood", METRICS, LoggingLM(in_parquet=True))
