@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: browser demo docs reference test fuzz fuzz-bytes faults soak coverage mutation mutation-kernels test-all-tasks test-lm-eval test-lowest
-.PHONY: lint bench pages setup setup-unpinned release-check clean
+.PHONY: lint bench pages setup setup-hashed setup-unpinned hashes audit release-check clean
 
 demo: $(READY)            ## train a small language model, evaluate it with Lightning and with lm-eval, compare
 	$(BIN)/python -m xent_metrics.demo $(DEMO_ARGS)
@@ -88,6 +88,22 @@ pages: $(READY)           ## run the scripts of the tutorials and guides, and wr
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m support.pages docs/tutorials/*.md docs/guides/why_numbers_differ.md
 
 setup: $(READY)           ## install everything that is tested into .venv
+
+setup-hashed:             ## the same of archives with the hashes in .ci/hashes.txt, all but torch
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install -q --disable-pip-version-check --force-reinstall --no-deps --require-hashes -r .ci/hashes.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e . $(PLUGINS)
+	touch $(READY)
+
+# torch has builds of its own, such as those for CPUs, that PyPI doesn't list.
+hashes:                   ## write .ci/hashes.txt: the SHA-256 of each archive on PyPI of the versions in constraints.txt
+	$(PYTHON) -m venv build/hashes && build/hashes/bin/python -m pip install -q --disable-pip-version-check uv
+	grep -v '^torch==' constraints.txt | build/hashes/bin/uv pip compile -q --no-deps --no-annotate --no-header --generate-hashes - -o .ci/hashes.txt
+
+audit:                    ## look the pinned versions up among known vulnerabilities, by a service of PyPI
+	$(PYTHON) -m venv build/audit && build/audit/bin/python -m pip install -q --disable-pip-version-check pip-audit
+	build/audit/bin/pip-audit --disable-pip --require-hashes -r .ci/hashes.txt
 
 setup-unpinned:           ## the same with other versions than the pinned: RESOLUTION=highest, or lowest-direct for the oldest
 	$(PYTHON) -m venv $(VENV)

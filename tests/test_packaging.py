@@ -12,6 +12,8 @@ from types import ModuleType
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from support.documentation import PAGES, ROOT, RUN_PAGES
 
 from xent_metrics import RatioMetric, list_metrics
@@ -122,3 +124,14 @@ def test_the_commands_of_the_documentation_are_found():
 def test_no_page_installs_from_pypi_what_is_not_there(page):
     """`xent-metrics` alone would be looked up on PyPI; a checkout or a git address is not."""
     assert not re.search(r"pip install\b[^\n]*[\s'\"]xent-metrics(?!-)(?! @ git)", page.read_text())
+
+
+def test_every_pinned_version_has_hashes():
+    """But torch: `make hashes` says why."""
+    hashes = (ROOT / ".ci" / "hashes.txt").read_text()
+    listed = re.findall(r"^(\S+==\S+) \\\n(?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+", hashes, re.MULTILINE)
+    pinned = [Requirement(pin) for pin in (ROOT / "constraints.txt").read_text().split()]
+    assert sorted(listed) == sorted(
+        f"{canonicalize_name(pin.name)}{pin.specifier}" for pin in pinned if pin.name != "torch"
+    )
+    assert hashes.count("==") == len(listed)
