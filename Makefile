@@ -103,7 +103,7 @@ hashes:                   ## write .ci/hashes.txt: the SHA-256 of each archive o
 
 audit:                    ## look the pinned versions up among known vulnerabilities, by a service of PyPI
 	$(PYTHON) -m venv build/audit && build/audit/bin/python -m pip install -q --disable-pip-version-check pip-audit
-	build/audit/bin/pip-audit --disable-pip --require-hashes -r .ci/hashes.txt
+	build/audit/bin/pip-audit --strict --disable-pip --require-hashes -r .ci/hashes.txt
 
 setup-unpinned:           ## the same with other versions than the pinned: RESOLUTION=highest, or lowest-direct for the oldest
 	$(PYTHON) -m venv $(VENV)
