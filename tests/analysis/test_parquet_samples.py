@@ -130,6 +130,9 @@ def test_a_truncated_file_is_named_and_the_values_are_there(tmp_path, share):
         (lambda table: table.drop_columns(["nll"]), "it has another schema: no column nll of the expected type"),
         (lambda table: table.set_column(0, "sample", [list(range(4))]), "no column sample of the expected type"),
         (lambda table: table.rename_columns(["a", *table.column_names[1:]]), "no column sample of the expected type"),
+        (lambda table: table.drop_columns(["alternatives"]), "no column alternatives of the expected type"),
+        (lambda table: table.drop_columns(["text"]), "no column text of the expected type"),
+        (lambda table: pa.table({"x": [1]}), "no column alternatives, alternatives_per_mille, "),
         (lambda table: table.replace_schema_metadata({}), "its metadata don't name the scores' type"),
     ],
 )

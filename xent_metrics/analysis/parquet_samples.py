@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -188,7 +189,7 @@ class ParquetSamples:
         pa = pyarrow()
         self.path, self._report = path, report
         try:
-            self._file = pa.parquet.ParquetFile(path, read_dictionary=_WORDS, page_checksum_verification=True)
+            self._file = _opened(path)
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"it is cut off, still being written, or not Parquet ({_first_line(error)})") from error
         self._shared = self._check_schema()
@@ -284,6 +285,14 @@ class ParquetSamples:
         table = self._file.read_row_group(group, columns=names)
         columns = {name: table.column(name).combine_chunks() for name in names}
         return {name: column if name == "sample" else _Lists(column) for name, column in columns.items()}
+
+
+def _opened(path: Path) -> Any:
+    file = partial(pyarrow().parquet.ParquetFile, path, page_checksum_verification=True)
+    try:
+        return file(read_dictionary=_WORDS)
+    except KeyError:  # it hasn't these columns
+        return file()
 
 
 class _Lists:
