@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from support import fault_jobs as jobs
-from support.distributed import DIED, fake_ranks, run
+from support.distributed import DIED, TRIES, fake_ranks, run
 
 from xent_metrics import TokenMetricCollection
 from xent_metrics.errors import SyncError
@@ -30,7 +30,10 @@ CASES = [
 @pytest.mark.parametrize(("what", "when"), CASES)
 def test_the_others_lose_nothing_and_compute_again(what, when, tmp_path):
     size = 3
-    *others, faulty = run(size, jobs.fault, what, when, str(tmp_path), seconds=jobs.SECONDS)
+    for _ in range(TRIES if (what, when) == ("dies", "in") else 1):
+        *others, faulty = run(size, jobs.fault, what, when, str(tmp_path), seconds=jobs.SECONDS)
+        if not any(found["error"].startswith("no error but") for found in others):
+            break  # else it died when it had done its part
     back = size if what == "raises" else size - 1
     if what == "dies":
         assert faulty == DIED
