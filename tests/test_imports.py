@@ -39,10 +39,8 @@ def test_the_core_loads_no_host_and_no_tool():
     run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     added, loaded = ({name.partition(".")[0] for name in line.split()} for line in run.stdout.splitlines())
     assert "xent_metrics" in added
-    assert not added & {
-        *HOSTS,
-        *OTHERS,
-    }  # torchmetrics brings transformers, accelerate and matplotlib where they are installed
+    # Torchmetrics brings transformers, accelerate and matplotlib where they are installed.
+    assert not added & {*HOSTS, *OTHERS}
     assert not loaded & {"lm_eval", "lightning", "pytorch_lightning", "typer"}
 
 
