@@ -5,7 +5,7 @@
 Groups of processes compute a TokenMetricCollection of five metrics and a torchmetrics MetricCollection of five metrics
 with as many states, in turn. Collectives are counted, and answers are checked. Claims:
 
-- compute is at least 10 times as fast as torchmetrics', with one collective, also if members are computed one by one
+- compute is at least 8 times as fast as torchmetrics', with one collective, also if members are computed one by one
 - updating a metric with the scores of 32,768 tokens takes at most 1 % of the time of scoring them with 50,304 classes
 """
 
@@ -135,7 +135,7 @@ def group_case(claims: Claims, size: int, file: Path) -> None:
     counts, times = found["counts"], found["times"]
     name = f"{size} processes, compute of 5 metrics"
     claims.ratio(
-        f"{name}: torchmetrics' {found['states']} states / ours", times["theirs"] / times["ours"], at_least=10,
+        f"{name}: torchmetrics' {found['states']} states / ours", times["theirs"] / times["ours"], at_least=8,
         seen=f"{times['theirs']:.2f} / {times['ours']:.2f} ms",
     )  # fmt: skip
     claims.holds("  1 collective", counts["ours"] == 1)

@@ -8,7 +8,8 @@ import threading
 
 import pytest
 
-from xent_metrics.files import is_leftover, replacing, require_writable
+from xent_metrics.errors import InvalidInputError
+from xent_metrics.files import is_leftover, replacing, require_writable, require_writable_file
 
 
 def write_half(path):
@@ -125,3 +126,9 @@ def test_where_no_file_can_be_made_is_said_by_the_path_that_was_asked_for(tmp_pa
     assert error.value.filename == str(tmp_path / "page.html")
     os.mkfifo(tmp_path / "pipe")
     require_writable(tmp_path / "pipe")  # written to directly
+
+
+def test_a_single_file_needs_its_folder(tmp_path):
+    require_writable_file(tmp_path / "page.html")
+    with pytest.raises(InvalidInputError, match=r"the folder .*new doesn't exist; create it first"):
+        require_writable_file(tmp_path / "new" / "page.html")

@@ -229,11 +229,11 @@ def _values(members: list[TokenMetric], nan_policy: NanPolicy) -> list[Tensor]:
     if not at_once:
         return [metric.compute(nan_policy=nan_policy) for metric in members]
     packed, sizes = torch.cat(states).cpu(), [len(state) for state in states]
-    if needs_attention(members, packed):
+    sums = exact_sum.to_float(packed, finite_only=nan_policy == "omit")
+    if needs_attention(members, packed, sums):
         for metric, state in zip(members, torch.split(packed, sizes), strict=True):
             metric.check_state(state, nan_policy)
-    sums = torch.split(exact_sum.to_float(packed, finite_only=nan_policy == "omit"), sizes)
-    return [metric.value(metric.unpack(own)) for metric, own in zip(members, sums, strict=True)]
+    return [metric.value(metric.unpack(own)) for metric, own in zip(members, torch.split(sums, sizes), strict=True)]
 
 
 def _by_key(metrics: Any) -> dict[str, TokenMetric]:

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["is_leftover", "replacing", "require_writable"]
+from xent_metrics.errors import InvalidInputError
+
+__all__ = ["is_leftover", "replacing", "require_writable", "require_writable_file"]
 
 
 @contextmanager
@@ -74,6 +76,22 @@ def require_writable(path: str | Path) -> None:
             pass
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def require_writable_file(path: Path) -> None:
+    """The same for a file whose folder isn't made for it.
+
+    Raises:
+        InvalidInputError: the folder doesn't exist.
+        OSError: no file can be made there; its `filename` is `path`.
+
+    >>> require_writable_file(Path("nowhere/page.html"))
+    Traceback (most recent call last):
+    xent_metrics.errors.InvalidInputError: nowhere/page.html: the folder nowhere doesn't exist; create it first [E001]
+    """
+    if not path.parent.is_dir():
+        raise InvalidInputError(f"{path}: the folder {path.parent} doesn't exist; create it first")
+    require_writable(path)
 
 
 def is_leftover(name: str) -> bool:

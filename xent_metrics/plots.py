@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from xent_metrics.errors import InvalidInputError, MissingExtraError
-from xent_metrics.files import replacing, require_writable
+from xent_metrics.files import replacing, require_writable_file
 from xent_metrics.scoring.binary import two_classes
 
 __all__ = [
@@ -84,9 +84,7 @@ def _check_file(path: Path, endings: Iterable[str]) -> None:
         raise InvalidInputError(
             f"{path}: expected a file that ends in .{', .'.join(sorted(endings))}; got {path.suffix!r}"
         )
-    if not path.parent.is_dir():
-        raise InvalidInputError(f"{path}: the folder {path.parent} doesn't exist; create it first")
-    require_writable(path)
+    require_writable_file(path)
 
 
 def _matplotlib() -> Any:

@@ -72,6 +72,17 @@ def test_the_page_holds_no_text_of_documents_as_markup(page):
     assert not re.findall(r"(?:src|href)=[\"']?https?:", source)
 
 
+def test_no_script_but_the_pages_own_runs(page, browser):
+    """By its policy, even if some text got into it as markup."""
+    opened(browser, page)
+    assert browser.find_elements(By.CSS_SELECTOR, "#list option")  # its own did
+    script = (
+        "const put = document.createElement('script'); put.textContent = 'window.ran = true'; document.body.append(put)"
+    )
+    browser.execute_script(script)
+    assert not browser.execute_script("return window.ran")
+
+
 def test_values_differences_and_plots_are_shown(page, browser, token_runs):
     opened(browser, page)
     body = browser.find_element(By.TAG_NAME, "main").text

@@ -81,6 +81,7 @@ def test_results(damaged_tokens):
         survives(first, folder)
 
 
+@pytest.mark.filterwarnings("ignore:the logged tokens of a document")
 def test_samples(damaged_tokens):
     first, folder, (path, documents), _ = damaged_tokens
     for changed in some(documents[5], 0, 60):
@@ -88,6 +89,7 @@ def test_samples(damaged_tokens):
         survives(first, folder)
 
 
+@pytest.mark.filterwarnings("ignore:the logged tokens of a document")
 def test_logged_tokens(damaged_tokens):
     first, folder, (path, documents), _ = damaged_tokens
     tokens = json.loads(documents[5]["resps"][0][0])
@@ -122,3 +124,44 @@ def test_the_name_of_a_task_leads_to_no_other_file(damaged, name):
     run = read_run(inside)
     assert len(run.tasks[name].samples) == 0
     assert re.search("can't be part of a file's|no samples beside the results", run.problems[0])
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"versions": [1]}, "the results' `versions` is of type list in place of an object"),
+        ({"higher_is_better": 3}, "the results' `higher_is_better` is of type int"),
+        ({"higher_is_better": {"t": True}}, "the results' `higher_is_better` of `t` is of type bool"),
+        ({"n-samples": "x"}, "the results' `n-samples` is of type str"),
+        ({"n-samples": {"t": {"effective": float("nan")}}}, "the results give nan as its number of documents"),
+        ({"n-samples": {"t": {"effective": -1}}}, "the results give -1 as its number of documents"),
+        ({"n-samples": {"t": {"effective": 10**400}}}, "the results give inf as its number of documents"),
+        ({"configs": {"t": [1]}}, "its configuration is of type list"),
+        ({"configs": {"t": {"metric_list": 3}}}, "its metric_list is of type int"),
+        ({"configs": {"t": {"metric_list": [["acc"]]}}}, r"an entry of its metric_list names no metric: \['acc'\]"),
+    ],
+)
+def test_what_is_no_object_or_number_is_named_and_the_rest_is_read(damaged, part, said):
+    folder, _, path = damaged
+    sound = read_run(folder)
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | part), encoding="utf-8")
+    run = read_run(folder)
+    assert any(re.search(said, problem) for problem in run.problems), run.problems
+    assert len([problem for problem in run.problems if re.search(said, problem)]) == 1
+    assert run.tasks["t"].values == sound.tasks["t"].values
+    assert len(run.tasks["t"].samples) == len(sound.tasks["t"].samples)
+
+
+@pytest.mark.parametrize(
+    "change", [{"id": -1}, {"id": 2**31}, {"id": float("inf")}, {"nll": -float("inf")}, {"nll": "1"}]
+)
+def test_a_document_with_tokens_that_are_none_says_so(damaged_tokens, change):
+    _, folder, (path, documents), _ = damaged_tokens
+    result = json.loads(documents[5]["resps"][0][0])
+    result["tokens"][1] |= change
+    documents[5]["resps"][0][0] = json.dumps(result)
+    path.write_text("".join(json.dumps(each) + "\n" for each in documents))
+    [task] = read_run(folder).tasks.values()
+    with pytest.warns(UserWarning, match="the logged tokens of a document aren't read"):
+        tokens = [sample.tokens for sample in task.samples]
+    assert [place for place, found in enumerate(tokens) if found is None] == [5]

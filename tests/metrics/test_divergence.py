@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
+from support import reference_pairs
 from torch.nn import functional as F
 
 from xent_metrics import TokenMetricCollection, get_metric
@@ -21,6 +22,19 @@ MEANS = ["kl_divergence", "jensen_shannon_divergence", "soft_cross_entropy"]
 
 def probabilities(base, other, temperature=1.0):
     return [torch.softmax(x.double() / temperature, -1).reshape(-1, 70).numpy() for x in (base, other)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", reference_pairs.REFERENCES)
+def test_metrics_of_two_models_are_those_of_fifty_digits(name, dtype, pair_batch):
+    base, other, target = (tensor[:, :12] for tensor in pair_batch)
+    base, other = base.to(dtype), other.to(dtype)
+    rows = [logits.double().flatten(0, -2).tolist() for logits in (base, other)]
+    want = float(reference_pairs.REFERENCES[name](*rows, target.flatten().tolist()))
+    metric = get_metric(name)
+    metric.update((base, other), target)
+    exact = 0.0101 if name == "kl_divergence_quantile" else 1e-13 if dtype == torch.float64 else 5e-6
+    assert metric.compute().item() == pytest.approx(want, rel=exact)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])

@@ -18,7 +18,6 @@ from xent_metrics.metrics import (
     BinaryCrossEntropy,
     TopKAccuracy,
 )
-from xent_metrics.metrics.pair_metric import PairMetric
 from xent_metrics.testing import check_metric
 from xent_metrics.wrappers.standard_error import standard_error
 
@@ -37,14 +36,13 @@ def value(metric, *args, **kwargs):
 
 
 def test_every_built_in_has_a_reference():
-    """The metrics of two models apart, which have theirs in their own tests."""
     modules = [
         importlib.import_module(f"support.{path.stem}")
         for path in Path(reference_family.__file__).parent.glob("reference*.py")
     ]
     found = {name for module in modules for name in module.REFERENCES}
     classes = [getattr(metrics, name) for name in metrics.__all__]
-    assert {metric.name for metric in classes if not issubclass(metric, PairMetric)} <= found
+    assert {metric.name for metric in classes if hasattr(metric, "name")} <= found  # not the base class of pairs
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -74,3 +74,28 @@ def test_a_checkpoint_that_was_cut_off_anywhere_is_refused(tmp_path):
     again.persistent(True)
     again.load_state_dict(torch.load(path, weights_only=True))
     assert again.counts() == metric.counts()
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "said"),
+    [
+        (0, [1, 2], "holds a value of type list where its sums belong"),
+        (0, torch.zeros(3, 8, dtype=torch.int64), r"holds int64 of shape \(3, 8\) where its sums belong"),
+        (0, torch.zeros(5, 8), r"holds float32 of shape \(5, 8\) where its sums belong, and int64 of shape \(3,\)"),
+        (1, "rank 0", "a value of type str as sums_origin"),
+        (
+            1,
+            torch.zeros(2, dtype=torch.int64),
+            r"int64 of shape \(2,\) as sums_origin; expected int64 of shape \(5, 8\)",
+        ),
+    ],
+)
+def test_what_are_no_sums_is_refused_and_changes_nothing(entry, value, said, batch):
+    metric = CrossEntropy()
+    metric.update(*batch)
+    metric.persistent(True)
+    saved, before = metric.state_dict(), metric.state.clone()
+    saved[list(saved)[entry]] = value
+    with pytest.raises(RuntimeError, match=said):
+        metric.load_state_dict(saved)
+    assert torch.equal(metric.state, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 
@@ -78,7 +79,31 @@ def test_options_of_other_content_read_differently_and_alike_in_every_process():
     assert readable(np.float64(0.5)) == "0.5"
     assert readable([0.5, ("a",), {"b": None}]) == "[0.5, ('a',), {'b': None}]"
     assert readable(Table) == "<class 'sums.test_options.Table'>".replace("sums.test_options", Table.__module__)
-    assert readable(functools.partial(readable, object())) == "functools.partial(<function readable>, <object object>)"
+    shown = "partial(func=<function readable>, args=(<object object>,), keywords={})"
+    assert readable(functools.partial(readable, object())) == shown
+
+
+@dataclasses.dataclass
+class Holder:
+    content: object
+
+
+class Plain:
+    def __init__(self, content):
+        self.content = content
+
+
+class Shown(Plain):
+    def __repr__(self):
+        return f"Shown({self.content!r})"
+
+
+@pytest.mark.parametrize("make", [Holder, Plain, Shown, lambda array: functools.partial(readable, array)])
+def test_an_object_reads_as_what_it_holds(make):
+    one, other = np.ones(3000), np.ones(3000)
+    other[1500] += 1e-15
+    assert readable(make(one)) == readable(make(one.copy()))
+    assert readable(make(one)) != readable(make(other))
 
 
 def test_a_set_reads_in_one_order():

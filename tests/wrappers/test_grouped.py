@@ -107,6 +107,14 @@ def test_group_states_keep_what_a_float_would_round():
         assert torch.equal(state, alone.state)
 
 
+def test_groups_are_read_whatever_the_default_device(batch):
+    metric = Grouped(CrossEntropy(), by=Position([0, 3]))
+    metric.update(*batch)
+    expected = metric.by_group()
+    with torch.device("meta"):  # as under `torch.set_default_device("cuda")`
+        assert metric.by_group() == expected
+
+
 def test_macro_is_the_mean_of_groups_that_have_rows(batch):
     logits, target = batch
     group = torch.tensor([0, 0, 0, 0, 2, 7])  # an id a sequence; 7 is no group, and nothing is in 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
@@ -196,7 +197,8 @@ def tokens_in(raw: Mapping[str, Any]) -> Tokens | None:
             [_id(token.get("id")) for token in tokens],
             Alternatives.listed([_alternatives(token) for token in tokens if "alternatives" in token]),
         )
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):  # another schema
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:  # another schema
+        warnings.warn(f"the logged tokens of a document aren't read: {error!r:.120}", stacklevel=2)
         return None
 
 

@@ -91,4 +91,5 @@ def _random_swaps(documents: int, count: int, seed: int) -> Iterator[np.ndarray[
     """`count` rows of coin tosses ``(…, D)``, in chunks."""
     rng, size = np.random.default_rng(seed), max(1, _CHUNK_ELEMENTS // documents)
     for start in range(0, count, size):
-        yield rng.integers(2, size=(min(size, count - start), documents), dtype=np.uint8)
+        octets = rng.integers(256, size=(min(size, count - start), math.ceil(documents / 8)), dtype=np.uint8)
+        yield np.unpackbits(octets, axis=1, count=documents)

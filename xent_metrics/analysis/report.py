@@ -21,8 +21,8 @@ from xent_metrics.analysis.results_file import rescored_from
 from xent_metrics.analysis.run_comparison import RunComparison
 from xent_metrics.analysis.run_matrix import Pair, compare_all, run_letters
 from xent_metrics.analysis.runs import Run, TaskRun
-from xent_metrics.errors import InvalidInputError, MissingExtraError
-from xent_metrics.files import replacing, require_writable
+from xent_metrics.errors import MissingExtraError
+from xent_metrics.files import replacing, require_writable_file
 from xent_metrics.version import __version__
 
 __all__ = ["without_tokens", "write_report"]
@@ -45,9 +45,7 @@ def write_report(
         OSError: no file can be written there; said before anything is computed.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise InvalidInputError(f"{path}: the folder {path.parent} doesn't exist; create it first")
-    require_writable(path)
+    require_writable_file(path)
     template = _template()
     letters = run_letters(len(runs))
     notes: list[str] = []

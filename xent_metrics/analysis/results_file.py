@@ -9,7 +9,7 @@ from typing import Any
 from xent_metrics.analysis.logged import parse_json
 from xent_metrics.errors import ComparisonError
 
-__all__ = ["NO_FILTER", "load_results", "reported_values", "rescored_from"]
+__all__ = ["NO_FILTER", "load_results", "part_of", "reported_values", "rescored_from"]
 
 NO_FILTER = "none"  # lm-eval's name of the filter that passes everything
 
@@ -48,6 +48,21 @@ def reported_values(found: Mapping[str, Any]) -> tuple[dict[str, float], dict[st
             target = errors if metric.endswith("_stderr") else values
             target[metric.removesuffix("_stderr") + suffix] = float(value)
     return values, errors
+
+
+def part_of(results: Mapping[str, Any], name: str, problems: list[str], *, where: str = "") -> Mapping[str, Any]:
+    """An object in the results; an empty one if it is missing, or if it is something else, which is added to `problems`.
+
+    >>> part_of({"versions": [1]}, "versions", problems := []), problems
+    ({}, ["the results' `versions` is of type list in place of an object, and is left out"])
+    """
+    found = results.get(name)
+    if found is not None and not isinstance(found, dict):
+        problem = (
+            f"the results' {where}`{name}` is of type {type(found).__name__} in place of an object, and is left out"
+        )
+        problems += [problem] if problem not in problems else []
+    return found if isinstance(found, dict) else {}
 
 
 def rescored_from(results: Mapping[str, Any]) -> str:

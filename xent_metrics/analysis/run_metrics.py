@@ -63,6 +63,7 @@ def lm_eval_metric(key: str, higher_is_better: Any) -> TokenMetric:
 def configured_metrics(config: Any, task: str, problems: list[str]) -> dict[str, TokenMetric]:
     """Our metrics of a task, rebuilt from its configuration; those that can't be are added to `problems`."""
     built: dict[str, TokenMetric] = {}
+    problems += [f"task {task}: {problem}" for problem in _not_read(config)]
     of_questions = over_choices(config)
     for entry in _entries_without_aggregation(config):
         if entry["metric"] not in list_metrics():
@@ -100,6 +101,20 @@ def _entries_without_aggregation(config: Any) -> Iterator[Mapping[str, Any]]:
     for entry in entries if isinstance(entries, list) else []:
         if isinstance(entry, dict) and isinstance(entry.get("metric"), str) and "aggregation" not in entry:
             yield entry
+
+
+def _not_read(config: Any) -> Iterator[str]:
+    """What is no list of metrics where one belongs."""
+    if not isinstance(config, dict):
+        yield f"its configuration is of type {type(config).__name__}, so that its metrics can't be rebuilt"
+        return
+    entries = config.get("metric_list") or []
+    if not isinstance(entries, list):
+        yield f"its metric_list is of type {type(entries).__name__}, so that its metrics can't be rebuilt"
+    elif others := [
+        entry for entry in entries if not (isinstance(entry, dict) and isinstance(entry.get("metric"), str))
+    ]:
+        yield f"an entry of its metric_list names no metric: {others[0]!r:.60}"
 
 
 def _name(entry: Mapping[str, Any]) -> str:

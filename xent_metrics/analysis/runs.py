@@ -23,7 +23,7 @@ from torch import Tensor
 from xent_metrics.analysis.json_lines import JsonLines
 from xent_metrics.analysis.logged_sums import sums_of
 from xent_metrics.analysis.parquet_samples import ParquetSamples
-from xent_metrics.analysis.results_file import NO_FILTER, load_results, reported_values
+from xent_metrics.analysis.results_file import NO_FILTER, load_results, part_of, reported_values
 from xent_metrics.analysis.run_metrics import configured_metrics, lm_eval_metric, over_choices, unregistered_metrics
 from xent_metrics.analysis.samples import Sample, Samples, Source, read_samples
 from xent_metrics.analysis.sums_by_document import SumsByDocument
@@ -163,22 +163,20 @@ def _task(name: str, config: Any, results: Mapping[str, Any], samples: Path, pro
     damaged: list[str] = []
     others: list[str] = []
     configured = configured_metrics(config, name, others)
-    directions = _part(_part(results, "higher_is_better"), name)
+    directions = _of_task(results, "higher_is_better", name, problems)
     lm_evals = {
         key: lm_eval_metric(key, directions.get(key.partition(",")[0])) for key in sorted(values.keys() - configured)
     }
     source = _source(samples, name, damaged, lambda damage: problems.append(f"task {name}: {damage}"))
     by_filter = {} if source is None else read_samples(source, name, damaged, {**lm_evals, **configured})
     first = NO_FILTER if NO_FILTER in by_filter else next(iter(by_filter), NO_FILTER)
-    evaluated = _part(_part(results, "n-samples"), name).get("effective")
-    task = TaskRun(
-        name, _part(results, "versions").get(name), configured, values, errors, by_filter.get(first, ()), by_filter
-    )
-    task.evaluated, task.damaged = evaluated if isinstance(evaluated, int) else 0, damaged
+    version = part_of(results, "versions", problems).get(name)
+    task = TaskRun(name, version, configured, values, errors, by_filter.get(first, ()), by_filter)
+    task.evaluated, task.damaged = _evaluated(results, name, problems), damaged
     problems += damaged + others
     task.over_choices = over_choices(config)
     problems += _check_documents(task)
-    problems += _set_unregistered_aside(task, config, _part(results, "xent_metrics").get("plugins"))
+    problems += _set_unregistered_aside(task, config, part_of(results, "xent_metrics", problems).get("plugins"))
     for key, metric in lm_evals.items():
         if key not in task.unusable:
             _add_if_reproduced(task, key, metric)
@@ -208,9 +206,19 @@ def _source(samples: Path, task: str, problems: list[str], report: Callable[[str
     return None
 
 
-def _part(results: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    part = results.get(name)
-    return part if isinstance(part, dict) else {}
+def _of_task(results: Mapping[str, Any], part: str, task: str, problems: list[str]) -> Mapping[str, Any]:
+    return part_of(part_of(results, part, problems), task, problems, where=f"`{part}` of ")
+
+
+def _evaluated(results: Mapping[str, Any], task: str, problems: list[str]) -> int:
+    """How many documents the results speak of; 0 if they don't say."""
+    found = _of_task(results, "n-samples", task, problems).get("effective", 0)
+    if type(found) is int and found >= 0:
+        return found
+    problems.append(
+        f"task {task}: the results give {found!r:.40} as its number of documents, so that missing ones aren't noticed"
+    )
+    return 0
 
 
 def _check_documents(task: TaskRun) -> list[str]:

@@ -6,6 +6,7 @@ torchmetrics 1.9.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -81,6 +82,11 @@ class CheckpointedMetric(PackedMetric):
         """Take a checkpoint's sums, or say what is wrong with them."""
         if self._is_synced:
             return [f"{self.name} holds the sums of all processes, which end with the sync; unsync it first"]
+        if not _is_integers(saved, self.state.shape) or not (origin is None or _is_integers(origin, (3,))):
+            return [
+                f"{self.name}: the checkpoint holds {_described(saved)} where its sums belong, and {_described(origin)} as "
+                f"{_ORIGIN}; expected int64 of shape {tuple(self.state.shape)}, and of (3,)"
+            ]
         rank, size = rank_in(self.process_group)
         if origin is None and size > 1:
             return [f"{self.name}: the checkpoint doesn't say whose sums it holds; expected {_ORIGIN} beside them"]
@@ -98,3 +104,13 @@ class CheckpointedMetric(PackedMetric):
         self._computed = None
         self._update_count = max(1, self._update_count)
         return []
+
+
+def _is_integers(value: Any, shape: Sequence[int]) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.int64 and value.shape == tuple(shape)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+    return "nothing" if value is None else f"a value of type {type(value).__name__}"

@@ -36,7 +36,7 @@ from xent_metrics.sums.placement import refuse_capture, warn_of_waiting, with_me
 from xent_metrics.sums.shared_sums import TOKENS
 from xent_metrics.sums.summing import NanPolicy, SummingMetric
 
-__all__ = ["NanPolicy", "TokenMetric", "largest_of", "needs_attention"]
+__all__ = ["NanPolicy", "TokenMetric", "needs_attention"]
 
 #: A mean term of which rounding to 2^-64 may change the sixth digit.
 _LEAST = exact_sum.FINEST * 2**19
@@ -184,7 +184,8 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
 
     def check_state(self, state: Tensor, nan_policy: NanPolicy = "propagate") -> None:
         """Raise or warn for what is wrong with a state on the CPU, as `compute` does."""
-        if not needs_attention([self], state):
+        sums = exact_sum.to_float(state, finite_only=True)
+        if not needs_attention([self], state, sums):
             return
         counts = self.layout.counts(state)
         invalid = counts["invalid_targets"]
@@ -197,7 +198,7 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
         if bool(exact_sum.overflowed(state)):
             raise CapacityError(f"{self.name}: a sum left ±2^78, the range in which it is exact")
         rows = counts["counted"] - counts["nan"] - counts["infinite"]
-        largest = self.largest_sum(state)
+        largest = self.largest_sum(sums)
         if largest < rows * _LEAST and (largest or TOKENS.name in self.layout.rows):
             raise CapacityError(
                 f"{self.name}: the sums over its {rows} rows are at most {largest:.2g}, so small that the rounding of terms to "
@@ -210,9 +211,9 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
                 stacklevel=2,
             )
 
-    def largest_sum(self, state: Tensor) -> float:
-        """The largest magnitude of the sums that weights enter."""
-        return largest_of(state[len(COUNTS) :])
+    def largest_sum(self, sums: Tensor) -> float:
+        """The largest magnitude of the sums that weights enter, of a state's sums as floats ``(rows,)``."""
+        return float(sums[len(COUNTS) :].abs().amax())
 
     def forward(self, logits: Any, target: Any = None, *, weight: Any = None) -> Any:
         """Add a batch and return its own value; with `dist_sync_on_step`, that of all processes' batches.
@@ -268,18 +269,19 @@ class TokenMetric(SummingMetric, metaclass=_LaidOut):
         return figure, axes
 
 
-def needs_attention(metrics: Sequence[TokenMetric], packed: Tensor) -> bool:
-    """True if states on the CPU, packed one after the other, have invalid targets, nan, infinities or sums out of range."""
+def needs_attention(metrics: Sequence[TokenMetric], packed: Tensor, sums: Tensor) -> bool:
+    """Whether states on the CPU have invalid targets, nan, infinities, or sums that are out of range or too small.
+
+    Args:
+        metrics: whose states they are.
+        packed: the states, one after the other, ``(rows, 8)``.
+        sums: the same as floats, ``(rows,)``.
+    """
     if bool(packed[:, 4:].any()):
         return True
     counted, invalid = COUNTS.index("counted"), COUNTS.index("invalid_targets")
-    for metric, state in zip(metrics, torch.split(packed, [metric.layout.size for metric in metrics]), strict=True):
-        rows = exact_sum.to_float(state[[counted, invalid]]).tolist()
-        if rows[1] or metric.largest_sum(state) < rows[0] * _LEAST:
-            return True
-    return False
-
-
-def largest_of(sums: Tensor) -> float:
-    """The largest magnitude of exact sums, ``(rows, 8)``, without nan and infinities."""
-    return float(exact_sum.to_float(sums, finite_only=True).abs().amax())
+    own = torch.split(sums, [metric.layout.size for metric in metrics])
+    return any(
+        bool(each[invalid]) or metric.largest_sum(each) < float(each[counted]) * _LEAST
+        for metric, each in zip(metrics, own, strict=True)
+    )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import inspect
 import re
+import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -57,7 +61,7 @@ def readable(value: Any) -> str:
     """An option as it appears in names: the same in every process, different for different content.
 
     A tensor or an array is shown by its dtype, its shape and the hash of its content, which `repr` shortens. A set is
-    in a fixed order, and addresses are left out.
+    in a fixed order, an object without a `repr` of its own is shown by its attributes, and addresses are left out.
     """
     if isinstance(value, np.generic):
         return readable(value.item())
@@ -75,7 +79,22 @@ def readable(value: Any) -> str:
         if array.dtype.hasobject:
             return f"{type(value).__name__}({readable(array.tolist())})"
         return _with_hash(array.shape, str(array.dtype), array.tobytes())
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+    if (attributes := _attributes(value)) is not None:
+        return f"{type(value).__name__}({', '.join(f'{name}={readable(each)}' for name, each in attributes.items())})"
+    with np.printoptions(threshold=sys.maxsize, floatmode="unique"):  # of arrays within an object
+        return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def _attributes(value: Any) -> dict[str, Any] | None:
+    """The attributes of an object by which it is shown, or None if its `repr` shows it."""
+    if isinstance(value, type):
+        return None
+    if isinstance(value, partial):
+        return {"func": value.func, "args": value.args, "keywords": value.keywords}
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    is_plain = isinstance(value, SimpleNamespace) or getattr(type(value), "__repr__", None) is object.__repr__
+    return vars(value) if is_plain and hasattr(value, "__dict__") else None
 
 
 def _bracketed(values: Sequence[Any]) -> str:

@@ -80,7 +80,7 @@ class _GroupedSums:
             starts[name], start = start, start + size
         wanted = {**dict.fromkeys(COUNTS, 1), **self.inner.rows}
         columns = [
-            starts[self.name(name)] + torch.arange(self.groups * size).reshape(self.groups, size)
+            starts[self.name(name)] + torch.arange(self.groups * size, device="cpu").reshape(self.groups, size)
             for name, size in wanted.items()
         ]
         return torch.cat(columns, dim=1)

@@ -27,7 +27,7 @@ from xent_metrics.plugins import as_metric
 from xent_metrics.scoring.scores import ExtraScore, TokenScores
 from xent_metrics.sums import exact_sum
 from xent_metrics.sums.layout import COUNTS
-from xent_metrics.sums.metric import TokenMetric, largest_of
+from xent_metrics.sums.metric import TokenMetric
 from xent_metrics.sums.shared_sums import SharedSum, shared_key
 from xent_metrics.sums.taking import by_sequence, take_sums_by_sequence
 from xent_metrics.sums.terms import Binned, Terms
@@ -261,10 +261,10 @@ class StandardError(TokenMetric):
         products = _products([sums[name].transpose(0, 1) for name in self._sum_names])
         return {**own, _products_name(self._sum_names): products}
 
-    def largest_sum(self, state: Tensor) -> float:
+    def largest_sum(self, sums: Tensor) -> float:
         """The largest magnitude of the metric's sums, without their products."""
-        sums = self.layout.by_name(state)
-        return largest_of(torch.cat([sums[name] for name in self._sum_names]))
+        by_name = self.layout.by_name(sums)
+        return float(torch.cat([by_name[name] for name in self._sum_names]).abs().amax())
 
     def value(self, sums: Mapping[str, Tensor]) -> Tensor:
         return self._error(self.metric.value, sums)

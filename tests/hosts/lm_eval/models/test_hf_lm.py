@@ -61,6 +61,31 @@ def test_a_gpu_s_batches_follow_its_free_memory(build, monkeypatch, options, fre
         assert 1000 < fit < 2**16
 
 
+def test_what_results_depend_on(build, tokenizer, tmp_path):
+    """Options, and the content of a folder whatever its name."""
+    plain = build().made_by()
+    assert build().made_by() == plain
+    choices(lm := build())
+    assert lm.made_by() == plain  # a forward doesn't make another model of it
+    for name, options in (("softmax_dtype", {"softmax_dtype": "float64"}), ("stride", {"stride": 5})):
+        assert {key for key, value in build(**options).made_by().items() if value != plain[key]} == {name}
+
+    def loaded(change, **options):
+        model = tiny_model("llama_untied")
+        change(model.config)
+        model.save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        return XentHFLM(pretrained=str(tmp_path), device="cpu", dtype="float32", **options).made_by()
+
+    def differences(other):
+        return {key for key, value in other.items() if value != of_folder[key]}
+
+    of_folder = loaded(lambda config: None)
+    assert not differences(loaded(lambda config: None))
+    assert differences(loaded(lambda config: setattr(config, "rms_norm_eps", 1e-3))) == {"config"}
+    assert differences(loaded(lambda config: None, attn_implementation="eager")) == {"attention"}
+
+
 @pytest.mark.parametrize("options", [{"add_bos_token": True}, {"prefix_token_id": 7}, {"max_length": 30}])
 def test_hf_s_arguments_mean_what_they_mean_there(build, model, tokenizer, options):
     theirs, ours = stock(model, tokenizer, **options), build(**options)

@@ -32,5 +32,36 @@ def test_a_checkpoint_of_something_else(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(InvalidInputError, match="doesn't fit ByteNet"):
         TorchLM(ByteNet, checkpoint=tmp_path / "linear.pt")
-    with pytest.raises(InvalidInputError, match="holds a list; expected a state dict"):
+    with pytest.raises(InvalidInputError, match="holds a value of type list; expected a state dict"):
         TorchLM(ByteNet, checkpoint=tmp_path / "list.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "can't be read as weights"),
+        (b"weights", "can't be read as weights"),
+        (ByteNet(), "a whole module isn't read, because that would run code"),
+        ({"state_dict": 5}, "holds a value of type int; expected a state dict"),
+        ({1: torch.ones(2)}, "expected a state dict"),
+    ],
+    ids=["empty", "text", "module", "number", "numbered"],
+)
+def test_a_file_without_weights(tmp_path, content, said):
+    write(tmp_path / "file.pt", content)
+    with pytest.raises(InvalidInputError, match=said):
+        TorchLM(ByteNet, checkpoint=tmp_path / "file.pt", module_options={"size": 12})
+
+
+@pytest.mark.parametrize("content", [b"", b"weights", ByteNet()], ids=["empty", "text", "module"])
+def test_a_file_that_is_no_checkpoint_of_lightnings(tmp_path, content):
+    write(tmp_path / "file.ckpt", content)
+    with pytest.raises(InvalidInputError, match="can't be read as weights"):
+        TorchLM(LightningByteNet, checkpoint=tmp_path / "file.ckpt")
+
+
+def write(path, content):
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)

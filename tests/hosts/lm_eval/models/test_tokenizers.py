@@ -7,14 +7,11 @@ from types import SimpleNamespace
 import pytest
 from support.byte_model import TEXTS, ByteNet, byte_bpe
 from support.byte_model import rolling as rolling_requests
-from support.hf_model import (
-    TEXT,
-    rolling,
-)
+from support.hf_model import TEXT, rolling, tiny_tokenizer
 
 from xent_metrics.errors import TokenBytesError
 from xent_metrics.hosts.lm_eval import TorchLM
-from xent_metrics.hosts.lm_eval.models.tokenizers import ByteTokenizer
+from xent_metrics.hosts.lm_eval.models.tokenizers import ByteTokenizer, tokenizer_content
 
 
 @pytest.mark.parametrize("adds_bos", [False, True])
@@ -57,3 +54,18 @@ def test_a_tokenizer_that_cannot_be_counted_gives_scores_without_bytes(build, to
 def test_bytes_tokenizer_is_lossless():
     tokenizer = ByteTokenizer()
     assert [tokenizer.decode(tokenizer.encode(text)) for text in TEXTS] == TEXTS
+
+
+def test_tokenizers_of_one_name_are_told_apart_by_their_content():
+    def content(**other):
+        return tokenizer_content(tiny_tokenizer(**other))
+
+    plain = tiny_tokenizer()
+    assert content() == tokenizer_content(plain)
+    assert content() != content(bos_token="<other>")
+    before = tokenizer_content(plain)
+    plain([TEXT, TEXT[:5]], padding=True, truncation=True, max_length=3)  # stays in the backend
+    assert tokenizer_content(plain) == before
+    slow = [SimpleNamespace(get_vocab=lambda ids=ids: ids) for ids in ({"a": 0, "b": 1}, {"b": 0, "a": 1})]
+    assert tokenizer_content(slow[0]) != tokenizer_content(slow[1])
+    assert tokenizer_content(SimpleNamespace(name="cl100k_base")) == "cl100k_base"

@@ -7,6 +7,7 @@ import math
 import pickle
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from lm_eval.api.registry import get_model
@@ -216,7 +217,7 @@ def test_what_results_depend_on(tmp_path):
     class Scaled(nn.Module):
         max_length = 8
 
-        def __init__(self, scale=1.0):
+        def __init__(self, scale=1.0, table=None):
             super().__init__()
             self.scale = scale
             self.table = nn.Embedding.from_pretrained(torch.zeros(257, 257))
@@ -233,3 +234,8 @@ def test_what_results_depend_on(tmp_path):
     named = {"module": f"{__name__}:Scaled", "tokenizer": "bytes"}
     scaled = [TorchLM(**named, module_options={"scale": scale}).made_by() for scale in (1.0, 2.0)]
     assert scaled[0] != scaled[1]
+    assert TorchLM(Scaled(2.0), tokenizer="bytes").made_by() != plain  # the same class and weights
+    tables = [np.ones(2000), np.ones(2000)]
+    tables[1][1000] = 2  # in the middle, which `repr` leaves out
+    scaled = [TorchLM(**named, module_options={"scale": 1.0, "table": table}).made_by() for table in tables]
+    assert scaled[0]["options"] != scaled[1]["options"]

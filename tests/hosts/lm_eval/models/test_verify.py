@@ -204,3 +204,17 @@ def test_the_log_says_how_far_a_batch_moves_a_token(build, caplog):
         assert build().forward  # checked on first use
     (found,) = re.findall(r"the nll of a token moves by up to (\S+) nats", caplog.text)
     assert 0 <= float(found) < 1e-4
+
+
+def test_a_few_short_forwards_are_enough(model, tokenizer, build, monkeypatch):
+    """Whoever scores ten documents waits for them, too."""
+    sizes, forward = [], type(model).forward
+
+    def counted(self, input_ids, **more):
+        sizes.append(input_ids.numel())
+        return forward(self, input_ids, **more)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    build().forward  # noqa: B018  # checks the shortcuts
+    assert 0 < len(sizes) <= 30
+    assert sum(sizes) <= 2000

@@ -1,10 +1,12 @@
 """A digest of a model's weights notices every change."""
 
+import dataclasses
+
 import torch
 from torch import nn
 
 from xent_metrics.hosts.lm_eval.models import weights
-from xent_metrics.hosts.lm_eval.models.weights import weights_digest
+from xent_metrics.hosts.lm_eval.models.weights import attributes_digest, weights_digest
 
 
 def network():
@@ -41,3 +43,33 @@ def test_tensors_of_any_layout():
     assert weights_digest(turned) == weights_digest(plain)
     assert weights_digest(nn.ParameterList([nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.empty(0))]))
     assert weights_digest(nn.Linear(4, 3, device="meta"))
+
+
+@dataclasses.dataclass
+class Options:
+    scale: float = 1.0
+    call: object = None
+
+
+class Scaled(nn.Module):
+    def __init__(self, options, *, inner=None):
+        super().__init__()
+        self.options, self.inner = options, inner
+        self._hidden = options
+        self.other = object()
+
+
+def test_plain_attributes_of_all_modules_are_seen():
+    digests = [
+        attributes_digest(module)
+        for module in (
+            Scaled(Options()), Scaled(Options(2.0)), Scaled({"scale": [torch.ones(2)]}), Scaled({"scale": [torch.zeros(2)]}),
+            Scaled(Options(), inner=nn.Dropout(0.1)), Scaled(Options(), inner=nn.Dropout(0.2)),
+        )
+    ]  # fmt: skip
+    assert len(set(digests)) == len(digests)
+    assert digests[0] == attributes_digest(Scaled(Options()))
+
+
+def test_what_is_no_plain_value_is_not():
+    assert attributes_digest(Scaled(object())) == attributes_digest(Scaled(Options(call=len)))

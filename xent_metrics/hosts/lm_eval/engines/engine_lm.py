@@ -25,7 +25,7 @@ from xent_metrics.hosts.lm_eval.extra_scores import asked_for
 from xent_metrics.hosts.lm_eval.models.checks import check_stride
 from xent_metrics.hosts.lm_eval.models.logged_tokens import Results
 from xent_metrics.hosts.lm_eval.models.scoring_lm import ScoringLM
-from xent_metrics.hosts.lm_eval.models.tokenizers import bytes_table, tokenizer_label
+from xent_metrics.hosts.lm_eval.models.tokenizers import bytes_table, tokenizer_content
 from xent_metrics.hosts.lm_eval.models.windows import Window
 from xent_metrics.scoring.scores import TokenScores
 
@@ -115,7 +115,7 @@ class EngineLM(ScoringLM):
 
     def made_by(self) -> dict[str, str]:
         return {
-            "class": type(self).__name__, "tokenizer": tokenizer_label(self.tokenizer),
+            "class": type(self).__name__, "tokenizer": tokenizer_content(self.tokenizer),
             "prefix_token_id": str(self.prefix_token_id), "add_bos_token": str(self.add_bos_token),
             "max_length": str(self.max_length), "stride": str(self.stride), "generates": str(self._greedy),
         }  # fmt: skip

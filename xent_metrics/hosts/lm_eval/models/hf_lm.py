@@ -33,15 +33,18 @@ from xent_metrics.hosts.lm_eval.models.logged_tokens import Results
 from xent_metrics.hosts.lm_eval.models.model_args import at_least_one, yes_or_no
 from xent_metrics.hosts.lm_eval.models.runner import Runner
 from xent_metrics.hosts.lm_eval.models.scoring_lm import ScoringLM
-from xent_metrics.hosts.lm_eval.models.tokenizers import bytes_table, text_ids, tokenizer_label
+from xent_metrics.hosts.lm_eval.models.tokenizers import bytes_table, text_ids, tokenizer_content
+from xent_metrics.hosts.lm_eval.models.upstream import attention_implementation
 from xent_metrics.hosts.lm_eval.models.verify import check_causal, verify
-from xent_metrics.hosts.lm_eval.models.weights import weights_digest
+from xent_metrics.hosts.lm_eval.models.weights import content_digest, weights_digest
 from xent_metrics.hosts.lm_eval.upstream import set_max_length, set_rank
+from xent_metrics.sums.options import readable
 
 __all__ = ["XentHFLM"]
 
 log = logging.getLogger(__name__)
 
+_NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version")
 _CPU_TOKENS = 2048  # ids per batch on a CPU: more are no faster, and intermediate results leave its caches
 
 
@@ -105,6 +108,7 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
             raise InvalidInputError(f"{shown} can't be loaded: {error}") from error
         self._join_processes()
         self._check_model()
+        self._config = _config_digest(self.model.config)  # before the first forward, which may change it
         self.results = Results.of(self.tokenizer, log_tokens=log_tokens, log_alternatives=log_alternatives)
         check_stride(stride, self.max_length)
         self.stride, self.invariant = stride, yes_or_no("invariant", invariant)
@@ -183,7 +187,9 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
         names = {"model": self.pretrained, "revision": self.revision, "peft": self.peft, "delta": self.delta}
         key = {name: value for name, value in names.items() if isinstance(value, str)}
         return key | {
-            "class": self._unchecked.name, "dtype": str(self._unchecked.dtype), "tokenizer": tokenizer_label(self.tokenizer),
+            "class": self._unchecked.name, "dtype": str(self._unchecked.dtype), "softmax_dtype": str(self.softmax_dtype),
+            "config": self._config, "attention": str(attention_implementation(self.model.config)),
+            "tokenizer": tokenizer_content(self.tokenizer),
             "prefix_token_id": str(self.prefix_token_id), "add_bos_token": str(self.add_bos_token),
             "max_length": str(self.max_length), "stride": str(self.stride), "invariant": str(self.invariant),
             "weights": weights_digest(self.model),
@@ -210,6 +216,12 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
         if fit is None:  # the device doesn't say how much memory it has
             return asked
         return min(asked, fit) if self.batch_size == "auto" else fit
+
+
+def _config_digest(config: Any) -> str:
+    """A digest of a model's configuration, without where it was loaded from and what wrote it."""
+    values = {name: value for name, value in config.to_dict().items() if name not in _NOT_OF_THE_MODEL}
+    return content_digest(readable(values))
 
 
 def _check_names(names: Iterable[str]) -> None:

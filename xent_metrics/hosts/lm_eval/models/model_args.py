@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from xent_metrics.errors import InvalidInputError, MetricOptionError
 from xent_metrics.hosts.config import named_object
@@ -42,7 +44,9 @@ def load_module(
         raise InvalidInputError("a model needs module=package.module:Class; a checkpoint alone doesn't say its class")
     found = _named(module) if isinstance(module, str) else module
     if checkpoint is not None and not isinstance(found, nn.Module) and hasattr(found, "load_from_checkpoint"):
-        return _checked(found.load_from_checkpoint(str(checkpoint), map_location="cpu", **(options or {})))
+        with _reading(checkpoint):
+            made = found.load_from_checkpoint(str(checkpoint), map_location="cpu", **(options or {}))
+        return _checked(made)
     made = _checked(_made(found, dict(options or {})))
     if checkpoint is not None:
         _load_weights(made, checkpoint)
@@ -78,16 +82,31 @@ def _checked(made: Any) -> nn.Module:
 
 
 def _load_weights(module: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    if not isinstance(content, Mapping):
-        raise InvalidInputError(f"{str(checkpoint)!r} holds a {type(content).__name__}; expected a state dict")
-    weights: Mapping[str, Tensor] = content.get("state_dict", content)
+    with _reading(checkpoint):
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    weights = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not isinstance(weights, Mapping) or not all(isinstance(name, str) for name in weights):
+        raise InvalidInputError(
+            f"{str(checkpoint)!r} holds a value of type {type(weights).__name__}; expected a state dict"
+        )
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
         raise InvalidInputError(
             f"{str(checkpoint)!r} doesn't fit {type(module).__name__}: {error}. A LightningModule's checkpoint "
             "fits that LightningModule, not the module inside it"
+        ) from error
+
+
+@contextmanager
+def _reading(checkpoint: str | os.PathLike[str]) -> Iterator[None]:
+    """Say of which file it is that it can't be read, and what belongs there."""
+    try:
+        yield
+    except (EOFError, RuntimeError, UnpicklingError) as error:
+        raise InvalidInputError(
+            f"{str(checkpoint)!r} can't be read as weights: {error}. Write it with torch.save(module.state_dict(), path); a "
+            "whole module isn't read, because that would run code from the file"
         ) from error
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from xent_metrics.errors import InvalidInputError, TokenBytesError
+from xent_metrics.hosts.lm_eval.models.weights import content_digest
 from xent_metrics.scoring.token_bytes import token_bytes
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "load_tokenizer",
     "prefix_token_of",
     "text_ids",
+    "tokenizer_content",
     "tokenizer_label",
 ]
 
@@ -69,7 +72,24 @@ def load_tokenizer(tokenizer: Any) -> Any:
 
 def tokenizer_label(tokenizer: Any) -> str:
     """What a tokenizer is called in messages: its name or path, otherwise its class."""
-    return str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
+    named = (getattr(tokenizer, name, "") for name in ("name_or_path", "name"))  # Hugging Face's, and tiktoken's
+    return str(next(filter(None, named), type(tokenizer).__name__))
+
+
+def tokenizer_content(tokenizer: Any) -> str:
+    """A tokenizer's label with a digest of its vocabulary and rules; the label alone of objects that don't show theirs.
+
+    >>> tokenizer_content(ByteTokenizer())
+    'bytes'
+    """
+    label = tokenizer_label(tokenizer)
+    if (rules := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        content = json.loads(rules.to_str()) | {"truncation": None, "padding": None}  # these are of the last call
+    elif callable(getattr(tokenizer, "get_vocab", None)):
+        content = tokenizer.get_vocab()
+    else:
+        return label
+    return f"{label} {content_digest(json.dumps(content, sort_keys=True))}"
 
 
 def prefix_token_of(tokenizer: Any) -> int:

@@ -42,9 +42,11 @@ from xent_metrics.hosts.lm_eval.models.tokenizers import (
     encode,
     load_tokenizer,
     prefix_token_of,
+    tokenizer_content,
     tokenizer_label,
 )
-from xent_metrics.hosts.lm_eval.models.weights import weights_digest
+from xent_metrics.hosts.lm_eval.models.weights import attributes_digest, weights_digest
+from xent_metrics.sums.options import readable
 
 __all__ = ["TorchLM"]
 
@@ -102,13 +104,13 @@ class TorchLM(Ranks, ScoringLM):
     ) -> None:
         super().__init__()
         self.model = load_module(module, checkpoint=checkpoint, options=module_options)
-        on = device_for(device)
-        self.model.to(device=on, dtype=dtype_for(dtype)).eval()
-        self.checkpoint, self._options = checkpoint, repr(module_options or {})
+        self.model.to(device=(on := device_for(device)), dtype=dtype_for(dtype)).eval()
+        self._options = readable(dict(module_options or {}))
+        self._attributes = attributes_digest(self.model)  # before the first forward, which may leave something behind
         self.tokenizer = load_tokenizer(tokenizer)
         self.batch_size = at_least_one("batch_size", batch_size)
         self.max_length = at_least_one("max_length", max_length or own_max_length(self.model))
-        self.keep_order, self.add_bos_token = keep_order, add_bos_token
+        self.checkpoint, self.keep_order, self.add_bos_token = checkpoint, keep_order, add_bos_token
         self._begins = prefix_token_of(self.tokenizer) if prefix_token_id is None else int(prefix_token_id)
         self.results = Results.of(self.tokenizer, log_tokens=log_tokens, log_alternatives=log_alternatives)
         self._runner = Runner(self._forward(on), keep_order=keep_order)
@@ -214,8 +216,9 @@ class TorchLM(Ranks, ScoringLM):
         info = self.get_model_info()
         key = {name: str(info[name]) for name in ("module", "checkpoint", "model_dtype", "max_length")}
         return key | {
-            "tokenizer": tokenizer_label(self.tokenizer), "prefix_token_id": str(self.prefix_token_id),
-            "add_bos_token": str(self.add_bos_token), "options": self._options, "weights": weights_digest(self.model),
+            "tokenizer": tokenizer_content(self.tokenizer), "prefix_token_id": str(self.prefix_token_id),
+            "add_bos_token": str(self.add_bos_token), "options": self._options, "attributes": self._attributes,
+            "weights": weights_digest(self.model),
         }  # fmt: skip
 
     @property

@@ -1,17 +1,23 @@
-"""The content of a model's weights in one word, so that results of other weights under the same name aren't taken for its own."""
+"""The content of a model in a few words, so that results of another model under the same name aren't taken for its own."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import zlib
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["weights_digest"]
+from xent_metrics.sums.options import readable
+
+__all__ = ["attributes_digest", "content_digest", "weights_digest"]
 
 _CHUNK = 1 << 26  # bytes that are copied from a device at a time
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.Tensor, np.ndarray, np.generic)
 
 
 def weights_digest(module: nn.Module) -> str:
@@ -29,6 +35,38 @@ def weights_digest(module: nn.Module) -> str:
     for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {_checksum(tensor)}\n".encode())
     return digest.hexdigest()[:32]
+
+
+def attributes_digest(module: nn.Module) -> str:
+    """A digest of the public attributes of a module and its submodules that are plain values, such as a scale or a dataclass.
+
+    >>> attributes_digest(nn.Dropout(0.1)) == attributes_digest(nn.Dropout(0.2))
+    False
+    """
+    found = {}
+    for name, each in module.named_modules():
+        values = {key: value for key, value in vars(each).items() if not key.startswith("_") and _is_plain(value)}
+        found[f"{name} {type(each).__qualname__}"] = dict(sorted(values.items()))
+    return content_digest(readable(found))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, [*value, *value.values()]))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return all(_is_plain(getattr(value, field.name)) for field in dataclasses.fields(value))
+    return isinstance(value, _PLAIN)
+
+
+def content_digest(text: str) -> str:
+    """A short digest of a text that is too long to be shown.
+
+    >>> content_digest("a tokenizer's rules")
+    'd19cae0c3a37'
+    """
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 @torch.no_grad()
