@@ -14,7 +14,7 @@ import inspect
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -104,13 +104,13 @@ class TorchLM(Ranks, ScoringLM):
     ) -> None:
         super().__init__()
         self.model = load_module(module, checkpoint=checkpoint, options=module_options)
-        self.model.to(device=(on := device_for(device)), dtype=dtype_for(dtype)).eval()
-        self._options = readable(dict(module_options or {}))
-        self._attributes = attributes_digest(self.model)  # before the first forward, which may leave something behind
+        on = device_for(device)
+        self.model.to(device=on, dtype=dtype_for(dtype)).eval()
+        self.checkpoint, self._options = checkpoint, readable(dict(module_options or {}))
         self.tokenizer = load_tokenizer(tokenizer)
         self.batch_size = at_least_one("batch_size", batch_size)
         self.max_length = at_least_one("max_length", max_length or own_max_length(self.model))
-        self.checkpoint, self.keep_order, self.add_bos_token = checkpoint, keep_order, add_bos_token
+        self.keep_order, self.add_bos_token = keep_order, add_bos_token
         self._begins = prefix_token_of(self.tokenizer) if prefix_token_id is None else int(prefix_token_id)
         self.results = Results.of(self.tokenizer, log_tokens=log_tokens, log_alternatives=log_alternatives)
         self._runner = Runner(self._forward(on), keep_order=keep_order)
@@ -211,6 +211,11 @@ class TorchLM(Ranks, ScoringLM):
             "max_length": self.max_length,
             "keep_order": self.keep_order,
         }
+
+    @cached_property
+    def _attributes(self) -> str:
+        """Taken once, since requests may leave something behind in the module."""
+        return attributes_digest(self.model)
 
     def made_by(self) -> dict[str, str]:
         info = self.get_model_info()
