@@ -28,6 +28,11 @@ def test_tokens_of_another_schema_are_ignored(token_runs):
     assert len(sample.tokens) > 0
 
 
+def test_a_generated_text_that_looks_like_tokens_is_a_text(recwarn):
+    assert Sample("x", {"resps": [['{"tokens": ["a", "b"]}']]}).tokens is None
+    assert not recwarn
+
+
 def test_the_text_of_a_generative_sample_is_its_gold_answer():
     """The generation, whose second argument holds options, is no choice."""
     generation = {"arg_0": "Why?", "arg_1": {"until": ["\n"]}}

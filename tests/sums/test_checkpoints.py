@@ -79,14 +79,14 @@ def test_a_checkpoint_that_was_cut_off_anywhere_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("entry", "value", "said"),
     [
-        (0, [1, 2], "holds a value of type list where its sums belong"),
-        (0, torch.zeros(3, 8, dtype=torch.int64), r"holds int64 of shape \(3, 8\) where its sums belong"),
-        (0, torch.zeros(5, 8), r"holds float32 of shape \(5, 8\) where its sums belong, and int64 of shape \(3,\)"),
+        (0, [1, 2], r"holds a value of type list as sums_\w+; expected int64 of shape \(5, 8\)"),
+        (0, torch.zeros(3, 8, dtype=torch.int64), r"holds int64 of shape \(3, 8\) as sums_"),
+        (0, torch.zeros(5, 8), r"holds float32 of shape \(5, 8\) as sums_"),
         (1, "rank 0", "a value of type str as sums_origin"),
         (
             1,
             torch.zeros(2, dtype=torch.int64),
-            r"int64 of shape \(2,\) as sums_origin; expected int64 of shape \(5, 8\)",
+            r"holds int64 of shape \(2,\) as sums_origin; expected int64 of shape \(3,\)",
         ),
     ],
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -79,18 +81,18 @@ def test_options_of_other_content_read_differently_and_alike_in_every_process():
     assert readable(np.float64(0.5)) == "0.5"
     assert readable([0.5, ("a",), {"b": None}]) == "[0.5, ('a',), {'b': None}]"
     assert readable(Table) == "<class 'sums.test_options.Table'>".replace("sums.test_options", Table.__module__)
-    shown = "partial(func=<function readable>, args=(<object object>,), keywords={})"
-    assert readable(functools.partial(readable, object())) == shown
+    assert readable(functools.partial(readable, object())) == "functools.partial(<function readable>, <object object>)"
 
 
 @dataclasses.dataclass
 class Holder:
     content: object
+    passing: int = dataclasses.field(default=0, repr=False)
 
 
 class Plain:
     def __init__(self, content):
-        self.content = content
+        self.content, self._seen = content, 0
 
 
 class Shown(Plain):
@@ -99,13 +101,54 @@ class Shown(Plain):
 
 
 @pytest.mark.parametrize("make", [Holder, Plain, Shown, lambda array: functools.partial(readable, array)])
-def test_an_object_reads_as_what_it_holds(make):
-    one, other = np.ones(3000), np.ones(3000)
+@pytest.mark.parametrize("array", [np.ones, lambda size: torch.ones(size, dtype=torch.float64)])
+def test_an_object_reads_as_what_it_holds(make, array):
+    one, other = array(3000), array(3000)
     other[1500] += 1e-15
-    assert readable(make(one)) == readable(make(one.copy()))
+    assert readable(make(one)) == readable(make(array(3000)))
     assert readable(make(one)) != readable(make(other))
+    assert len(readable(make(one))) < 1200
+
+
+def test_objects_of_two_classes_of_one_name_are_told_apart():
+    other = type("Plain", (), {"__module__": "elsewhere"})
+    assert readable(Plain(1)) == f"{__name__}.Plain(content=1)"
+    assert readable(other()) == "elsewhere.Plain()"
+
+
+def test_what_a_process_only_remembers_is_no_option():
+    plain = Plain(1)
+    plain._seen = 3
+    assert readable(plain) == readable(Plain(1))
+    assert readable(Holder(1, passing=2)) == readable(Holder(1)) == "Holder(content=1)"
+
+
+def test_whatever_an_option_is_it_reads():
+    plain, other = Plain(1), Plain(2)
+    plain.content, other.content = other, plain
+    holder = Holder(1)
+    holder.content = holder
+    values = [
+        plain, holder, torch.empty(2, 3, device="meta"), torch.eye(2).to_sparse(), torch.ones(2, dtype=torch.complex64).conj(),
+        np.longdouble(1)
+    ]  # fmt: skip
+    for value in values:
+        assert readable(value) == readable(value)
+    assert readable(values[2]) == "float32(2, 3) on meta"
 
 
 def test_a_set_reads_in_one_order():
     words = [f"word {i}" for i in range(20)]
     assert readable(set(words)) == readable(frozenset(reversed(words))) == f"{{{', '.join(sorted(map(repr, words)))}}}"
+
+
+def test_a_standard_error_is_called_alike_in_processes_that_made_other_metrics_before():
+    """Its sums hold keys that count the metrics that a process has made."""
+    program = "from xent_metrics import *; {}print(StandardError('cross_entropy')._state_name)"
+    names = [
+        subprocess.run(
+            [sys.executable, "-c", program.format(before)], check=True, capture_output=True, text=True
+        ).stdout
+        for before in ("", "TokenAccuracy(); ")
+    ]
+    assert names[0] == names[1] != ""

@@ -198,7 +198,8 @@ def tokens_in(raw: Mapping[str, Any]) -> Tokens | None:
             Alternatives.listed([_alternatives(token) for token in tokens if "alternatives" in token]),
         )
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:  # another schema
-        warnings.warn(f"the logged tokens of a document aren't read: {error!r:.120}", stacklevel=2)
+        if any(isinstance(token, Mapping) for token in tokens):  # else a generated text that looks like tokens
+            warnings.warn(f"the logged tokens of a document aren't read: {error!r:.120}", stacklevel=2)
         return None
 
 

@@ -82,11 +82,10 @@ class CheckpointedMetric(PackedMetric):
         """Take a checkpoint's sums, or say what is wrong with them."""
         if self._is_synced:
             return [f"{self.name} holds the sums of all processes, which end with the sync; unsync it first"]
-        if not _is_integers(saved, self.state.shape) or not (origin is None or _is_integers(origin, (3,))):
-            return [
-                f"{self.name}: the checkpoint holds {_described(saved)} where its sums belong, and {_described(origin)} as "
-                f"{_ORIGIN}; expected int64 of shape {tuple(self.state.shape)}, and of (3,)"
-            ]
+        for entry, value, shape in ((self._state_name, saved, tuple(self.state.shape)), (_ORIGIN, origin, (3,))):
+            if value is not None and not _is_integers(value, shape):
+                found = _described(value)
+                return [f"{self.name}: the checkpoint holds {found} as {entry}; expected int64 of shape {shape}"]
         rank, size = rank_in(self.process_group)
         if origin is None and size > 1:
             return [f"{self.name}: the checkpoint doesn't say whose sums it holds; expected {_ORIGIN} beside them"]
@@ -113,4 +112,4 @@ def _is_integers(value: Any, shape: Sequence[int]) -> bool:
 def _described(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
-    return "nothing" if value is None else f"a value of type {type(value).__name__}"
+    return f"a value of type {type(value).__name__}"

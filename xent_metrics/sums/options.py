@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import hashlib
 import inspect
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from functools import partial
-from types import SimpleNamespace
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._tensor_str import printoptions  # private; a context around `torch.set_printoptions`, read in torch 2.13
 
 from xent_metrics.errors import MetricOptionError
 
 __all__ = ["check_options", "options_of", "readable"]
 
+_LONGEST = 1000  # characters of an object's `repr` in a name, before a hash of the rest
 _TORCHMETRICS = (
     "compute_on_cpu", "compute_with_cache", "dist_sync_fn", "dist_sync_on_step", "distributed_available_fn",
     "process_group", "sync_on_compute",
@@ -60,10 +60,13 @@ def check_options(metric: Any, given: Iterable[str]) -> None:
 def readable(value: Any) -> str:
     """An option as it appears in names: the same in every process, different for different content.
 
-    A tensor or an array is shown by its dtype, its shape and the hash of its content, which `repr` shortens. A set is
-    in a fixed order, an object without a `repr` of its own is shown by its attributes, and addresses are left out.
+    A tensor or an array is shown by its dtype, its shape and the hash of its content, which `repr` shortens; within an object
+    they are shown whole. A set is in a fixed order, an object without a `repr` of its own is shown by its public attributes,
+    and addresses are left out.
     """
-    if isinstance(value, np.generic):
+    if type(value) in (str, bytes, bool, int, float, type(None)):
+        return repr(value)
+    if isinstance(value, np.generic) and not isinstance(value.item(), np.generic):
         return readable(value.item())
     if isinstance(value, list | tuple):
         return f"{type(value).__name__ if type(value) not in (list, tuple) else ''}{_bracketed(value)}"
@@ -72,29 +75,37 @@ def readable(value: Any) -> str:
     if isinstance(value, dict):
         return f"{{{', '.join(f'{readable(key)}: {readable(each)}' for key, each in value.items())}}}"
     if isinstance(value, Tensor):
-        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        return _with_hash(value.shape, str(value.dtype).removeprefix("torch."), content)
+        return _tensor(value)
     if hasattr(value, "__array__") and not isinstance(value, type):
         array = np.asarray(value)
         if array.dtype.hasobject:
             return f"{type(value).__name__}({readable(array.tolist())})"
         return _with_hash(array.shape, str(array.dtype), array.tobytes())
-    if (attributes := _attributes(value)) is not None:
-        return f"{type(value).__name__}({', '.join(f'{name}={readable(each)}' for name, each in attributes.items())})"
-    with np.printoptions(threshold=sys.maxsize, floatmode="unique"):  # of arrays within an object
-        return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+    return _object(value)
 
 
-def _attributes(value: Any) -> dict[str, Any] | None:
-    """The attributes of an object by which it is shown, or None if its `repr` shows it."""
-    if isinstance(value, type):
-        return None
-    if isinstance(value, partial):
-        return {"func": value.func, "args": value.args, "keywords": value.keywords}
-    if dataclasses.is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    is_plain = isinstance(value, SimpleNamespace) or getattr(type(value), "__repr__", None) is object.__repr__
-    return vars(value) if is_plain and hasattr(value, "__dict__") else None
+def _tensor(value: Tensor) -> str:
+    dtype = str(value.dtype).removeprefix("torch.")
+    try:
+        whole = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        return _with_hash(value.shape, dtype, whole.view(torch.uint8).numpy().tobytes())
+    except (NotImplementedError, RuntimeError):  # it has no data, or isn't dense
+        return f"{dtype}{tuple(value.shape)} on {value.device}"
+
+
+def _object(value: Any) -> str:
+    cls = type(value)
+    if getattr(cls, "__repr__", None) is object.__repr__ and hasattr(value, "__dict__"):
+        public = {name: each for name, each in vars(value).items() if not name.startswith("_")}
+        with suppress(RecursionError):  # of objects that hold each other
+            shown = ", ".join(f"{name}={readable(each)}" for name, each in public.items())
+            return f"{cls.__module__}.{cls.__qualname__}({shown})"
+    with (
+        np.printoptions(threshold=sys.maxsize, floatmode="unique"),
+        printoptions(threshold=sys.maxsize, precision=17, sci_mode=True),
+    ):
+        text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _bracketed(values: Sequence[Any]) -> str:

@@ -67,6 +67,7 @@ def test_what_results_depend_on(build, tokenizer, tmp_path):
     assert build().made_by() == plain
     choices(lm := build())
     assert lm.made_by() == plain  # a forward doesn't make another model of it
+    assert lm.config is lm.model.config  # as `hf` has it
     for name, options in (("softmax_dtype", {"softmax_dtype": "float64"}), ("stride", {"stride": 5})):
         assert {key for key, value in build(**options).made_by().items() if value != plain[key]} == {name}
 
@@ -84,6 +85,16 @@ def test_what_results_depend_on(build, tokenizer, tmp_path):
     assert not differences(loaded(lambda config: None))
     assert differences(loaded(lambda config: setattr(config, "rms_norm_eps", 1e-3))) == {"config"}
     assert differences(loaded(lambda config: None, attn_implementation="eager")) == {"attention"}
+
+
+def test_an_adapter_of_other_options_is_another_model(model, tokenizer, tmp_path):
+    keys = []
+    for alpha in (1, 64, 1):
+        adapted = peft.get_peft_model(
+            tiny_model("llama_untied"), peft.LoraConfig(r=2, lora_alpha=alpha, target_modules=["q_proj"])
+        )
+        keys.append(XentHFLM(pretrained=adapted, tokenizer=tokenizer, device="cpu").made_by()["config"])
+    assert keys[0] == keys[2] != keys[1]
 
 
 @pytest.mark.parametrize("options", [{"add_bos_token": True}, {"prefix_token_id": 7}, {"max_length": 30}])

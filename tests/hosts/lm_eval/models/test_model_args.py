@@ -39,9 +39,9 @@ def test_a_checkpoint_of_something_else(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "can't be read as weights"),
-        (b"weights", "can't be read as weights"),
-        (ByteNet(), "a whole module isn't read, because that would run code"),
+        (b"", "can't be loaded: "),
+        (b"weights", "can't be loaded: "),
+        (ByteNet(), "A whole module isn't read, because that would run code"),
         ({"state_dict": 5}, "holds a value of type int; expected a state dict"),
         ({1: torch.ones(2)}, "expected a state dict"),
     ],
@@ -56,7 +56,7 @@ def test_a_file_without_weights(tmp_path, content, said):
 @pytest.mark.parametrize("content", [b"", b"weights", ByteNet()], ids=["empty", "text", "module"])
 def test_a_file_that_is_no_checkpoint_of_lightnings(tmp_path, content):
     write(tmp_path / "file.ckpt", content)
-    with pytest.raises(InvalidInputError, match="can't be read as weights"):
+    with pytest.raises(InvalidInputError, match="can't be loaded: "):
         TorchLM(LightningByteNet, checkpoint=tmp_path / "file.ckpt")
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from support.byte_model import TEXTS, ByteNet, byte_bpe
 from support.byte_model import rolling as rolling_requests
 from support.hf_model import TEXT, rolling, tiny_tokenizer
+from tokenizers import Tokenizer, models
 
 from xent_metrics.errors import TokenBytesError
 from xent_metrics.hosts.lm_eval import TorchLM
@@ -69,3 +72,15 @@ def test_tokenizers_of_one_name_are_told_apart_by_their_content():
     slow = [SimpleNamespace(get_vocab=lambda ids=ids: ids) for ids in ({"a": 0, "b": 1}, {"b": 0, "a": 1})]
     assert tokenizer_content(slow[0]) != tokenizer_content(slow[1])
     assert tokenizer_content(SimpleNamespace(name="cl100k_base")) == "cl100k_base"
+
+
+def test_a_tokenizer_of_any_kind_has_a_content():
+    class Anything:
+        def __getattr__(self, name):
+            return lambda *args: None
+
+    other = {"a": np.int64(0), b"b": 1}
+    assert re.fullmatch(r"SimpleNamespace \w{12}", tokenizer_content(SimpleNamespace(get_vocab=lambda: other)))
+    assert tokenizer_content(Anything()) == "Anything"
+    one, two = (Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, merges)) for merges in ([], [("a", "b")]))
+    assert tokenizer_content(one) != tokenizer_content(two)

@@ -239,3 +239,16 @@ def test_what_results_depend_on(tmp_path):
     tables[1][1000] = 2  # in the middle, which `repr` leaves out
     scaled = [TorchLM(**named, module_options={"scale": 1.0, "table": table}).made_by() for table in tables]
     assert scaled[0]["options"] != scaled[1]["options"]
+
+
+def test_requests_make_no_other_model_of_a_module():
+    class Remembering(ByteNet):
+        last = None
+
+        def forward(self, ids):
+            self.last = ids
+            return super().forward(ids)
+
+    lm = TorchLM(Remembering())
+    lm.loglikelihood_rolling(rolling(*TEXTS))
+    assert lm.made_by() == TorchLM(Remembering()).made_by() | {"weights": lm.made_by()["weights"]}

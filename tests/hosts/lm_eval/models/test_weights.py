@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -73,3 +74,15 @@ def test_plain_attributes_of_all_modules_are_seen():
 
 def test_what_is_no_plain_value_is_not():
     assert attributes_digest(Scaled(object())) == attributes_digest(Scaled(Options(call=len)))
+
+
+def test_attributes_that_are_data_or_hold_themselves_are_left_out():
+    plain = attributes_digest(Scaled(object()))
+    loop = [1]
+    loop.append(loop)
+    for value in (list(range(10_000)), loop, Options.__new__(Options)):
+        assert attributes_digest(Scaled(value)) == (
+            plain if isinstance(value, list) else attributes_digest(Scaled(Options()))
+        )
+    for value in (torch.empty(2, device="meta"), torch.eye(2).to_sparse(), np.longdouble(2)):
+        assert attributes_digest(Scaled(value)) == attributes_digest(Scaled(value)) != plain

@@ -44,7 +44,14 @@ __all__ = ["XentHFLM"]
 
 log = logging.getLogger(__name__)
 
-_NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version")
+#: Keys of configurations, of models and of adapters.
+_NOT_OF_THE_MODEL = (
+    "_name_or_path",
+    "transformers_version",
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_version",
+)
 _CPU_TOKENS = 2048  # ids per batch on a CPU: more are no faster, and intermediate results leave its caches
 
 
@@ -108,7 +115,7 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
             raise InvalidInputError(f"{shown} can't be loaded: {error}") from error
         self._join_processes()
         self._check_model()
-        self._config = _config_digest(self.model.config)  # before the first forward, which may change it
+        self._configured = _configured(self.model)  # before the first forward, which may change it
         self.results = Results.of(self.tokenizer, log_tokens=log_tokens, log_alternatives=log_alternatives)
         check_stride(stride, self.max_length)
         self.stride, self.invariant = stride, yes_or_no("invariant", invariant)
@@ -188,7 +195,7 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
         key = {name: value for name, value in names.items() if isinstance(value, str)}
         return key | {
             "class": self._unchecked.name, "dtype": str(self._unchecked.dtype), "softmax_dtype": str(self.softmax_dtype),
-            "config": self._config, "attention": str(attention_implementation(self.model.config)),
+            "config": self._configured, "attention": str(attention_implementation(self.model.config)),
             "tokenizer": tokenizer_content(self.tokenizer),
             "prefix_token_id": str(self.prefix_token_id), "add_bos_token": str(self.add_bos_token),
             "max_length": str(self.max_length), "stride": str(self.stride), "invariant": str(self.invariant),
@@ -218,10 +225,18 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
         return min(asked, fit) if self.batch_size == "auto" else fit
 
 
-def _config_digest(config: Any) -> str:
-    """A digest of a model's configuration, without where it was loaded from and what wrote it."""
-    values = {name: value for name, value in config.to_dict().items() if name not in _NOT_OF_THE_MODEL}
-    return content_digest(readable(values))
+def _configured(model: Any) -> str:
+    """A digest of a model's configuration and its adapters', without where they were loaded from and what wrote them."""
+    configs = {"": model.config, **getattr(model, "peft_config", {})}
+    return content_digest(repr({name: _in_order(config.to_dict()) for name, config in sorted(configs.items())}))
+
+
+def _in_order(value: Any) -> Any:
+    """A value to be shown, with the entries of its dicts in a fixed order: some configurations come from sets."""
+    if isinstance(value, dict):
+        kept = {str(name): _in_order(each) for name, each in value.items() if name not in _NOT_OF_THE_MODEL}
+        return dict(sorted(kept.items()))
+    return [_in_order(each) for each in value] if isinstance(value, list | tuple) else readable(value)
 
 
 def _check_names(names: Iterable[str]) -> None:

@@ -100,13 +100,17 @@ def _load_weights(module: nn.Module, checkpoint: str | os.PathLike[str]) -> None
 
 @contextmanager
 def _reading(checkpoint: str | os.PathLike[str]) -> Iterator[None]:
-    """Say of which file it is that it can't be read, and what belongs there."""
+    """Say of which file it is that it can't be loaded."""
     try:
         yield
     except (EOFError, RuntimeError, UnpicklingError) as error:
+        hint = ""
+        if isinstance(error, UnpicklingError):
+            hint = (
+                ". A whole module isn't read, because that would run code from the file; save its state_dict() instead"
+            )
         raise InvalidInputError(
-            f"{str(checkpoint)!r} can't be read as weights: {error}. Write it with torch.save(module.state_dict(), path); a "
-            "whole module isn't read, because that would run code from the file"
+            f"{str(checkpoint)!r} can't be loaded: {str(error).rstrip('.') or type(error).__name__}{hint}"
         ) from error
 
 

@@ -7,11 +7,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from xent_metrics.errors import InvalidInputError, TokenBytesError
 from xent_metrics.hosts.lm_eval.models.weights import content_digest
 from xent_metrics.scoring.token_bytes import token_bytes
+from xent_metrics.sums.options import readable
 
 __all__ = [
     "ByteTokenizer",
@@ -73,7 +75,7 @@ def load_tokenizer(tokenizer: Any) -> Any:
 def tokenizer_label(tokenizer: Any) -> str:
     """What a tokenizer is called in messages: its name or path, otherwise its class."""
     named = (getattr(tokenizer, name, "") for name in ("name_or_path", "name"))  # Hugging Face's, and tiktoken's
-    return str(next(filter(None, named), type(tokenizer).__name__))
+    return next((name for name in named if name and isinstance(name, str)), type(tokenizer).__name__)
 
 
 def tokenizer_content(tokenizer: Any) -> str:
@@ -82,14 +84,19 @@ def tokenizer_content(tokenizer: Any) -> str:
     >>> tokenizer_content(ByteTokenizer())
     'bytes'
     """
-    label = tokenizer_label(tokenizer)
-    if (rules := getattr(tokenizer, "backend_tokenizer", None)) is not None:
-        content = json.loads(rules.to_str()) | {"truncation": None, "padding": None}  # these are of the last call
-    elif callable(getattr(tokenizer, "get_vocab", None)):
-        content = tokenizer.get_vocab()
-    else:
-        return label
-    return f"{label} {content_digest(json.dumps(content, sort_keys=True))}"
+    try:
+        content = _rules(tokenizer)
+    except Exception:  # somebody else's code, which may not have it
+        content = ""
+    return f"{tokenizer_label(tokenizer)} {content_digest(content)}" if content else tokenizer_label(tokenizer)
+
+
+def _rules(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if isinstance(backend, Tokenizer):
+        of_last_call = {"truncation": None, "padding": None}
+        return json.dumps(json.loads(backend.to_str()) | of_last_call, sort_keys=True)
+    return readable(sorted((readable(token), int(place)) for token, place in tokenizer.get_vocab().items()))
 
 
 def prefix_token_of(tokenizer: Any) -> int:

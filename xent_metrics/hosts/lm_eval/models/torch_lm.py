@@ -14,7 +14,7 @@ import inspect
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,9 +104,9 @@ class TorchLM(Ranks, ScoringLM):
     ) -> None:
         super().__init__()
         self.model = load_module(module, checkpoint=checkpoint, options=module_options)
-        on = device_for(device)
-        self.model.to(device=on, dtype=dtype_for(dtype)).eval()
+        self.model.to(device=(on := device_for(device)), dtype=dtype_for(dtype)).eval()
         self.checkpoint, self._options = checkpoint, readable(dict(module_options or {}))
+        self._attributes = attributes_digest(self.model)  # before the first forward, which may leave something behind
         self.tokenizer = load_tokenizer(tokenizer)
         self.batch_size = at_least_one("batch_size", batch_size)
         self.max_length = at_least_one("max_length", max_length or own_max_length(self.model))
@@ -211,11 +211,6 @@ class TorchLM(Ranks, ScoringLM):
             "max_length": self.max_length,
             "keep_order": self.keep_order,
         }
-
-    @cached_property
-    def _attributes(self) -> str:
-        """Taken once, since requests may leave something behind in the module."""
-        return attributes_digest(self.model)
 
     def made_by(self) -> dict[str, str]:
         info = self.get_model_info()

@@ -17,6 +17,7 @@ from xent_metrics.sums.options import readable
 __all__ = ["attributes_digest", "content_digest", "weights_digest"]
 
 _CHUNK = 1 << 26  # bytes that are copied from a device at a time
+_MOST_VALUES = 1000
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.Tensor, np.ndarray, np.generic)
 
 
@@ -40,6 +41,8 @@ def weights_digest(module: nn.Module) -> str:
 def attributes_digest(module: nn.Module) -> str:
     """A digest of the public attributes of a module and its submodules that are plain values, such as a scale or a dataclass.
 
+    Lists and dicts of more than 1,000 values are left out: they are data rather than options.
+
     >>> attributes_digest(nn.Dropout(0.1)) == attributes_digest(nn.Dropout(0.2))
     False
     """
@@ -50,13 +53,14 @@ def attributes_digest(module: nn.Module) -> str:
     return content_digest(readable(found))
 
 
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple | set | frozenset):
-        return all(map(_is_plain, value))
-    if isinstance(value, dict):
-        return all(map(_is_plain, [*value, *value.values()]))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return all(_is_plain(getattr(value, field.name)) for field in dataclasses.fields(value))
+def _is_plain(value: Any, depth: int = 5) -> bool:
+    if depth and isinstance(value, list | tuple | set | frozenset):
+        return len(value) <= _MOST_VALUES and all(_is_plain(each, depth - 1) for each in value)
+    if depth and isinstance(value, dict):
+        return len(value) <= _MOST_VALUES and all(_is_plain(each, depth - 1) for each in [*value, *value.values()])
+    if depth and dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [getattr(value, field.name, None) for field in dataclasses.fields(value)]
+        return all(_is_plain(each, depth - 1) for each in fields)
     return isinstance(value, _PLAIN)
 
 
