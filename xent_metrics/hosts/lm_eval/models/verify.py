@@ -8,9 +8,6 @@ attention.
 One check needs no allowance for rounding: within a row, the ids of one branch must not change what another predicts, in any
 dtype. This finds recurrent models, whose branches no mask can separate, even if their error in bfloat16 could pass for rounding.
 
-The verdict isn't kept on disk. It depends on the weights, the device and the kernels of its libraries, and to know the weights
-again, all of them would have to be read, which takes about as long as these few forwards of some forty ids.
-
 The checks go on while requests run (runner.py): the first batch that shares more than any batch before it is compared, too,
 because a sliding window or a position code may only matter in long texts.
 """
