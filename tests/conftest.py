@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import os
+import shutil
+import tempfile
 
 import pytest
 import torch
 from support.repeatable import seed  # noqa: F401
 
 from xent_metrics.plugins import Plugin, Plugins, use_plugins
+
+# Where xent-hf keeps what it found of a model's shortcuts, in this process and in those that it starts.
+os.environ["HF_ASSETS_CACHE"] = tempfile.mkdtemp()
+atexit.register(shutil.rmtree, os.environ["HF_ASSETS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture

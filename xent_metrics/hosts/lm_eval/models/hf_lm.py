@@ -24,7 +24,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
-from xent_metrics.errors import InvalidInputError
+from xent_metrics.errors import InvalidInputError, PluginError
 from xent_metrics.hosts.lm_eval.extra_scores import asks_for_scores
 from xent_metrics.hosts.lm_eval.models.checks import check_backend, check_positions, check_prefix_token, check_stride
 from xent_metrics.hosts.lm_eval.models.hf_forward import HFForward
@@ -35,7 +35,8 @@ from xent_metrics.hosts.lm_eval.models.runner import Runner
 from xent_metrics.hosts.lm_eval.models.scoring_lm import ScoringLM
 from xent_metrics.hosts.lm_eval.models.tokenizers import bytes_table, text_ids, tokenizer_content
 from xent_metrics.hosts.lm_eval.models.upstream import attention_implementation
-from xent_metrics.hosts.lm_eval.models.verify import check_causal, verify
+from xent_metrics.hosts.lm_eval.models.verdict_file import VerdictFile
+from xent_metrics.hosts.lm_eval.models.verify import check_causal, restore, verify
 from xent_metrics.hosts.lm_eval.models.weights import content_digest, weights_digest
 from xent_metrics.hosts.lm_eval.upstream import set_max_length, set_rank
 from xent_metrics.sums.options import readable
@@ -120,7 +121,10 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
         check_stride(stride, self.max_length)
         self.stride, self.invariant = stride, yes_or_no("invariant", invariant)
         self._unchecked = self._forward()
-        check_causal(self._unchecked, text_ids(self.tokenizer, self._num_ids), self.max_length)
+        self._verdict_file = self._kept() if isinstance(pretrained, str) else None
+        self._verdict = self._verdict_file.read() if self._verdict_file else None
+        if self._verdict is None:
+            check_causal(self._unchecked, text_ids(self.tokenizer, self._num_ids), self.max_length)
         if self.invariant:
             self._runner  # noqa: B018  # bits that it can't keep are refused now
 
@@ -128,8 +132,26 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
     def _runner(self) -> Runner:
         """Made for the first request that is scored: checks take a while, and a run may be refused before, say for its cache."""
         forward, ids = self._unchecked, text_ids(self.tokenizer, self._num_ids)
-        verify(forward, ids, self.max_length, quiet=self.rank != 0)
+        if not self._restored():
+            verdict = verify(forward, ids, self.max_length, quiet=self.rank != 0)
+            if self._verdict_file:
+                self._verdict_file.write(verdict)
         return Runner(forward, fixed=FixedShapes(forward, ids, self.max_length) if self.invariant else None)
+
+    def _restored(self) -> bool:
+        """True if the verdict of an earlier start holds; its shortcuts are on then."""
+        if self._verdict is None or self._verdict_file is None:
+            return False
+        try:
+            restore(self._unchecked, self._verdict)
+        except (InvalidInputError, PluginError) as error:
+            log.info("xent-hf: %s is checked again: %s", self._unchecked.name, error)
+            return False
+        log.info("xent-hf: that was found at an earlier start (%s)", self._verdict_file.path)
+        return True
+
+    def _kept(self) -> VerdictFile:
+        return VerdictFile(self._unchecked, self._loaded() | {"device": self.batching()["device"]})
 
     @property
     def forward(self) -> HFForward:
@@ -191,15 +213,19 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
         return list(super().tok_encode(string, add_special_tokens, *args, **kwargs))
 
     def made_by(self) -> dict[str, str]:
+        return self._loaded() | {
+            "softmax_dtype": str(self.softmax_dtype), "tokenizer": tokenizer_content(self.tokenizer),
+            "prefix_token_id": str(self.prefix_token_id), "add_bos_token": str(self.add_bos_token),
+            "stride": str(self.stride), "invariant": str(self.invariant), "weights": weights_digest(self.model),
+        }  # fmt: skip
+
+    def _loaded(self) -> dict[str, str]:
+        """Which model was loaded, and how, by name."""
         names = {"model": self.pretrained, "revision": self.revision, "peft": self.peft, "delta": self.delta}
         key = {name: value for name, value in names.items() if isinstance(value, str)}
         return key | {
-            "class": self._unchecked.name, "dtype": str(self._unchecked.dtype), "softmax_dtype": str(self.softmax_dtype),
-            "config": self._configured, "attention": str(attention_implementation(self.model.config)),
-            "tokenizer": tokenizer_content(self.tokenizer),
-            "prefix_token_id": str(self.prefix_token_id), "add_bos_token": str(self.add_bos_token),
-            "max_length": str(self.max_length), "stride": str(self.stride), "invariant": str(self.invariant),
-            "weights": weights_digest(self.model),
+            "class": self._unchecked.name, "dtype": str(self._unchecked.dtype), "config": self._configured,
+            "attention": str(attention_implementation(self.model.config)), "max_length": str(self.max_length),
         }  # fmt: skip
 
     def batching(self) -> dict[str, str]:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size  # type: ignore[import-untyped]
+from accelerate.utils.memory import clear_device_cache  # type: ignore[import-untyped]
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from xent_metrics.hosts.lm_eval.models.forward import Forward
@@ -25,6 +25,7 @@ from xent_metrics.hosts.lm_eval.models.freed_memory import keep_freed_memory
 from xent_metrics.hosts.lm_eval.models.invariant import FixedShapes
 from xent_metrics.hosts.lm_eval.models.packing import PADDING, PrefixGroup, Row, alone, batches_of, plan
 from xent_metrics.hosts.lm_eval.models.sharing_check import DisagreementError, SharingCheck
+from xent_metrics.hosts.lm_eval.models.sizes import is_out_of_memory
 from xent_metrics.hosts.lm_eval.models.transfer import start_copy
 from xent_metrics.hosts.lm_eval.models.windows import Window
 from xent_metrics.scoring.scores import TokenScores
@@ -48,8 +49,7 @@ def _noticing_too_large(rows: Sequence[Row]) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        mps = "MPS backend out of memory" in str(error)  # accelerate 1.13 and older don't know it
-        if mps or isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error):
+        if is_out_of_memory(error):
             raise _TooLargeError(error, rows) from error
         raise
 

@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size  # type: ignore[import-untyped]
 
 from xent_metrics.hosts.lm_eval.models.packing import Costs
 
-__all__ = ["bytes_per_id", "costs_on", "free_memory", "ids_that_fit"]
+__all__ = ["bytes_per_id", "costs_on", "free_memory", "ids_that_fit", "is_out_of_memory"]
 
 #: Masked attention reaches about this share of the speed of matrix products.
 _ATTENTION_SPEED = 0.2
@@ -59,6 +60,16 @@ def bytes_per_id(
     mask = longest * (1 + itemsize) if packing else 0
     scores = (itemsize + 4) * int(config.vocab_size) if logits else 0
     return layer + cache + mask + scores
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """True if a forward failed because its batch doesn't fit into the memory of its device.
+
+    >>> is_out_of_memory(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")), is_out_of_memory(RuntimeError("size 4"))
+    (True, False)
+    """
+    mps = "MPS backend out of memory" in str(error)  # accelerate 1.13 and older don't know it
+    return mps or isinstance(error, torch.OutOfMemoryError | MemoryError) or should_reduce_batch_size(error)
 
 
 def ids_that_fit(free: int, per_id: int) -> int:

@@ -2,14 +2,16 @@
 
 Before the first request is scored, a few made-up windows run plainly and then with each shortcut in turn. A shortcut that
 disagrees or raises is switched off with one line in the log. Two runs never agree to the last bit, because other shapes are
-rounded differently. The effect of rounding is measured on the same windows, in one batch under another implementation of
-attention.
+rounded differently. In half precision the effect of rounding is measured on two of the windows, in one batch under another
+implementation of attention.
 
 One check needs no allowance for rounding: within a row, the ids of one branch must not change what another predicts, in any
 dtype. This finds recurrent models, whose branches no mask can separate, even if their error in bfloat16 could pass for rounding.
 
 The checks go on while requests run (runner.py): the first batch that shares more than any batch before it is compared, too,
 because a sliding window or a position code may only matter in long texts.
+
+What was found is a `Verdict`. For a model that was loaded by its name, verdict_file.py keeps it for the next start.
 """
 
 from __future__ import annotations
@@ -17,8 +19,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -27,18 +28,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from xent_metrics.errors import InvalidInputError, PluginError
 from xent_metrics.hosts.lm_eval.models.forward import Forward
 from xent_metrics.hosts.lm_eval.models.hf_forward import HFForward
-from xent_metrics.hosts.lm_eval.models.packing import PrefixGroup, Row, after, alone
+from xent_metrics.hosts.lm_eval.models.packing import Row, after, alone
 from xent_metrics.hosts.lm_eval.models.progress import progress_bar
+from xent_metrics.hosts.lm_eval.models.sizes import is_out_of_memory
 from xent_metrics.hosts.lm_eval.models.windows import Window, continuation_window
 from xent_metrics.scoring.score import score_tokens
 
-__all__ = ["check_causal", "distance", "tolerance", "verify"]
+__all__ = ["SHORTCUTS", "Verdict", "check_causal", "distance", "restore", "tolerance", "verify"]
 
 log = logging.getLogger(__name__)
 
-_LENGTH = 40  # ids of the longest made-up window …
+_LENGTH = 32  # ids of the longest made-up window …
 _WINDOW = 256  # … unless the model's sliding window is at most this long: then a little more than that
-_LONG = 320  # ids of the windows for a plugin's context, which may compute attention in blocks of ids
+_LONG = 288  # ids of the window for a plugin's context, which may compute attention in blocks of ids
+_SIZES = (3, 6)  # ids of the continuations of each context
 #: Relative errors of hidden states (or logits) that pass for rounding: always, and at most if that much was measured.
 _LEAST = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 _MOST = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -47,14 +50,37 @@ _UNMOVED = 1e-5  # the change that unseen ids may make, in any dtype: none is ex
 #: Relative errors of losses by the same head on the same hidden states: only the logits can be rounded differently.
 _NLL_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 5e-4, torch.bfloat16: 2e-3}
 #: Each shortcut's name in the log, and what happens without it.
-_SHORTCUTS = {
+SHORTCUTS = {
     "hidden": ("hidden", "the model's own logits are scored"),
     "packing": ("packing", "windows that branch run row by row"),
     "caching": ("caching", "shared prefixes aren't cached"),
     "end_to_end": ("end_to_end", "rows are padded"),
     "context_on": ("forward_context", "the model runs without the plugin"),
 }
-_ALONE = "its results are {} off those of windows alone"
+#: What is wrong, with a place for the figure.
+_OFF_ALONE = "its results are {} off those of windows alone"
+
+#: What is wrong if an error is above a bound, that error, and the bound.
+_Finding = tuple[str, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What `verify` found of a model.
+
+    Attributes:
+        on: the shortcuts that are on, by their attributes of `HFForward`.
+        off: why others are off. A shortcut that the model or the plugins don't offer is in neither.
+        rounding: as in `Forward`.
+        moved: how many nats the nll of a token moves at most in a batch; nan if the model can't run one.
+        lasting: whether it holds for the next start, too. It doesn't if a shortcut failed for want of memory or the like.
+    """
+
+    on: Sequence[str]
+    off: Mapping[str, str]
+    rounding: float
+    moved: float
+    lasting: bool = True
 
 
 def tolerance(forward: Forward) -> float:
@@ -69,83 +95,195 @@ def distance(found: Tensor, expected: Tensor) -> float:
     return float((found.to("cpu").double() - wanted).norm() / wanted.norm())
 
 
-def verify(forward: HFForward, ids: Sequence[int], max_length: int, *, quiet: bool = False) -> None:
+def verify(forward: HFForward, ids: Sequence[int], max_length: int, *, quiet: bool = False) -> Verdict:
     """Switch on the shortcuts that agree on windows made up of `ids`; a bar shows the progress unless `quiet`."""
     sliding = forward.window + 16 if forward.window and forward.window <= _WINDOW else 0
     length = _before_switch(forward, min(max_length, max(_LENGTH, sliding)))
-    windows = _windows(ids, length)
+    checks = _Checks(forward, _windows(ids, length))
     steps: list[Callable[[], None]] = [
-        lambda: _verify_hidden(forward, windows),
-        lambda: _verify_sharing(forward, windows, length),
-        lambda: _verify_context(forward, ids, max_length),
+        checks.verify_hidden,
+        checks.measure_rounding,
+        lambda: checks.verify_sharing(length),
+        lambda: checks.verify_context(ids, max_length),
     ]
     for step in progress_bar(steps, desc=f"xent-hf: checking {forward.name}", unit="check", hidden=quiet):
         step()
+    verdict = checks.verdict()
+    _log(forward, verdict)
+    return verdict
+
+
+def restore(forward: HFForward, verdict: Verdict) -> None:
+    """Switch on what an earlier `verify` of the same model did.
+
+    Raises:
+        InvalidInputError, PluginError: the model or a plugin doesn't offer a shortcut that was on.
+    """
+    if "hidden" in verdict.on:
+        forward.find_head()
+    if "context_on" in verdict.on and not forward.find_context():
+        raise InvalidInputError("no plugin gives a forward_context, and one did before")
+    forward.rounding = verdict.rounding
+    for name in SHORTCUTS:
+        setattr(forward, name, name in verdict.on)
+    _log(forward, verdict)
+
+
+def _log(forward: HFForward, verdict: Verdict) -> None:
+    for name, reason in verdict.off.items():
+        label, instead = SHORTCUTS[name]
+        log.warning("xent-hf: %s is off for %s, so %s: %s", label, forward.name, instead, reason)
+    log.info(
+        "xent-hf: in a batch instead of alone, the nll of a token moves by up to %.1e nats; invariant=true keeps its bits",
+        verdict.moved,
+    )
     states = ", ".join(
-        f"{label} {'on' if getattr(forward, name) else 'off'}"
-        for name, (label, _) in _SHORTCUTS.items()
+        f"{label} {'on' if name in verdict.on else 'off'}"
+        for name, (label, _) in SHORTCUTS.items()
         if name != "end_to_end" or forward.varlen
     )
     log.info("xent-hf runs %s with %s", forward.name, states)
 
 
-def _verify_hidden(forward: HFForward, windows: Sequence[Window]) -> None:
-    bound = _NLL_TOLERANCE.get(forward.dtype, 2e-3)
-    off = "its losses are {} off the model's own"
-    _try(forward, "hidden", _Check(off, lambda: _hidden_error(forward, (windows[0], windows[-1])), bound))
+class _Checks:
+    """The checks of one model, in the order in which they are made. Each runs with the shortcuts that those before it left on.
 
+    Args:
+        forward: runs the model.
+        windows: what is compared, as `_windows` makes them up.
+    """
 
-def _verify_sharing(forward: HFForward, windows: Sequence[Window], length: int) -> None:
-    if length < _LENGTH:  # such windows share too little
-        return
-    expected = {place: forward.states([alone(place, window)]) for place, window in enumerate(windows)}
-    forward.rounding = _rounding(forward, windows, expected)
-    log.info(
-        "xent-hf: in a batch instead of alone, the nll of a token moves by up to %.1e nats; invariant=true keeps its bits",
-        _moved(forward, windows, expected),
-    )
-    bound = tolerance(forward)
-    _try(
-        forward, "packing",
-        _Check(_ALONE, lambda: _error(forward, after(0, windows, packing=True), expected), bound),
-        _Check("ids of one branch move what another predicts by {}", lambda: _leak(forward, windows), _UNMOVED),
-    )  # fmt: skip
-    group = after(length // 2 - 1, windows, packing=forward.packing)
-    _try(forward, "caching", _Check(_ALONE, lambda: _error(forward, group, expected), bound))
-    if forward.varlen:
-        chains = [alone(place, window) for place, window in enumerate(windows)]
-        _try(
-            forward, "end_to_end",
-            _Check(_ALONE, lambda: _error(forward, PrefixGroup((), chains), expected), bound),
-            _Check("ids of one row move what another predicts by {}", lambda: _leak_of_rows(forward, chains), _UNMOVED),
-        )  # fmt: skip
+    def __init__(self, forward: HFForward, windows: Sequence[Window]) -> None:
+        self.forward, self.windows = forward, windows
+        self.few = (0, len(windows) - 1)  # the places of two windows that differ in context and length
+        self.alone: dict[int, Tensor] = {}  # the states of each window in a row of its own
+        self.moved = math.nan
+        self.off: dict[str, str] = {}
+        self.lasting = True
 
+    def verdict(self) -> Verdict:
+        on = tuple(name for name in SHORTCUTS if getattr(self.forward, name))
+        return Verdict(on, self.off, self.forward.rounding, self.moved, self.lasting)
 
-def _verify_context(forward: HFForward, ids: Sequence[int], max_length: int) -> None:
-    try:
-        if not forward.find_context():
+    def verify_hidden(self) -> None:
+        states: dict[str, dict[int, Tensor]] = {}
+
+        def compare() -> Iterator[_Finding]:
+            self.forward.find_head()
+            states["hidden"] = self._states_alone(self.few)
+            self.forward.hidden = False
+            states["logits"] = self._states_alone(self.few)
+            self.forward.hidden = True
+            error = self._nll_error(states["hidden"], states["logits"])
+            yield "its losses are {} off the model's own", error, _NLL_TOLERANCE.get(self.forward.dtype, 2e-3)
+
+        self._try("hidden", compare)
+        self.alone = states.get("hidden" if self.forward.hidden else "logits", {})
+        self.alone |= self._states_alone([place for place in range(len(self.windows)) if place not in self.alone])
+
+    def _nll_error(self, states: Mapping[int, Tensor], logits: Mapping[int, Tensor]) -> float:
+        """The relative error of the nll from `lm_head` on hidden states, compared with the model's own logits.
+
+        Both are rounded to the model's dtype at every step. Scores scale and cap logits in float32, which is no error.
+        """
+        head, dtype = self.forward.head, self.forward.dtype
+        assert head is not None
+
+        def nll(logits: Tensor) -> Tensor:
+            return score_tokens(logits, torch.tensor(self._targets(self.few), device=logits.device)).nll
+
+        return distance(nll(head.logits(_joined(states, self.few), dtype)), nll(_joined(logits, self.few)))
+
+    def measure_rounding(self) -> None:
+        """How far one padded batch moves windows and, in half precision, padding and attention by plain matmuls together."""
+        forward, rows, targets = self.forward, self._rows(self.few), self._targets(self.few)
+        own = _joined(self.alone, self.few)
+        try:
+            self.moved = float(
+                (forward.score(forward.states(rows), targets).nll - forward.score(own, targets).nll).abs().max()
+            )
+            if forward.dtype not in (torch.float32, torch.float64):  # their tolerance doesn't depend on it
+                with sdpa_kernel(SDPBackend.MATH):
+                    forward.rounding = max(0.0, distance(forward.states(rows), own))  # 0 for nan
+        except Exception:  # models raise all sorts of errors for a batch
+            log.debug("xent-hf: no batch of %s", forward.name, exc_info=True)
+
+    def verify_sharing(self, length: int) -> None:
+        if length < _LENGTH:  # such windows share too little
             return
-    except PluginError as error:
-        log.warning(
-            "xent-hf: forward_context is off for %s, so %s: %s", forward.name, _SHORTCUTS["context_on"][1], error
-        )
-        return
-    off, bound = "its results are {} off the model's own", tolerance(forward)
-    sizes = _context_sizes(forward, max_length)
-    _try(
-        forward,
-        "context_on",
-        *(_Check(off, partial(_context_error, forward, _windows(ids, size)), bound) for size in sizes),
-    )
+        self._try("packing", self._compare_packed)
+        self._try("caching", lambda: self._compare_cached(length // 2 - 1))
+        if self.forward.varlen:
+            self._try("end_to_end", self._compare_end_to_end)
+
+    def _compare_packed(self) -> Iterator[_Finding]:
+        rows = after(0, self.windows, packing=True).rows
+        states = [self.forward.states([row]) for row in rows]
+        yield _OFF_ALONE, self._error(rows, torch.cat(states)), tolerance(self.forward)
+        row, own = max(zip(rows, states, strict=True), key=lambda pair: len(pair[0].branches))
+        yield "ids of one branch move what another predicts by {}", _leak(self.forward, row, own), _UNMOVED
+
+    def _compare_cached(self, prefix: int) -> Iterator[_Finding]:
+        group = after(prefix, self.windows, packing=self.forward.packing)
+        states = self.forward.states(group.rows, self.forward.prefix_cache(group.prefix))
+        yield _OFF_ALONE, self._error(group.rows, states), tolerance(self.forward)
+
+    def _compare_end_to_end(self) -> Iterator[_Finding]:
+        rows = self._rows(range(len(self.windows)))
+        states = self.forward.states(rows)
+        yield _OFF_ALONE, self._error(rows, states), tolerance(self.forward)
+        yield "ids of one row move what another predicts by {}", _leak_of_rows(self.forward, rows, states), _UNMOVED
+
+    def _error(self, rows: Sequence[Row], states: Tensor) -> float:
+        """The relative error of the states of rows, compared with each window alone."""
+        return distance(states, _joined(self.alone, [place for row in rows for place, _, _ in row.places]))
+
+    def verify_context(self, ids: Sequence[int], max_length: int) -> None:
+        try:
+            if self.forward.find_context():
+                self._try("context_on", lambda: self._compare_context(ids, max_length))
+        except PluginError as error:
+            self.off["context_on"] = str(error)
+
+    def _compare_context(self, ids: Sequence[int], max_length: int) -> Iterator[_Finding]:
+        """A long window and a short one in a batch within a plugin's context, compared with each alone without it."""
+        forward = self.forward
+        for size in _context_sizes(forward, max_length):
+            inputs = _windows(ids, size)[-1].inputs
+            rows = [alone(0, Window(part, part)) for part in (inputs, inputs[-1 - size // 8 :])]
+            forward.states(rows[-1:])  # a context that can be entered only once raises in the next line
+            states = forward.states(rows)
+            forward.context_on = False
+            expected = torch.cat([forward.states([row]) for row in rows])
+            forward.context_on = True
+            yield "its results are {} off the model's own", distance(states, expected), tolerance(forward)
+
+    def _try(self, name: str, compare: Callable[[], Iterator[_Finding]]) -> None:
+        """Leave the shortcut on if nothing that is found is above its bound; otherwise switch it off and keep why."""
+        setattr(self.forward, name, True)
+        try:
+            for message, found, bound in compare():
+                if not found <= bound:
+                    self.off[name] = f"{message.format(f'{found:.1e}')} (at most {bound:.0e})"
+                    break
+        except Exception as raised:  # models raise all sorts of errors for arguments that they don't know
+            self.off[name] = f"it raises {type(raised).__name__}: {str(raised).partition(chr(10))[0][:200]}"
+            self.lasting &= not (is_out_of_memory(raised) or isinstance(raised, OSError | torch.AcceleratorError))
+        setattr(self.forward, name, name not in self.off)
+
+    def _rows(self, places: Sequence[int]) -> list[Row]:
+        """Each window in a row of its own."""
+        return [alone(place, self.windows[place]) for place in places]
+
+    def _targets(self, places: Sequence[int]) -> list[int]:
+        return [target for place in places for target in self.windows[place].targets]
+
+    def _states_alone(self, places: Sequence[int]) -> dict[int, Tensor]:
+        return {place: self.forward.states([row]) for place, row in zip(places, self._rows(places), strict=True)}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Check:
-    """`error()` is at most `bound`; otherwise `message` says what is wrong."""
-
-    message: str
-    error: Callable[[], float]
-    bound: float
+def _joined(states: Mapping[int, Tensor], places: Sequence[int]) -> Tensor:
+    return torch.cat([states[place] for place in places])
 
 
 def _before_switch(forward: Forward, length: int) -> int:
@@ -154,18 +292,67 @@ def _before_switch(forward: Forward, length: int) -> int:
 
 
 def _windows(ids: Sequence[int], length: int) -> list[Window]:
-    """Two contexts that share their first half, each with three continuations, in windows of at most `length` ids."""
+    """Two contexts that share their first half, each with two continuations, in windows of at most `length` ids."""
     drawn = torch.randint(len(ids), (length * 8,), generator=torch.Generator().manual_seed(0)).tolist()
     stream = iter([ids[i] for i in drawn])
     half = max(1, length // 2)
     first = [next(stream) for _ in range(half)]
     windows = []
     for _ in range(2):
-        context = [*first, *(next(stream) for _ in range(max(0, length - half - 5)))]
-        for size in (1, 3, 6):
+        context = [*first, *(next(stream) for _ in range(max(0, length - half - _SIZES[-1] + 1)))]
+        for size in _SIZES:
             continuation = [next(stream) for _ in range(min(size, length))]
             windows.append(continuation_window(context, continuation, max_length=length))
     return windows
+
+
+def _context_sizes(forward: HFForward, max_length: int) -> list[int]:
+    """How many ids the windows for a plugin's context have: many, and few enough for no mask of a sliding window."""
+    most = _before_switch(forward, min(max_length, _LONG))
+    return sorted({most, min(most, forward.window - 1)}) if forward.window and forward.window > 1 else [most]
+
+
+def _leak(forward: HFForward, row: Row, states: Tensor) -> float:
+    """Leakage between the branches of a row whose states are known; 0 if below measured noise.
+
+    No id can see a later one, so a change that the last branch makes before it is noise, for example of experts, which run the
+    ids of a batch together.
+    """
+    starts = [start for start, _ in row.branches]
+    predicting = torch.tensor([column for _, columns, _ in row.places for column in columns])
+
+    def moved(start: int, end: int, seen: Tensor) -> float:
+        found = forward.states([_changed(row, start, end)])
+        return distance(found[seen], states[seen])
+
+    sees = row.sees()[predicting]
+    first, second, last = starts[1], starts[2], starts[-1]
+    leak = moved(first, second, (predicting >= second) & ~sees[:, first:second].any(dim=-1))
+    return _above_noise(leak, lambda: moved(last, len(row), predicting < last))
+
+
+def _leak_of_rows(forward: HFForward, rows: Sequence[Row], states: Tensor) -> float:
+    """Leakage between rows that run end to end, as `_leak`: no row can see a later one."""
+    scored = [sum(len(targets) for _, _, targets in row.places) for row in rows]
+
+    def moved(changed: int, seen: slice) -> float:
+        others = [_changed(row, 0, len(row)) if i == changed else row for i, row in enumerate(rows)]
+        return distance(forward.states(others)[seen], states[seen])
+
+    return _above_noise(moved(0, slice(scored[0], None)), lambda: moved(len(rows) - 1, slice(-scored[-1])))
+
+
+def _above_noise(leak: float, noise: Callable[[], float]) -> float:
+    """The leak; 0 if it passes for noise, which is measured only if there is something to explain."""
+    return leak if leak <= _UNMOVED or not leak <= _OF_ROUNDING * noise() else 0.0
+
+
+def _changed(row: Row, start: int, end: int) -> Row:
+    """The row with other ids in the columns from `start` to `end`."""
+    tokens = list(row.tokens)
+    for column in range(start, end):
+        tokens[column] = tokens[0] if tokens[column] != tokens[0] else tokens[1]
+    return dataclasses.replace(row, tokens=tokens)
 
 
 def check_causal(forward: HFForward, ids: Sequence[int], max_length: int) -> None:
@@ -187,132 +374,3 @@ def _unmoved(forward: HFForward) -> float:
     if forward.is_quantized:
         return max(_MOST.values())
     return _MOST.get(forward.dtype, 1e-1) if forward.rounds_by_neighbours else _UNMOVED
-
-
-def _try(forward: HFForward, name: str, *checks: _Check) -> None:
-    """Leave the shortcut on if it passes all checks; otherwise switch it off and log why."""
-    setattr(forward, name, True)
-    label, instead = _SHORTCUTS[name]
-    reason = ""
-    for check in checks:
-        try:
-            found = check.error()
-        except Exception as raised:  # models raise all sorts of errors for arguments that they don't know
-            reason = f"it raises {type(raised).__name__}: {str(raised).partition(chr(10))[0][:200]}"
-        else:
-            if not found <= check.bound:
-                reason = f"{check.message.format(f'{found:.1e}')} (at most {check.bound:.0e})"
-        if reason:
-            setattr(forward, name, False)
-            log.warning("xent-hf: %s is off for %s, so %s: %s", label, forward.name, instead, reason)
-            return
-
-
-def _hidden_error(forward: HFForward, windows: Sequence[Window]) -> float:
-    """The relative error of the nll from `lm_head` on hidden states, compared with the model's own logits.
-
-    Both are rounded to the model's dtype at every step. Scores scale and cap logits in float32, which is no error.
-    """
-    forward.find_head()
-    assert forward.head is not None
-    rows = [alone(place, window) for place, window in enumerate(windows)]
-    target = torch.tensor([target for window in windows for target in window.targets])
-
-    def nll(logits: Tensor) -> Tensor:
-        return score_tokens(logits, target.to(logits.device)).nll
-
-    states = torch.cat([forward.states([row]) for row in rows])
-    by_hidden = nll(forward.head.logits(states, forward.dtype))
-    forward.hidden = False
-    by_logits = nll(torch.cat([forward.states([row]) for row in rows]))
-    forward.hidden = True
-    return distance(by_hidden, by_logits)
-
-
-def _context_sizes(forward: HFForward, max_length: int) -> list[int]:
-    """How many ids the windows for a plugin's context have: many, and few enough for no mask of a sliding window."""
-    most = _before_switch(forward, min(max_length, _LONG))
-    return sorted({most, min(most, forward.window - 1)}) if forward.window and forward.window > 1 else [most]
-
-
-def _context_error(forward: HFForward, windows: Sequence[Window]) -> float:
-    """The relative error of hidden states (or logits) within a plugin's context, of two windows in a batch."""
-    rows = [alone(place, Window(windows[place].inputs, windows[place].inputs)) for place in (0, -1)]
-    forward.states(rows[-1:])  # a context that can be entered only once raises in the next line
-    found = forward.states(rows)
-    forward.context_on = False
-    expected = forward.states(rows)
-    forward.context_on = True
-    return distance(found, expected)
-
-
-def _rounding(forward: HFForward, windows: Sequence[Window], expected: dict[int, Tensor]) -> float:
-    """How far padding, one batch and attention by plain matmuls move the same windows; 0 if the model can't do that."""
-    rows = [alone(place, window) for place, window in enumerate(windows)]
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            found = distance(forward.states(rows), torch.cat([expected[place] for place in range(len(rows))]))
-    except Exception:  # models raise all sorts of errors for a batch
-        return 0.0
-    return found if found >= 0 else 0.0  # nan
-
-
-def _moved(forward: HFForward, windows: Sequence[Window], expected: dict[int, Tensor]) -> float:
-    """How many nats the nll of a token moves at most if the windows run in one batch; nan if the model can't do that."""
-    rows = [alone(place, window) for place, window in enumerate(windows)]
-    targets = [window.targets for window in windows]
-    own = torch.cat([forward.score(expected[place], ids).nll for place, ids in enumerate(targets)])
-    try:
-        together = forward.score(forward.states(rows), [target for ids in targets for target in ids]).nll
-    except Exception:  # models raise all sorts of errors for a batch
-        return math.nan
-    return float((together - own).abs().max())
-
-
-def _error(forward: HFForward, group: PrefixGroup, expected: dict[int, Tensor]) -> float:
-    """The relative error of a group's states, compared with each window alone."""
-    cache = forward.prefix_cache(group.prefix) if group.prefix else None
-    places = [place for row in group.rows for place, _, _ in row.places]
-    return distance(forward.states(group.rows, cache), torch.cat([expected[place] for place in places]))
-
-
-def _leak(forward: HFForward, windows: Sequence[Window]) -> float:
-    """Leakage between branches of a row; 0 if below measured noise.
-
-    No id can see a later one, so a change that the last branch makes before it is noise, for example of experts, which run the
-    ids of a batch together.
-    """
-    row = max(after(0, windows, packing=True).rows, key=lambda row: len(row.branches))
-    starts = [start for start, _ in row.branches]
-    predicting = torch.tensor([column for _, columns, _ in row.places for column in columns])
-    expected = forward.states([row])
-
-    def moved(start: int, end: int, seen: Tensor) -> float:
-        found = forward.states([_changed(row, start, end)])
-        return distance(found[seen], expected[seen])
-
-    sees = row.sees()[predicting]
-    first, second, last = starts[1], starts[2], starts[-1]
-    leak = moved(first, second, (predicting >= second) & ~sees[:, first:second].any(dim=-1))
-    return leak if not leak <= _OF_ROUNDING * moved(last, len(row), predicting < last) else 0.0
-
-
-def _leak_of_rows(forward: HFForward, rows: Sequence[Row]) -> float:
-    """Leakage between rows that run end to end, as `_leak`: no row can see a later one."""
-    expected = forward.states(rows)
-    scored = [sum(len(targets) for _, _, targets in row.places) for row in rows]
-
-    def moved(changed: int, seen: slice) -> float:
-        others = [_changed(row, 0, len(row)) if i == changed else row for i, row in enumerate(rows)]
-        return distance(forward.states(others)[seen], expected[seen])
-
-    leak = moved(0, slice(scored[0], None))
-    return leak if not leak <= _OF_ROUNDING * moved(len(rows) - 1, slice(-scored[-1])) else 0.0
-
-
-def _changed(row: Row, start: int, end: int) -> Row:
-    """The row with other ids in the columns from `start` to `end`."""
-    tokens = list(row.tokens)
-    for column in range(start, end):
-        tokens[column] = tokens[0] if tokens[column] != tokens[0] else tokens[1]
-    return dataclasses.replace(row, tokens=tokens)

@@ -1,0 +1,260 @@
+"""What was found of a model's shortcuts holds for its next start, and for nothing that differs from it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from functools import partial
+
+import pytest
+import torch
+from support.hf_model import TEXT, choices, rolling, switched_off, tiny_model
+from transformers.models.llama import modeling_llama
+
+from xent_metrics import hookimpl
+from xent_metrics.hosts.lm_eval import XentHFLM
+from xent_metrics.hosts.lm_eval.models import verdict_file
+from xent_metrics.hosts.lm_eval.models.hf_forward import HFForward
+from xent_metrics.hosts.lm_eval.models.verify import Verdict
+
+
+@pytest.fixture
+def assets(tmp_path, monkeypatch):
+    """The folder of the verdicts."""
+    path = tmp_path / "assets"
+    monkeypatch.setattr(verdict_file, "cached_assets_path", partial(verdict_file.cached_assets_path, assets_dir=path))
+    return path
+
+
+@pytest.fixture
+def save(tmp_path, tokenizer):
+    """Saves a model with the tokenizer; gives the folder."""
+
+    def save(model):
+        model.save_pretrained(tmp_path / "model")
+        tokenizer.save_pretrained(tmp_path / "model")
+        return str(tmp_path / "model")
+
+    return save
+
+
+@pytest.fixture
+def start(assets, caplog, monkeypatch):
+    """Loads a model and checks its shortcuts; `forwards` counts what ran for it, `said` has our lines of the log."""
+
+    def start(pretrained, **options):
+        caplog.clear()
+        forwards, states = [], HFForward.states
+        with monkeypatch.context() as patched, caplog.at_level(logging.INFO, logger="xent_metrics"):
+            patched.setattr(HFForward, "states", lambda *args: forwards.append(1) or states(*args))
+            lm = XentHFLM(pretrained, **{"device": "cpu", "batch_size": 4, "max_length": 88} | options)
+            assert lm.forward  # checked on first use
+        lm.forwards = len(forwards)
+        records = (record for record in caplog.records if record.name.startswith("xent_metrics"))
+        lm.said = [record.getMessage() for record in records]
+        return lm
+
+    return start
+
+
+def files(assets):
+    return sorted(path for path in assets.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "gpt_neo_local", "mamba"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_next_start_runs_no_forward_and_scores_with_the_same_bits(start, save, assets, name, dtype):
+    path = save(tiny_model(name))
+    first, second = start(path, dtype=dtype), start(path, dtype=dtype)
+    assert first.forwards >= 10
+    assert second.forwards == 0
+    assert switched_off(second) == switched_off(first)
+    assert second.forward.rounding == first.forward.rounding
+    [file] = files(assets)
+    assert second.said == [*first.said, f"xent-hf: that was found at an earlier start ({file})"]
+    assert (choices(second), rolling(second, TEXT)) == (choices(first), rolling(first, TEXT))
+
+
+def test_a_plugin_that_ran_runs_again(start, save, install):
+    uses = []
+
+    class Plugin:
+        @staticmethod
+        @hookimpl
+        def forward_context(model):
+            class Counted(torch.no_grad):
+                def __enter__(self):
+                    uses.append(1)
+                    super().__enter__()
+
+            return Counted()
+
+    install(Plugin)
+    path = save(tiny_model("llama_tied"))
+    assert start(path).forward.context_on
+    uses.clear()
+    again = start(path)
+    assert (again.forward.context_on, again.forwards, uses) == (True, 0, [])
+    rolling(again, TEXT)
+    assert uses
+
+
+def test_a_plugin_that_is_missing_is_no_error(start, save, install):
+    given = [torch.no_grad()]
+
+    class Plugin:
+        @staticmethod
+        @hookimpl
+        def forward_context(model):
+            return given[0] if given else None
+
+    install(Plugin)
+    path = save(tiny_model("llama_tied"))
+    assert start(path).forward.context_on
+    given.clear()
+    again = start(path)
+    assert (again.forward.context_on, again.forward.hidden) == (False, True)
+    assert again.forwards >= 10
+    assert any("is checked again: no plugin gives a forward_context" in line for line in again.said)
+
+
+def other_weights(path, save, monkeypatch):
+    model = tiny_model("llama_tied")
+    model.model.norm.weight.data[-1] += 1e-3
+    save(model)
+
+
+def other_configuration(path, save, monkeypatch):
+    model = tiny_model("llama_tied")
+    model.config.rms_norm_eps *= 2
+    save(model)
+
+
+def other_version(path, save, monkeypatch):
+    version = verdict_file.version
+    monkeypatch.setattr(verdict_file, "version", lambda name: version(name) + ("+fixed" if name == "torch" else ""))
+
+
+def other_forward(path, save, monkeypatch):
+    """As libraries with kernels of their own put it there."""
+    monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", lambda self, x: x)
+
+
+def other_code(path, save, monkeypatch):
+    digest = verdict_file._digest_of_files
+    monkeypatch.setattr(verdict_file, "_digest_of_files", lambda files: digest([*files][1:]))
+
+
+def other_precision(path, save, monkeypatch):
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+
+
+@pytest.mark.parametrize(
+    "change", [other_weights, other_configuration, other_version, other_forward, other_code, other_precision]
+)
+def test_what_changed_is_checked_again(start, save, assets, monkeypatch, change):
+    path = save(tiny_model("llama_tied"))
+    start(path)
+    change(path, save, monkeypatch)
+    assert start(path).forwards >= 10
+    assert len(files(assets)) == 2
+
+
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"attn_implementation": "eager"}, {"max_length": 60}])
+def test_other_options_are_checked_again(start, save, options):
+    path = save(tiny_model("llama_tied"))
+    start(path)
+    assert start(path, **options).forwards >= 10
+    assert start(path, **options).forwards == 0
+
+
+def test_another_plugin_is_checked_again(start, save, install):
+    path = save(tiny_model("llama_tied"))
+    start(path)
+    install(type("Plugin", (), {}))
+    assert start(path).forwards >= 10
+
+
+def test_an_edited_plugin_is_checked_again(start, save, install, tmp_path, monkeypatch):
+    source = "import torch\nfrom xent_metrics import hookimpl\n@hookimpl\ndef forward_context(model): return torch.no_grad()\n"
+    folder = tmp_path / "fast_kernels"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    install(__import__("fast_kernels"))
+    path = save(tiny_model("llama_tied"))
+    start(path)
+    assert start(path).forwards == 0
+    (folder / "kernels.so").write_bytes(b"compiled")
+    assert start(path).forwards >= 10
+
+
+def test_an_object_is_always_checked(start, model, tokenizer, assets):
+    for _ in range(2):
+        assert start(model, tokenizer=tokenizer).forwards >= 10
+    assert not files(assets)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "[]",
+        lambda text: "null",
+        lambda text: text.replace('"rounding"', '"rounded"'),
+        lambda text: text.replace('"off": {}', '"off": []'),
+        lambda text: text.replace('"on": [', '"on": 1, "was": ['),
+        lambda text: json.dumps(json.loads(text) | {"key": {}}),
+        lambda text: json.dumps({**json.loads(text), "verdict": "yes"}),
+    ],
+)
+def test_a_damaged_file_is_replaced(start, save, assets, damage):
+    path = save(tiny_model("llama_tied"))
+    start(path)
+    [file] = files(assets)
+    whole = file.read_text()
+    file.write_text(damage(whole))
+    assert file.read_text() != whole
+    assert start(path).forwards >= 10
+    assert file.read_text() == whole
+
+
+def test_a_shortcut_that_is_unknown_is_no_error(start, save, assets):
+    path = save(tiny_model("llama_tied"))
+    start(path)
+    [file] = files(assets)
+    file.write_text(file.read_text().replace('"off": {}', '"off": {"teleport": "no"}'))
+    assert start(path).forwards >= 10
+
+
+def test_a_folder_that_cannot_be_made_is_no_error(start, save, assets):
+    assets.write_text("a file")
+    path = save(tiny_model("llama_tied"))
+    for _ in range(2):
+        lm = start(path)
+        assert lm.forwards >= 10
+        assert any("is checked again at its next start, because its verdict can't be kept" in line for line in lm.said)
+
+
+@pytest.mark.parametrize(("error", "kept"), [(torch.OutOfMemoryError, False), (OSError, False), (TypeError, True)])
+def test_too_little_memory_is_not_remembered(start, save, assets, monkeypatch, error, kept):
+    def fail(*args):
+        raise error("full")
+
+    path = save(tiny_model("llama_tied"))
+    with monkeypatch.context() as patched:
+        patched.setattr(HFForward, "prefix_cache", fail)
+        assert not start(path).forward.caching
+    assert start(path).forward.caching is not kept
+
+
+def test_every_figure_survives(tmp_path, assets):
+    """A model that can't run a batch has no figure for it."""
+    file = verdict_file.VerdictFile.__new__(verdict_file.VerdictFile)
+    file.key, file.name, file.kind = {"model": "ö"}, "a.json", "Ours"
+    verdict = Verdict(("hidden",), {"packing": "it raises KeyError: 'é'"}, 1 / 3, math.nan)
+    file.write(verdict)
+    found = file.read()
+    assert (found.on, found.off, found.rounding, found.lasting) == (verdict.on, verdict.off, 1 / 3, True)
+    assert math.isnan(found.moved)
