@@ -17,7 +17,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,12 @@ class HFForward(Forward):
     def dtype(self) -> torch.dtype:
         stored = (parameter.dtype for parameter in self._causal.parameters())  # quantized ones are in other dtypes
         return self.autocast or next((dtype for dtype in stored if dtype in LOGITS_DTYPES), torch.float32)
+
+    @property
+    def embedding(self) -> nn.Module:
+        """The module that gives the embeddings of ids."""
+        embedding: nn.Module = cast(Any, self.model).get_input_embeddings()
+        return embedding
 
     @property
     def devices(self) -> set[torch.device]:

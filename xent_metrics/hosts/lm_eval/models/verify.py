@@ -2,8 +2,8 @@
 
 Before the first request is scored, a few made-up windows run plainly and then with each shortcut in turn. A shortcut that
 disagrees or raises is switched off with one line in the log. Two runs never agree to the last bit, because other shapes are
-rounded differently. In half precision the effect of rounding is measured on two of the windows, in one batch under another
-implementation of attention.
+rounded differently. In half precision, the effect of rounding is measured: two of the windows run in one batch, and the
+embeddings of their ids are moved by as much as one more rounding could move them.
 
 One check needs no allowance for rounding: within a row, the ids of one branch must not change what another predicts, in any
 dtype. This finds recurrent models, whose branches no mask can separate, even if their error in bfloat16 could pass for rounding.
@@ -20,10 +20,11 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from xent_metrics.errors import InvalidInputError, PluginError
 from xent_metrics.hosts.lm_eval.models.forward import Forward
@@ -45,7 +46,8 @@ _SIZES = (3, 6)  # ids of the continuations of each context
 #: Relative errors of hidden states (or logits) that pass for rounding: always, and at most if that much was measured.
 _LEAST = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 _MOST = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-_OF_ROUNDING = 2  # tolerance in units of the measured rounding: correct shortcuts differed by 0.2 to 0.9 of it
+_OF_ROUNDING = 1.5  # tolerance in units of the measured rounding: correct shortcuts differed by at most 0.8 of it
+_OF_NOISE = 2  # what passes for noise, in units of the noise that was measured
 _UNMOVED = 1e-5  # the change that unseen ids may make, in any dtype: none is expected, since the shapes are the same
 #: Relative errors of losses by the same head on the same hidden states: only the logits can be rounded differently.
 _NLL_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 5e-4, torch.bfloat16: 2e-3}
@@ -72,7 +74,7 @@ class Verdict:
         on: the shortcuts that are on, by their attributes of `HFForward`.
         off: why others are off. A shortcut that the model or the plugins don't offer is in neither.
         rounding: as in `Forward`.
-        moved: how many nats the nll of a token moves at most in a batch; nan if the model can't run one.
+        moved: how many nats the nll of a token moved at most in a batch or a shared row; nan if the model can't run one.
         lasting: whether it holds for the next start, too. It doesn't if a shortcut failed for want of memory or the like.
     """
 
@@ -157,13 +159,15 @@ class _Checks:
         self.forward, self.windows = forward, windows
         self.few = (0, len(windows) - 1)  # the places of two windows that differ in context and length
         self.alone: dict[int, Tensor] = {}  # the states of each window in a row of its own
-        self.moved = math.nan
+        self.moved: list[
+            float
+        ] = []  # how many nats the nll of a token moves at most, each time that others run with it
         self.off: dict[str, str] = {}
         self.lasting = True
 
     def verdict(self) -> Verdict:
         on = tuple(name for name in SHORTCUTS if getattr(self.forward, name))
-        return Verdict(on, self.off, self.forward.rounding, self.moved, self.lasting)
+        return Verdict(on, self.off, self.forward.rounding, max(self.moved, default=math.nan), self.lasting)
 
     def verify_hidden(self) -> None:
         states: dict[str, dict[int, Tensor]] = {}
@@ -195,16 +199,14 @@ class _Checks:
         return distance(nll(head.logits(_joined(states, self.few), dtype)), nll(_joined(logits, self.few)))
 
     def measure_rounding(self) -> None:
-        """How far one padded batch moves windows and, in half precision, padding and attention by plain matmuls together."""
-        forward, rows, targets = self.forward, self._rows(self.few), self._targets(self.few)
-        own = _joined(self.alone, self.few)
+        """How far one batch moves what windows predict; in half precision also how far rounding the embeddings once more does."""
+        forward, rows = self.forward, self._rows(self.few)
         try:
-            self.moved = float(
-                (forward.score(forward.states(rows), targets).nll - forward.score(own, targets).nll).abs().max()
-            )
+            self.moved.append(self._moved(self.few, forward.states(rows)))
             if forward.dtype not in (torch.float32, torch.float64):  # their tolerance doesn't depend on it
-                with sdpa_kernel(SDPBackend.MATH):
-                    forward.rounding = max(0.0, distance(forward.states(rows), own))  # 0 for nan
+                with _rounded_embeddings(forward):
+                    error = distance(forward.states(rows), _joined(self.alone, self.few))
+                forward.rounding = max(0.0, error)  # 0 for nan
         except Exception:  # models raise all sorts of errors for a batch
             log.debug("xent-hf: no batch of %s", forward.name, exc_info=True)
 
@@ -236,7 +238,18 @@ class _Checks:
 
     def _error(self, rows: Sequence[Row], states: Tensor) -> float:
         """The relative error of the states of rows, compared with each window alone."""
-        return distance(states, _joined(self.alone, [place for row in rows for place, _, _ in row.places]))
+        places = [place for row in rows for place, _, _ in row.places]
+        error = distance(states, _joined(self.alone, places))
+        if error <= tolerance(self.forward):
+            self.moved.append(self._moved(places, states))
+        return error
+
+    def _moved(self, places: Sequence[int], states: Tensor) -> float:
+        """How many nats the nll of a token of the windows moves at most if they have these states."""
+        found, own = (
+            self.forward.score(each, self._targets(places)).nll for each in (states, _joined(self.alone, places))
+        )
+        return float((found - own).abs().max())
 
     def verify_context(self, ids: Sequence[int], max_length: int) -> None:
         try:
@@ -280,6 +293,22 @@ class _Checks:
 
     def _states_alone(self, places: Sequence[int]) -> dict[int, Tensor]:
         return {place: self.forward.states([row]) for place, row in zip(places, self._rows(places), strict=True)}
+
+
+@contextmanager
+def _rounded_embeddings(forward: HFForward) -> Iterator[None]:
+    """Within it, each number of the ids' embeddings is moved by up to half the distance to the next one of the model's dtype."""
+    draw, most = torch.Generator().manual_seed(0), torch.finfo(forward.dtype).eps / 2
+
+    def moved(module: Any, given: Any, output: Tensor) -> Tensor:
+        factor = 1 + most * (2 * torch.rand(output.shape, generator=draw) - 1)
+        return (output.float() * factor.to(output.device)).to(output.dtype)
+
+    hook = forward.embedding.register_forward_hook(moved)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _joined(states: Mapping[int, Tensor], places: Sequence[int]) -> Tensor:
@@ -344,7 +373,7 @@ def _leak_of_rows(forward: HFForward, rows: Sequence[Row], states: Tensor) -> fl
 
 def _above_noise(leak: float, noise: Callable[[], float]) -> float:
     """The leak; 0 if it passes for noise, which is measured only if there is something to explain."""
-    return leak if leak <= _UNMOVED or not leak <= _OF_ROUNDING * noise() else 0.0
+    return leak if leak <= _UNMOVED or not leak <= _OF_NOISE * noise() else 0.0
 
 
 def _changed(row: Row, start: int, end: int) -> Row:
