@@ -121,10 +121,7 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
         check_stride(stride, self.max_length)
         self.stride, self.invariant = stride, yes_or_no("invariant", invariant)
         self._unchecked = self._forward()
-        self._verdict_file = self._kept() if isinstance(pretrained, str) else None
-        self._verdict = self._verdict_file.read() if self._verdict_file else None
-        if self._verdict is None:
-            check_causal(self._unchecked, text_ids(self.tokenizer, self._num_ids), self.max_length)
+        self._recall(named=isinstance(pretrained, str))
         if self.invariant:
             self._runner  # noqa: B018  # bits that it can't keep are refused now
 
@@ -138,6 +135,14 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
                 self._verdict_file.write(verdict)
         return Runner(forward, fixed=FixedShapes(forward, ids, self.max_length) if self.invariant else None)
 
+    def _recall(self, *, named: bool) -> None:
+        """Look for the verdict of an earlier start, if the model was loaded by its name. Without one, refuse what isn't causal."""
+        options = self._loaded() | {"device": self.batching()["device"]}
+        self._verdict_file = VerdictFile(self._unchecked, options) if named else None
+        self._verdict = self._verdict_file.read() if self._verdict_file else None
+        if self._verdict is None:
+            check_causal(self._unchecked, text_ids(self.tokenizer, self._num_ids), self.max_length)
+
     def _restored(self) -> bool:
         """True if the verdict of an earlier start holds; its shortcuts are on then."""
         if self._verdict is None or self._verdict_file is None:
@@ -149,9 +154,6 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
             return False
         log.info("xent-hf: that was found at an earlier start (%s)", self._verdict_file.path)
         return True
-
-    def _kept(self) -> VerdictFile:
-        return VerdictFile(self._unchecked, self._loaded() | {"device": self.batching()["device"]})
 
     @property
     def forward(self) -> HFForward:
