@@ -81,7 +81,7 @@ def start(kind: str, folder: Path, threads: int) -> dict[str, Any]:
     """What `run` finds in a process of its own."""
     command = [sys.executable, __file__, "--run", kind, "--folder", str(folder / "model"), "--threads", str(threads)]
     environment = os.environ | {"HF_ASSETS_CACHE": str(folder / "assets"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]

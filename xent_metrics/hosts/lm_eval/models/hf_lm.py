@@ -136,7 +136,7 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
         return Runner(forward, fixed=FixedShapes(forward, ids, self.max_length) if self.invariant else None)
 
     def _recall(self, *, named: bool) -> None:
-        """Look for the verdict of an earlier start, if the model was loaded by its name. Without one, refuse what isn't causal."""
+        """Look for the verdict on a model that was loaded by its name. Without one, refuse what isn't causal."""
         options = self._loaded() | {"device": self.batching()["device"]}
         self._verdict_file = VerdictFile(self._unchecked, options) if named else None
         self._verdict = self._verdict_file.read() if self._verdict_file else None
