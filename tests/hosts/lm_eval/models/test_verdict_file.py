@@ -172,8 +172,16 @@ def test_other_options_are_checked_again(start, save, options):
 def test_another_plugin_is_checked_again(start, save, install):
     path = save(tiny_model("llama_tied"))
     start(path)
-    install(type("Plugin", (), {}))
+
+    class Plugin:
+        @staticmethod
+        @hookimpl
+        def forward_context(model):
+            return None
+
+    install(Plugin)
     assert start(path).forwards >= 10
+    assert start(path).forwards == 0
 
 
 def test_an_edited_plugin_is_checked_again(start, save, install, tmp_path, monkeypatch):
@@ -188,6 +196,38 @@ def test_an_edited_plugin_is_checked_again(start, save, install, tmp_path, monke
     assert start(path).forwards == 0
     (folder / "kernels.so").write_bytes(b"compiled")
     assert start(path).forwards >= 10
+
+
+CODE = """from transformers import LlamaConfig, LlamaForCausalLM
+from .helper import SCALE
+class OursConfig(LlamaConfig):
+    model_type = "ours"
+class Ours(LlamaForCausalLM):
+    config_class = OursConfig
+"""
+
+
+def test_edited_code_of_a_model_is_checked_again(start, save, tmp_path, monkeypatch):
+    """Of what a model folder brings with it, the modules that its code imports count, too."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model = tiny_model("llama_tied")
+    model.config.auto_map = {"AutoConfig": "ours.OursConfig", "AutoModelForCausalLM": "ours.Ours"}
+    model.config.model_type = "ours"
+    path = save(model)
+    (tmp_path / "model/config.json").write_text(json.dumps(model.config.to_dict() | {"architectures": ["Ours"]}))
+    (tmp_path / "model/ours.py").write_text(CODE)
+    for helper, seen in (("SCALE = 1", 10), ("SCALE = 1", 0), ("SCALE = 2", 10)):
+        (tmp_path / "model/helper.py").write_text(helper)
+        lm = start(path, trust_remote_code=True)
+        assert type(lm.model).__name__ == "Ours"
+        assert (lm.forwards >= 10) is (seen >= 10)
+
+
+def test_a_model_that_cannot_be_described_is_always_checked(start, save, assets, monkeypatch):
+    monkeypatch.setattr(verdict_file, "weights_digest", lambda *args, **options: 1 / 0)
+    path = save(tiny_model("llama_tied"))
+    assert [start(path).forwards >= 10 for _ in range(2)] == [True, True]
+    assert not files(assets)
 
 
 def test_an_object_is_always_checked(start, model, tokenizer, assets):

@@ -138,7 +138,7 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
     def _recall(self, *, named: bool) -> None:
         """Look for the verdict on a model that was loaded by its name. Without one, refuse what isn't causal."""
         options = self._loaded() | {"device": self.batching()["device"]}
-        self._verdict_file = VerdictFile(self._unchecked, options) if named else None
+        self._verdict_file = VerdictFile.of(self._unchecked, options) if named else None
         self._verdict = self._verdict_file.read() if self._verdict_file else None
         if self._verdict is None:
             check_causal(self._unchecked, text_ids(self.tokenizer, self._num_ids), self.max_length)

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 #: What runs models, beside our own plugins.
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "flash-attn", "kernels", "triton", "bitsandbytes")
+_OWN_CODE = "transformers_modules."  # where transformers puts the code of models with trust_remote_code
 _BYTES = 4096  # of either end of each tensor
 
 
@@ -53,6 +54,15 @@ class VerdictFile:
         self.key = {**options, **_environment(), **_content(forward)}
         self.name = f"{content_digest(json.dumps(self.key, sort_keys=True))}.json"
         self.kind = forward.name
+
+    @classmethod
+    def of(cls, forward: HFForward, options: Mapping[str, str]) -> VerdictFile | None:
+        """The file; None for a model or an installation that can't be described, which is checked each time."""
+        try:
+            return cls(forward, options)
+        except Exception:  # of weights of unusual kinds, of code that isn't in files, …
+            log.debug("xent-hf: %s can't be described", forward.name, exc_info=True)
+            return None
 
     @property
     def path(self) -> Path:
@@ -109,14 +119,24 @@ def _content(forward: HFForward) -> dict[str, str]:
     """The model's modules, the code that runs them, and a little of the weights."""
     modules = list(forward.model.modules())
     forwards = {f"{type(module).__qualname__} {_origin(module.forward)}" for module in modules}
-    sources = {getattr(sys.modules.get(type(module).__module__), "__file__", None) for module in modules}
     ours = Path(__file__).parent.glob("*.py")
     return {
         "modules": content_digest(f"{len(modules)} {sorted(forwards)}"),
-        "code": _digest_of_files({*ours, *(Path(source) for source in sources if source)}),
+        "code": _digest_of_files({*ours, *_sources(type(module).__module__ for module in modules)}),
         "plugins": content_digest(str(sorted(_plugin_files()))),
         "split": str(forward.is_split), "weights": weights_digest(forward.model, ends=_BYTES),
     }  # fmt: skip
+
+
+def _sources(names: Iterable[str]) -> Iterator[Path]:
+    """The files of Python modules and, of a model that brings its own code, of what was imported from beside them."""
+    found = {*names}
+    beside = {name.rpartition(".")[0] for name in found if name.startswith(_OWN_CODE)}
+    found |= {name for name in sys.modules if name.rpartition(".")[0] in beside}
+    for name in found:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file:
+            yield Path(file)
 
 
 def _origin(function: Any) -> str:
