@@ -159,4 +159,10 @@ def test_a_context_is_compared_on_both_sides_of_a_sliding_window(load):
 
     lm = load(model, plugin(Watched), max_length=88)
     assert lm.forward.context_on
-    assert lengths == [2, 15, 12, 88]  # one less than the window, and the longest, each after a short one
+    assert lengths == [15, 4, 88, 23]  # one less than the window, and the longest, each before a batch of short ones
+
+
+def test_a_context_isn_t_blamed_for_what_a_batch_does(load):
+    """Dynamically quantized layers scale by the largest number of a batch."""
+    model = torch.ao.quantization.quantize_dynamic(tiny_model("llama_untied"), {torch.nn.Linear}, dtype=torch.qint8)
+    assert load(model, plugin(lambda model: torch.no_grad())).forward.context_on

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import math
-from functools import partial
+import os
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from support.hf_model import TEXT, choices, rolling, switched_off, tiny_model
 from transformers.models.llama import modeling_llama
 
 from xent_metrics import hookimpl
+from xent_metrics.hosts import lm_head
 from xent_metrics.hosts.lm_eval import XentHFLM
 from xent_metrics.hosts.lm_eval.models import verdict_file
 from xent_metrics.hosts.lm_eval.models.hf_forward import HFForward
@@ -22,9 +26,14 @@ from xent_metrics.hosts.lm_eval.models.verify import Verdict
 @pytest.fixture
 def assets(tmp_path, monkeypatch):
     """The folder of the verdicts."""
-    path = tmp_path / "assets"
-    monkeypatch.setattr(verdict_file, "cached_assets_path", partial(verdict_file.cached_assets_path, assets_dir=path))
-    return path
+    monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    return tmp_path / "assets"
+
+
+@pytest.fixture(autouse=True)
+def precision():
+    yield
+    torch.set_float32_matmul_precision("highest")
 
 
 @pytest.fixture
@@ -45,9 +54,9 @@ def start(assets, caplog, monkeypatch):
 
     def start(pretrained, **options):
         caplog.clear()
-        forwards, states = [], HFForward.states
+        forwards, run = [], HFForward._run
         with monkeypatch.context() as patched, caplog.at_level(logging.INFO, logger="xent_metrics"):
-            patched.setattr(HFForward, "states", lambda *args: forwards.append(1) or states(*args))
+            patched.setattr(HFForward, "_run", lambda *args, **more: forwards.append(1) or run(*args, **more))
             lm = XentHFLM(pretrained, **{"device": "cpu", "batch_size": 4, "max_length": 88} | options)
             assert lm.forward  # checked on first use
         lm.forwards = len(forwards)
@@ -100,23 +109,42 @@ def test_a_plugin_that_ran_runs_again(start, save, install):
     assert uses
 
 
-def test_a_plugin_that_is_missing_is_no_error(start, save, install):
-    given = [torch.no_grad()]
+@pytest.mark.parametrize("first", [True, False])
+def test_a_plugin_that_gives_another_answer_is_asked_again(start, save, install, first):
+    given = [first]
 
     class Plugin:
         @staticmethod
         @hookimpl
         def forward_context(model):
-            return given[0] if given else None
+            return torch.no_grad() if given[0] else None
 
     install(Plugin)
     path = save(tiny_model("llama_tied"))
-    assert start(path).forward.context_on
-    given.clear()
+    assert start(path).forward.context_on is first
+    given[0] = not first
     again = start(path)
-    assert (again.forward.context_on, again.forward.hidden) == (False, True)
+    assert (again.forward.context_on, again.forward.hidden) == (not first, True)
     assert again.forwards >= 10
-    assert any("is checked again: no plugin gives a forward_context" in line for line in again.said)
+    assert any("is checked again: " in line and "gives a forward_context" in line for line in again.said)
+
+
+def test_a_plugin_that_fails_once_is_asked_again(start, save, install):
+    working = []
+
+    class Plugin:
+        @staticmethod
+        @hookimpl
+        def forward_context(model):
+            if not working:
+                raise OSError("no space left")
+            return torch.no_grad()
+
+    install(Plugin)
+    path = save(tiny_model("llama_tied"))
+    assert not start(path).forward.context_on
+    working.append(1)
+    assert start(path).forward.context_on
 
 
 def other_weights(path, save, monkeypatch):
@@ -132,8 +160,13 @@ def other_configuration(path, save, monkeypatch):
 
 
 def other_version(path, save, monkeypatch):
-    version = verdict_file.version
-    monkeypatch.setattr(verdict_file, "version", lambda name: version(name) + ("+fixed" if name == "torch" else ""))
+    monkeypatch.setattr(verdict_file.transformers, "__version__", "5.99.0")
+
+
+def other_installation(path, save, monkeypatch):
+    """As of a library of kernels that transformers uses where it is installed."""
+    (Path(path).parent / "site-packages/causal_conv1d-1.0.dist-info").mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(Path(path).parent / "site-packages"))
 
 
 def other_forward(path, save, monkeypatch):
@@ -142,17 +175,33 @@ def other_forward(path, save, monkeypatch):
 
 
 def other_code(path, save, monkeypatch):
-    digest = verdict_file._digest_of_files
-    monkeypatch.setattr(verdict_file, "_digest_of_files", lambda files: digest([*files][1:]))
+    files = [*verdict_file._code([])]
+    edited = Path(path) / "edited.py"
+    edited.write_text("")
+    monkeypatch.setattr(verdict_file, "_code", lambda modules: [*files[1:], edited])
 
 
 def other_precision(path, save, monkeypatch):
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    torch.set_float32_matmul_precision("medium")
 
 
-@pytest.mark.parametrize(
-    "change", [other_weights, other_configuration, other_version, other_forward, other_code, other_precision]
-)
+def other_variable(path, save, monkeypatch):
+    monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
+
+
+CHANGES = [
+    other_weights,
+    other_configuration,
+    other_version,
+    other_installation,
+    other_forward,
+    other_code,
+    other_precision,
+    other_variable,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_what_changed_is_checked_again(start, save, assets, monkeypatch, change):
     path = save(tiny_model("llama_tied"))
     start(path)
@@ -161,12 +210,58 @@ def test_what_changed_is_checked_again(start, save, assets, monkeypatch, change)
     assert len(files(assets)) == 2
 
 
-@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"attn_implementation": "eager"}, {"max_length": 60}])
-def test_other_options_are_checked_again(start, save, options):
-    path = save(tiny_model("llama_tied"))
+def test_all_code_counts_that_a_forward_runs(install):
+    """Ours, what transformers' models share, and the model's own."""
+    install()
+    code = {*verdict_file._code(tiny_model("llama_tied").modules())}
+    folder, shared = Path(lm_head.__file__).parents[1], Path(transformers.__file__).parent
+    for file in (
+        folder / "hosts/lm_head.py",
+        folder / "scoring/score.py",
+        folder / "hosts/lm_eval/models/masks.py",
+        shared / "masking_utils.py",
+        shared / "integrations/sdpa_attention.py",
+        Path(modeling_llama.__file__),
+    ):
+        assert file in code
+
+
+def test_a_file_counts_by_its_name_size_and_time(tmp_path):
+    file, other = tmp_path / "a.py", tmp_path / "b.py"
+    file.write_text("1")
+    seen = {verdict_file._digest([file])}
+    assert verdict_file._digest([file]) in seen
+    os.utime(file, ns=(1, 1))
+    seen.add(verdict_file._digest([file]))
+    file.write_text("22")
+    os.utime(file, ns=(1, 1))
+    seen.add(verdict_file._digest([file]))
+    file.rename(other)
+    seen.add(verdict_file._digest([other]))
+    assert len(seen) == 4
+
+
+OPTIONS = [
+    ("llama_tied", {"dtype": "bfloat16"}),
+    ("llama_tied", {"mixed_precision_dtype": "bfloat16"}),
+    ("llama_tied", {"attn_implementation": "eager"}),
+    ("llama_tied", {"max_length": 60}),
+    ("mixtral", {"experts_implementation": "eager"}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_other_options_are_checked_again(start, save, name, options):
+    path = save(tiny_model(name))
     start(path)
     assert start(path, **options).forwards >= 10
     assert start(path, **options).forwards == 0
+
+
+def test_the_size_of_batches_does_not_matter(start, save):
+    path = save(tiny_model("llama_tied"))
+    start(path)
+    assert start(path, batch_size=7, logits_cache=False).forwards == 0
 
 
 def test_another_plugin_is_checked_again(start, save, install):
@@ -184,18 +279,33 @@ def test_another_plugin_is_checked_again(start, save, install):
     assert start(path).forwards == 0
 
 
-def test_an_edited_plugin_is_checked_again(start, save, install, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["fast_kernels", "acme.kernels"])  # the latter in a namespace
+def test_an_edited_plugin_is_checked_again(start, save, install, tmp_path, monkeypatch, name):
     source = "import torch\nfrom xent_metrics import hookimpl\n@hookimpl\ndef forward_context(model): return torch.no_grad()\n"
-    folder = tmp_path / "fast_kernels"
-    folder.mkdir()
+    folder = tmp_path / name.replace(".", "/")
+    folder.mkdir(parents=True)
     (folder / "__init__.py").write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path))
-    install(__import__("fast_kernels"))
+    install(importlib.import_module(name))
     path = save(tiny_model("llama_tied"))
     start(path)
+    (folder / "cache.bin").write_bytes(b"no code")
     assert start(path).forwards == 0
     (folder / "kernels.so").write_bytes(b"compiled")
     assert start(path).forwards >= 10
+
+
+def test_a_plugin_without_a_file_is_always_checked(start, save, install, assets):
+    """As in a notebook."""
+
+    def forward_context(model):
+        return torch.no_grad()
+
+    forward_context.__module__ = "__nowhere__"
+    install(type("Plugin", (), {"forward_context": staticmethod(hookimpl(forward_context))}))
+    path = save(tiny_model("llama_tied"))
+    assert [start(path).forwards >= 10 for _ in range(2)] == [True, True]
+    assert not files(assets)
 
 
 CODE = """from transformers import LlamaConfig, LlamaForCausalLM
@@ -277,7 +387,16 @@ def test_a_folder_that_cannot_be_made_is_no_error(start, save, assets):
         assert any("is checked again at its next start, because its verdict can't be kept" in line for line in lm.said)
 
 
-@pytest.mark.parametrize(("error", "kept"), [(torch.OutOfMemoryError, False), (OSError, False), (TypeError, True)])
+ERRORS = [
+    (torch.OutOfMemoryError, False),
+    (OSError, False),
+    (ImportError, False),
+    (TypeError, True),
+    (ValueError, True),
+]
+
+
+@pytest.mark.parametrize(("error", "kept"), ERRORS)
 def test_too_little_memory_is_not_remembered(start, save, assets, monkeypatch, error, kept):
     def fail(*args):
         raise error("full")
@@ -287,6 +406,23 @@ def test_too_little_memory_is_not_remembered(start, save, assets, monkeypatch, e
         patched.setattr(HFForward, "prefix_cache", fail)
         assert not start(path).forward.caching
     assert start(path).forward.caching is not kept
+
+
+def test_too_little_memory_for_a_batch_is_not_remembered(start, save, assets, monkeypatch):
+    """It leaves the rounding unknown."""
+    path = save(tiny_model("llama_tied"))
+    states = HFForward.states
+
+    def fail(self, rows, cache=None):
+        if len(rows) > 1:
+            raise torch.OutOfMemoryError("full")
+        return states(self, rows, cache)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(HFForward, "states", fail)
+        assert start(path, dtype="bfloat16").forward.rounding == 0
+    assert not files(assets)
+    assert start(path, dtype="bfloat16").forward.rounding > 0
 
 
 def test_every_figure_survives(tmp_path, assets):

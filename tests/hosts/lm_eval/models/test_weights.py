@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -29,6 +30,28 @@ def test_every_change_is_noticed():
     assert weights_digest(moved) not in seen
     assert weights_digest(network().double()) not in seen
     assert weights_digest(nn.Sequential(*network(), nn.Identity())) in seen  # no weights of its own
+
+
+def test_the_ends_of_tensors_tell_models_apart():
+    """And what lies between them isn't read."""
+    module = nn.Linear(100, 100, bias=False)
+    seen = {weights_digest(module, ends=40)}
+    for place, new in ((0, True), (-1, True), (5000, False)):
+        module.weight.data.view(-1)[place] += 1
+        assert (weights_digest(module, ends=40) not in seen) is new
+        seen.add(weights_digest(module, ends=40))
+    assert weights_digest(module, ends=20_000) == weights_digest(module)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_quantized_numbers_count():
+    """Their bytes can't be viewed."""
+    found = set()
+    for value in (1.0, 2.0):
+        module = nn.Module()
+        module.register_buffer("weight", torch.quantize_per_tensor(torch.full((3,), value), 0.1, 0, torch.quint8))
+        found.add(weights_digest(module))
+    assert len(found) == 2
 
 
 def test_chunks_do_not_matter(monkeypatch):

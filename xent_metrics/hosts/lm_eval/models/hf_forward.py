@@ -59,6 +59,7 @@ class HFForward(Forward):
     Attributes:
         hidden, packing, caching, end_to_end, context_on: the shortcuts, all off at first; `verify` switches them on.
         head: the model's head, after `find_head`.
+        attention: the name of the model's attention, such as "sdpa".
         varlen: whether the model's attention takes rows end to end.
         window: the size of the sliding window, if the model has one.
     """
@@ -82,10 +83,10 @@ class HFForward(Forward):
         slides = getattr(self._config, "use_sliding_window", True) and (not kinds or "sliding_attention" in kinds)
         self.window: int | None = getattr(self._config, "sliding_window", None) if slides else None
         self._mixed = len(kinds) > 1
-        attention = attention_implementation(self._config) or ""
-        self.varlen = attention.startswith("flash_attention")
-        self._in_blocks = attention == "flex_attention" and not self.is_split
-        self._additive = attention in ("eager", "flex_attention")
+        self.attention = attention_implementation(self._config) or ""
+        self.varlen = self.attention.startswith("flash_attention")
+        self._in_blocks = self.attention == "flex_attention" and not self.is_split
+        self._additive = self.attention in ("eager", "flex_attention")
         self.costs = costs_on(device, self._config)
         self.rope_switch = RopeSwitch.of(self._config)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -53,6 +53,8 @@ _NOT_OF_THE_MODEL = (
     "inference_mode",
     "peft_version",
 )
+#: Arguments that only say how requests are batched.
+_NOT_OF_THE_FORWARD = ("batch_size", "max_batch_size", "logits_cache")
 _CPU_TOKENS = 2048  # ids per batch on a CPU: more are no faster, and intermediate results leave its caches
 
 
@@ -121,7 +123,7 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
         check_stride(stride, self.max_length)
         self.stride, self.invariant = stride, yes_or_no("invariant", invariant)
         self._unchecked = self._forward()
-        self._recall(named=isinstance(pretrained, str))
+        self._recall([pretrained, *args], kwargs)
         if self.invariant:
             self._runner  # noqa: B018  # bits that it can't keep are refused now
 
@@ -135,10 +137,13 @@ class XentHFLM(ScoringLM, HFLM):  # type: ignore[misc]  # lm-eval is untyped
                 self._verdict_file.write(verdict)
         return Runner(forward, fixed=FixedShapes(forward, ids, self.max_length) if self.invariant else None)
 
-    def _recall(self, *, named: bool) -> None:
+    def _recall(self, args: Sequence[Any], options: Mapping[str, Any]) -> None:
         """Look for the verdict on a model that was loaded by its name. Without one, refuse what isn't causal."""
-        options = self._loaded() | {"device": self.batching()["device"]}
-        self._verdict_file = VerdictFile.of(self._unchecked, options) if named else None
+        self._verdict_file = None
+        if isinstance(args[0], str):
+            given = {name: value for name, value in options.items() if name not in _NOT_OF_THE_FORWARD}
+            key = self._loaded() | {"device": self.batching()["device"], "options": readable([*args, given])}
+            self._verdict_file = VerdictFile.of(self._unchecked, key)
         self._verdict = self._verdict_file.read() if self._verdict_file else None
         if self._verdict is None:
             check_causal(self._unchecked, text_ids(self.tokenizer, self._num_ids), self.max_length)

@@ -1,11 +1,11 @@
 """Keep on disk which shortcuts suit a model, so that its next start runs no forward to find out: `VerdictFile`.
 
-The files lie in the folder that Hugging Face's libraries keep for others, one for each model: ``HF_ASSETS_CACHE``, by default
-``~/.cache/huggingface/assets``, and in it ``xent-metrics/shortcuts``. To have a model checked again, delete them.
+The files lie in the folder that Hugging Face's libraries keep for others, ``HF_ASSETS_CACHE``, by default
+``~/.cache/huggingface/assets``, and in it ``xent-metrics/shortcuts``. To have models checked again, delete them.
 
-A verdict holds for the same model with the same options and versions on the same kind of device. Of the weights, a few bytes of
-each tensor are compared: that notices another model under a name, in milliseconds, and a verdict is no result. Models that were
-passed as objects are always checked, because anything may have been done to them.
+A verdict holds for the same model, loaded with the same options, by the same code on the same kind of processor. Of the weights,
+a few bytes of each tensor are compared: that notices another model under a name in milliseconds, and a verdict is no result.
+Models that were passed as objects are always checked, because anything may have been done to them.
 
 A file that can't be read or written is no error: the model is checked.
 """
@@ -13,17 +13,17 @@ A file that can't be read or written is no error: the model is checked.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import cached_assets_path
 
 from xent_metrics.files import replacing
@@ -36,10 +36,11 @@ __all__ = ["VerdictFile"]
 
 log = logging.getLogger(__name__)
 
-#: What runs models, beside our own plugins.
-_PACKAGES = ("torch", "transformers", "accelerate", "peft", "flash-attn", "kernels", "triton", "bitsandbytes")
-_OWN_CODE = "transformers_modules."  # where transformers puts the code of models with trust_remote_code
 _BYTES = 4096  # of either end of each tensor
+_OWN_CODE = "transformers_modules."  # where transformers puts the code of models with trust_remote_code
+_CODE = {".py", ".so", ".pyd", ".dll", ".dylib", ".c", ".cc", ".cpp", ".cu", ".h", ".metal"}
+#: Environment variables that change what a product is rounded to.
+_VARIABLES = ("ONEDNN_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE")
 
 
 class VerdictFile:
@@ -60,14 +61,15 @@ class VerdictFile:
         """The file; None for a model or an installation that can't be described, which is checked each time."""
         try:
             return cls(forward, options)
-        except Exception:  # of weights of unusual kinds, of code that isn't in files, …
-            log.debug("xent-hf: %s can't be described", forward.name, exc_info=True)
+        except Exception as error:  # of weights of unusual kinds, of code that isn't in files, …
+            log.info("xent-hf: %s is checked at every start, because its parts can't be told: %s", forward.name, error)
             return None
 
-    @property
+    @cached_property
     def path(self) -> Path:
         """Where it is. The folder is made; raises an `OSError`, `ValueError` or `RuntimeError` if it can't be."""
-        return cached_assets_path("xent-metrics", "shortcuts", self.kind) / self.name
+        assets = os.environ.get("HF_ASSETS_CACHE") or None  # now; huggingface_hub reads it once
+        return cached_assets_path("xent-metrics", "shortcuts", self.kind, assets_dir=assets) / self.name
 
     def read(self) -> Verdict | None:
         """The verdict of an earlier start; None if there is none."""
@@ -104,59 +106,78 @@ def _verdict(found: Mapping[str, Any]) -> Verdict:
 
 
 def _environment() -> dict[str, str]:
-    """What a forward depends on besides the model and the device."""
-    versions = {}
-    for name in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            versions[name] = version(name)
+    """What a forward depends on besides the model: versions, the processor, and settings of torch."""
+    installed = {
+        path.name for folder in sys.path if folder.endswith("-packages") for path in Path(folder).glob("*-info")
+    }
+    products = (torch.backends, torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
+    precisions = [str(getattr(each, "fp32_precision", "")) for each in products]
     return {
-        "versions": json.dumps(versions | provenance()), "python": sys.version,
-        "cpu": torch.backends.cpu.get_cpu_capability(), "matmul_precision": torch.get_float32_matmul_precision(),
+        "versions": f"python {sys.version} torch {torch.__version__} transformers {transformers.__version__}",
+        "installed": content_digest(str(sorted(installed))), "xent_metrics": json.dumps(provenance()),
+        "processor": content_digest(str(_processor())), "precisions": " ".join(precisions),
+        "deterministic": str(torch.are_deterministic_algorithms_enabled()),
+        "variables": str([os.environ.get(name) for name in _VARIABLES]),
     }  # fmt: skip
+
+
+def _processor() -> list[tuple[str, Any]]:
+    """The name of the processor and its instructions, or as much of it as this torch tells."""
+    find: Any = getattr(torch.cpu, "get_capabilities", dict)
+    found = find() | {"capability": torch.backends.cpu.get_cpu_capability()}
+    return sorted((name, value) for name, value in found.items() if not name.startswith("num_"))
 
 
 def _content(forward: HFForward) -> dict[str, str]:
     """The model's modules, the code that runs them, and a little of the weights."""
     modules = list(forward.model.modules())
     forwards = {f"{type(module).__qualname__} {_origin(module.forward)}" for module in modules}
-    ours = Path(__file__).parent.glob("*.py")
     return {
-        "modules": content_digest(f"{len(modules)} {sorted(forwards)}"),
-        "code": _digest_of_files({*ours, *_sources(type(module).__module__ for module in modules)}),
-        "plugins": content_digest(str(sorted(_plugin_files()))),
-        "split": str(forward.is_split), "weights": weights_digest(forward.model, ends=_BYTES),
+        "modules": content_digest(f"{len(modules)} {sorted(forwards)}"), "code": _digest(_code(modules)),
+        "autocast": str(forward.autocast), "split": str(forward.is_split),
+        "weights": weights_digest(forward.model, ends=_BYTES),
     }  # fmt: skip
-
-
-def _sources(names: Iterable[str]) -> Iterator[Path]:
-    """The files of Python modules and, of a model that brings its own code, of what was imported from beside them."""
-    found = {*names}
-    beside = {name.rpartition(".")[0] for name in found if name.startswith(_OWN_CODE)}
-    found |= {name for name in sys.modules if name.rpartition(".")[0] in beside}
-    for name in found:
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if file:
-            yield Path(file)
 
 
 def _origin(function: Any) -> str:
     return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
 
 
-def _digest_of_files(files: Iterable[Path]) -> str:
-    """A digest of what Python files hold, which may be edited without a new version."""
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()[:12]
+def _digest(files: Iterable[Path]) -> str:
+    """A digest of the names, sizes and times of files, which may be edited without a new version."""
+    found = {(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files}
+    return content_digest(str(sorted(found)))
 
 
-def _plugin_files() -> Iterator[tuple[str, int, int]]:
-    """The name, size and time of each file of plugins that give a `forward_context`, compiled ones among them."""
+def _code(modules: Iterable[torch.nn.Module]) -> Iterator[Path]:
+    """The files of this package, of what transformers' models share, of the model, and of plugins with a `forward_context`."""
+    yield from _files(Path(__file__).parents[3])
+    shared = Path(transformers.__file__).parent
+    yield from (*shared.glob("*.py"), *_files(shared / "integrations"))
+    names = {type(module).__module__ for module in modules}
+    beside = {name.rpartition(".")[0] for name in names if name.startswith(_OWN_CODE)}
+    for name in {*names, *(name for name in sys.modules if name.rpartition(".")[0] in beside)}:
+        yield _file(name)
     for implementation in plugins().manager.hook.forward_context.get_hookimpls():
-        package = sys.modules.get(implementation.function.__module__.partition(".")[0])
-        file = Path(getattr(package, "__file__", None) or __file__)
-        files = file.parent.rglob("*") if hasattr(package, "__path__") else [file]
-        for each in files:
-            if each.is_file() and each.suffix != ".pyc":
-                yield each.name, each.stat().st_size, each.stat().st_mtime_ns
+        yield from _package(implementation.function.__module__)
+
+
+def _file(name: str) -> Path:
+    """The file of a module; raises a `LookupError` if it has none, as in a notebook."""
+    file = getattr(sys.modules[name], "__file__", None)
+    if file is None:
+        raise LookupError(f"{name} isn't in a file")
+    return Path(file)
+
+
+def _package(name: str) -> Iterator[Path]:
+    """The file of a module, or all files of the outermost package that it is in."""
+    parts = name.split(".")
+    parents = (".".join(parts[:end]) for end in range(1, len(parts)))
+    outermost = next((each for each in parents if getattr(sys.modules[each], "__file__", None)), name)  # no namespace
+    file = _file(outermost)
+    yield from _files(file.parent) if hasattr(sys.modules[outermost], "__path__") else [file]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (file for file in folder.rglob("*") if file.suffix in _CODE)

@@ -2,8 +2,8 @@
 
 Before the first request is scored, a few made-up windows run plainly and then with each shortcut in turn. A shortcut that
 disagrees or raises is switched off with one line in the log. Two runs never agree to the last bit, because other shapes are
-rounded differently. In half precision, the effect of rounding is measured: two of the windows run in one batch, and the
-embeddings of their ids are moved by as much as one more rounding could move them.
+rounded differently. In half precision, the effect of rounding is measured on two of the windows: their embeddings are moved by as
+much as one more rounding could move them, and torch's attention runs as plain products. The smaller effect counts.
 
 One check needs no allowance for rounding: within a row, the ids of one branch must not change what another predicts, in any
 dtype. This finds recurrent models, whose branches no mask can separate, even if their error in bfloat16 could pass for rounding.
@@ -20,11 +20,12 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from xent_metrics.errors import InvalidInputError, PluginError
 from xent_metrics.hosts.lm_eval.models.forward import Forward
@@ -46,8 +47,7 @@ _SIZES = (3, 6)  # ids of the continuations of each context
 #: Relative errors of hidden states (or logits) that pass for rounding: always, and at most if that much was measured.
 _LEAST = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 _MOST = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-_OF_ROUNDING = 1.5  # tolerance in units of the measured rounding: correct shortcuts differed by at most 0.8 of it
-_OF_NOISE = 2  # what passes for noise, in units of the noise that was measured
+_OF_ROUNDING = 2  # what passes for it, in units of what was measured: correct shortcuts differed by at most 1.05 of it
 _UNMOVED = 1e-5  # the change that unseen ids may make, in any dtype: none is expected, since the shapes are the same
 #: Relative errors of losses by the same head on the same hidden states: only the logits can be rounded differently.
 _NLL_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 5e-4, torch.bfloat16: 2e-3}
@@ -59,6 +59,10 @@ SHORTCUTS = {
     "end_to_end": ("end_to_end", "rows are padded"),
     "context_on": ("forward_context", "the model runs without the plugin"),
 }
+#: Errors by which a model's code refuses arguments, at every start.
+_OF_THE_CODE = (
+    TypeError, ValueError, LookupError, AttributeError, AssertionError, NotImplementedError, InvalidInputError
+)  # fmt: skip
 #: What is wrong, with a place for the figure.
 _OFF_ALONE = "its results are {} off those of windows alone"
 
@@ -74,8 +78,9 @@ class Verdict:
         on: the shortcuts that are on, by their attributes of `HFForward`.
         off: why others are off. A shortcut that the model or the plugins don't offer is in neither.
         rounding: as in `Forward`.
-        moved: how many nats the nll of a token moved at most in a batch or a shared row; nan if the model can't run one.
-        lasting: whether it holds for the next start, too. It doesn't if a shortcut failed for want of memory or the like.
+        moved: how many nats the nll of a token moved at most in a batch or a shared row; nan if the model runs neither.
+        lasting: whether it holds for the next start, too. It doesn't if anything failed that may work then, such as an
+            allocation of memory.
     """
 
     on: Sequence[str]
@@ -123,8 +128,9 @@ def restore(forward: HFForward, verdict: Verdict) -> None:
     """
     if "hidden" in verdict.on:
         forward.find_head()
-    if "context_on" in verdict.on and not forward.find_context():
-        raise InvalidInputError("no plugin gives a forward_context, and one did before")
+    gave = "context_on" in {*verdict.on, *verdict.off}
+    if forward.find_context() is not gave:
+        raise InvalidInputError(f"{'no' if gave else 'a'} plugin gives a forward_context, other than before")
     forward.rounding = verdict.rounding
     for name in SHORTCUTS:
         setattr(forward, name, name in verdict.on)
@@ -135,10 +141,12 @@ def _log(forward: HFForward, verdict: Verdict) -> None:
     for name, reason in verdict.off.items():
         label, instead = SHORTCUTS[name]
         log.warning("xent-hf: %s is off for %s, so %s: %s", label, forward.name, instead, reason)
-    log.info(
-        "xent-hf: in a batch instead of alone, the nll of a token moves by up to %.1e nats; invariant=true keeps its bits",
-        verdict.moved,
-    )
+    if not math.isnan(verdict.moved):
+        log.info(
+            "xent-hf: in a batch or a shared row instead of alone, the nll of a token moves by up to %.1e nats; "
+            "invariant=true keeps its bits",
+            verdict.moved,
+        )
     states = ", ".join(
         f"{label} {'on' if name in verdict.on else 'off'}"
         for name, (label, _) in SHORTCUTS.items()
@@ -157,17 +165,16 @@ class _Checks:
 
     def __init__(self, forward: HFForward, windows: Sequence[Window]) -> None:
         self.forward, self.windows = forward, windows
-        self.few = (0, len(windows) - 1)  # the places of two windows that differ in context and length
+        self.few = [0, len(windows) - 1]  # the places of two windows that differ in context and length
         self.alone: dict[int, Tensor] = {}  # the states of each window in a row of its own
-        self.moved: list[
-            float
-        ] = []  # how many nats the nll of a token moves at most, each time that others run with it
+        self.together: list[tuple[list[int], Tensor]] = []  # places of windows that ran with others, and their states
         self.off: dict[str, str] = {}
         self.lasting = True
 
     def verdict(self) -> Verdict:
         on = tuple(name for name in SHORTCUTS if getattr(self.forward, name))
-        return Verdict(on, self.off, self.forward.rounding, max(self.moved, default=math.nan), self.lasting)
+        moved = max((self._moved(places, states) for places, states in self.together), default=math.nan)
+        return Verdict(on, self.off, self.forward.rounding, moved, self.lasting)
 
     def verify_hidden(self) -> None:
         states: dict[str, dict[int, Tensor]] = {}
@@ -199,16 +206,24 @@ class _Checks:
         return distance(nll(head.logits(_joined(states, self.few), dtype)), nll(_joined(logits, self.few)))
 
     def measure_rounding(self) -> None:
-        """How far one batch moves what windows predict; in half precision also how far rounding the embeddings once more does."""
-        forward, rows = self.forward, self._rows(self.few)
+        """Run two windows in one batch, in half precision also with more rounding: of embeddings, and in torch's attention."""
+        rows, own = self._rows(self.few), _joined(self.alone, self.few)
         try:
-            self.moved.append(self._moved(self.few, forward.states(rows)))
-            if forward.dtype not in (torch.float32, torch.float64):  # their tolerance doesn't depend on it
-                with _rounded_embeddings(forward):
-                    error = distance(forward.states(rows), _joined(self.alone, self.few))
-                forward.rounding = max(0.0, error)  # 0 for nan
-        except Exception:  # models raise all sorts of errors for a batch
-            log.debug("xent-hf: no batch of %s", forward.name, exc_info=True)
+            self.together.append((self.few, self.forward.states(rows)))
+            if self.forward.dtype in (torch.float32, torch.float64):  # their tolerance doesn't depend on it
+                return
+            errors = []
+            for more in self._more_rounding():
+                with more:
+                    errors.append(distance(self.forward.states(rows), own))
+            self.forward.rounding = min((error for error in errors if error > 0), default=0.0)  # without nan
+        except Exception as raised:  # models raise all sorts of errors for a batch
+            self._note(raised)
+
+    def _more_rounding(self) -> Iterator[AbstractContextManager[Any]]:
+        yield _rounded_embeddings(self.forward)
+        if self.forward.attention == "sdpa":
+            yield sdpa_kernel(SDPBackend.MATH)
 
     def verify_sharing(self, length: int) -> None:
         if length < _LENGTH:  # such windows share too little
@@ -241,7 +256,7 @@ class _Checks:
         places = [place for row in rows for place, _, _ in row.places]
         error = distance(states, _joined(self.alone, places))
         if error <= tolerance(self.forward):
-            self.moved.append(self._moved(places, states))
+            self.together.append((places, states))
         return error
 
     def _moved(self, places: Sequence[int], states: Tensor) -> float:
@@ -257,19 +272,24 @@ class _Checks:
                 self._try("context_on", lambda: self._compare_context(ids, max_length))
         except PluginError as error:
             self.off["context_on"] = str(error)
+            self._note(error)
 
     def _compare_context(self, ids: Sequence[int], max_length: int) -> Iterator[_Finding]:
-        """A long window and a short one in a batch within a plugin's context, compared with each alone without it."""
-        forward = self.forward
-        for size in _context_sizes(forward, max_length):
+        """A long window, and a batch of two short ones, within a plugin's context and without it."""
+        for size in _context_sizes(self.forward, max_length):
             inputs = _windows(ids, size)[-1].inputs
-            rows = [alone(0, Window(part, part)) for part in (inputs, inputs[-1 - size // 8 :])]
-            forward.states(rows[-1:])  # a context that can be entered only once raises in the next line
-            states = forward.states(rows)
-            forward.context_on = False
-            expected = torch.cat([forward.states([row]) for row in rows])
-            forward.context_on = True
-            yield "its results are {} off the model's own", distance(states, expected), tolerance(forward)
+            long, short, shorter = (
+                alone(0, Window(part, part)) for part in (inputs, inputs[: 1 + size // 4], inputs[: 1 + size // 8])
+            )
+            states = {}
+            for self.forward.context_on in (False, True):
+                found = [self.forward.states(rows) for rows in ([long], [short, shorter])]
+                states[self.forward.context_on] = torch.cat(found)
+            yield (
+                "its results are {} off the model's own",
+                distance(states[True], states[False]),
+                tolerance(self.forward),
+            )
 
     def _try(self, name: str, compare: Callable[[], Iterator[_Finding]]) -> None:
         """Leave the shortcut on if nothing that is found is above its bound; otherwise switch it off and keep why."""
@@ -281,8 +301,13 @@ class _Checks:
                     break
         except Exception as raised:  # models raise all sorts of errors for arguments that they don't know
             self.off[name] = f"it raises {type(raised).__name__}: {str(raised).partition(chr(10))[0][:200]}"
-            self.lasting &= not (is_out_of_memory(raised) or isinstance(raised, OSError | torch.AcceleratorError))
+            self._note(raised)
         setattr(self.forward, name, name not in self.off)
+
+    def _note(self, raised: Exception) -> None:
+        """A verdict lasts only if every error follows from the model's code."""
+        of_the_code = isinstance(raised, _OF_THE_CODE) or type(raised) is RuntimeError  # as for tensors of other shapes
+        self.lasting &= of_the_code and not is_out_of_memory(raised)
 
     def _rows(self, places: Sequence[int]) -> list[Row]:
         """Each window in a row of its own."""
@@ -297,8 +322,11 @@ class _Checks:
 
 @contextmanager
 def _rounded_embeddings(forward: HFForward) -> Iterator[None]:
-    """Within it, each number of the ids' embeddings is moved by up to half the distance to the next one of the model's dtype."""
-    draw, most = torch.Generator().manual_seed(0), torch.finfo(forward.dtype).eps / 2
+    """Within it, each number of the ids' embeddings is moved as by one more rounding to the model's dtype.
+
+    Rounding moves a number by at most a half to a quarter of `eps`, depending on its digits.
+    """
+    draw, most = torch.Generator().manual_seed(0), torch.finfo(forward.dtype).eps * 3 / 8
 
     def moved(module: Any, given: Any, output: Tensor) -> Tensor:
         factor = 1 + most * (2 * torch.rand(output.shape, generator=draw) - 1)
@@ -373,7 +401,7 @@ def _leak_of_rows(forward: HFForward, rows: Sequence[Row], states: Tensor) -> fl
 
 def _above_noise(leak: float, noise: Callable[[], float]) -> float:
     """The leak; 0 if it passes for noise, which is measured only if there is something to explain."""
-    return leak if leak <= _UNMOVED or not leak <= _OF_NOISE * noise() else 0.0
+    return leak if leak <= _UNMOVED or not leak <= _OF_ROUNDING * noise() else 0.0
 
 
 def _changed(row: Row, start: int, end: int) -> Row:

@@ -81,6 +81,7 @@ def content_digest(text: str) -> str:
 def _checksum(tensor: torch.Tensor, ends: int | None) -> int:
     if tensor.is_meta:  # weights that are offloaded, say to a disk, have no bits here
         return 0
+    tensor = tensor.int_repr() if tensor.is_quantized else tensor  # a view as bytes would crash
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
     if ends is not None and flat.numel() > 2 * ends:
         flat = torch.cat([flat[:ends], flat[-ends:]])
