@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from support.lm_eval_requests import request
+from xent_metrics import hookimpl
 
 TEXT = (
     "The loss of a language model is the mean of what each token costs it, and a token costs the more the less it was "
@@ -158,3 +161,15 @@ def rolling(lm: Any, *texts: str) -> list[float]:
 def stock(model: Any, tokenizer: Any, **options: Any) -> HFLM:
     """lm-eval's own model, the reference."""
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, **options)
+
+
+def context_plugin(give: Callable[[Any], Any]) -> ModuleType:
+    """A plugin that gives `give(model)` as its `forward_context`."""
+
+    @hookimpl
+    def forward_context(model: Any) -> Any:
+        return give(model)
+
+    made = ModuleType("plugin")
+    made.forward_context = forward_context  # type: ignore[attr-defined]
+    return made

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from support.hf_model import TEXT, choices, rolling, stock, tiny_model
+from support.hf_model import TEXT, choices, context_plugin, rolling, stock, tiny_model
 
 from xent_metrics import hookimpl
 from xent_metrics.hosts.lm_eval import XentHFLM
@@ -31,18 +31,6 @@ class ScaledNorm:
     def __exit__(self, *raised):
         self.open = 0
         self.handle.remove()
-
-
-def plugin(give):
-    """A plugin with the hook `give`."""
-
-    @hookimpl
-    def forward_context(model):
-        return give(model)
-
-    made = ModuleType("plugin")
-    made.forward_context = forward_context
-    return made
 
 
 @pytest.fixture
@@ -68,7 +56,7 @@ def load(install, tokenizer, caplog):
 
 def test_every_forward_runs_within_a_right_context(load, model, monkeypatch):
     context = ScaledNorm(model)
-    lm = load(model, plugin(lambda given: context if given is model else None))
+    lm = load(model, context_plugin(lambda given: context if given is model else None))
     assert lm.forward.context_on
     assert lm.said == []
     context.entered, forwards = 0, []
@@ -103,7 +91,7 @@ def test_every_forward_runs_within_a_right_context(load, model, monkeypatch):
     ],
 )
 def test_a_context_that_disagrees_or_raises_is_left_out_with_a_line(load, model, give, why):
-    lm = load(model, plugin(give))
+    lm = load(model, context_plugin(give))
     assert not lm.forward.context_on
     [said] = lm.said
     assert said.startswith(
@@ -121,7 +109,7 @@ def test_a_plugin_that_raises_is_named_and_left_out(load, model):
 
     fails = ModuleType("fails")
     fails.forward_context = forward_context
-    lm = load(model, plugin(ScaledNorm), fails)  # the one loaded last is asked first
+    lm = load(model, context_plugin(ScaledNorm), fails)  # the one loaded last is asked first
     assert not lm.forward.context_on
     [said] = lm.said
     assert "backend2" in said
@@ -131,14 +119,14 @@ def test_a_plugin_that_raises_is_named_and_left_out(load, model):
 
 
 def test_without_a_plugin_that_gives_one_nothing_is_said(load, model):
-    lm = load(model, plugin(lambda model: None))
+    lm = load(model, context_plugin(lambda model: None))
     assert not lm.forward.context_on
     assert lm.said == []
 
 
 def test_with_mixed_precision_no_plugin_is_asked(load, model):
     asked = []
-    lm = load(model, plugin(asked.append), mixed_precision_dtype="bfloat16")
+    lm = load(model, context_plugin(asked.append), mixed_precision_dtype="bfloat16")
     assert asked == []
     assert not lm.forward.context_on
 
@@ -157,7 +145,7 @@ def test_a_context_is_compared_on_both_sides_of_a_sliding_window(load):
             super().__exit__()
             self.watch.remove()
 
-    lm = load(model, plugin(Watched), max_length=88)
+    lm = load(model, context_plugin(Watched), max_length=88)
     assert lm.forward.context_on
     assert lengths == [15, 4, 88, 23]  # one less than the window, and the longest, each before a batch of short ones
 
@@ -165,4 +153,4 @@ def test_a_context_is_compared_on_both_sides_of_a_sliding_window(load):
 def test_a_context_isn_t_blamed_for_what_a_batch_does(load):
     """Dynamically quantized layers scale by the largest number of a batch."""
     model = torch.ao.quantization.quantize_dynamic(tiny_model("llama_untied"), {torch.nn.Linear}, dtype=torch.qint8)
-    assert load(model, plugin(lambda model: torch.no_grad())).forward.context_on
+    assert load(model, context_plugin(lambda model: torch.no_grad())).forward.context_on

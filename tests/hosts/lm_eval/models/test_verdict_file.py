@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from support.hf_model import TEXT, choices, rolling, switched_off, tiny_model
+from support.hf_model import TEXT, choices, context_plugin, rolling, switched_off, tiny_model
 from transformers.models.llama import modeling_llama
 
-from xent_metrics import hookimpl
 from xent_metrics.hosts import lm_head
 from xent_metrics.hosts.lm_eval import XentHFLM
 from xent_metrics.hosts.lm_eval.models import verdict_file
@@ -88,18 +87,12 @@ def test_the_next_start_runs_no_forward_and_scores_with_the_same_bits(start, sav
 def test_a_plugin_that_ran_runs_again(start, save, install):
     uses = []
 
-    class Plugin:
-        @staticmethod
-        @hookimpl
-        def forward_context(model):
-            class Counted(torch.no_grad):
-                def __enter__(self):
-                    uses.append(1)
-                    super().__enter__()
+    class Counted(torch.no_grad):
+        def __enter__(self):
+            uses.append(1)
+            super().__enter__()
 
-            return Counted()
-
-    install(Plugin)
+    install(context_plugin(lambda model: Counted()))
     path = save(tiny_model("llama_tied"))
     assert start(path).forward.context_on
     uses.clear()
@@ -112,14 +105,7 @@ def test_a_plugin_that_ran_runs_again(start, save, install):
 @pytest.mark.parametrize("first", [True, False])
 def test_a_plugin_that_gives_another_answer_is_asked_again(start, save, install, first):
     given = [first]
-
-    class Plugin:
-        @staticmethod
-        @hookimpl
-        def forward_context(model):
-            return torch.no_grad() if given[0] else None
-
-    install(Plugin)
+    install(context_plugin(lambda model: torch.no_grad() if given[0] else None))
     path = save(tiny_model("llama_tied"))
     assert start(path).forward.context_on is first
     given[0] = not first
@@ -132,15 +118,12 @@ def test_a_plugin_that_gives_another_answer_is_asked_again(start, save, install,
 def test_a_plugin_that_fails_once_is_asked_again(start, save, install):
     working = []
 
-    class Plugin:
-        @staticmethod
-        @hookimpl
-        def forward_context(model):
-            if not working:
-                raise OSError("no space left")
-            return torch.no_grad()
+    def give(model):
+        if not working:
+            raise OSError("no space left")
+        return torch.no_grad()
 
-    install(Plugin)
+    install(context_plugin(give))
     path = save(tiny_model("llama_tied"))
     assert not start(path).forward.context_on
     working.append(1)
@@ -267,14 +250,7 @@ def test_the_size_of_batches_does_not_matter(start, save):
 def test_another_plugin_is_checked_again(start, save, install):
     path = save(tiny_model("llama_tied"))
     start(path)
-
-    class Plugin:
-        @staticmethod
-        @hookimpl
-        def forward_context(model):
-            return None
-
-    install(Plugin)
+    install(context_plugin(lambda model: None))
     assert start(path).forwards >= 10
     assert start(path).forwards == 0
 
@@ -297,12 +273,9 @@ def test_an_edited_plugin_is_checked_again(start, save, install, tmp_path, monke
 
 def test_a_plugin_without_a_file_is_always_checked(start, save, install, assets):
     """As in a notebook."""
-
-    def forward_context(model):
-        return torch.no_grad()
-
-    forward_context.__module__ = "__nowhere__"
-    install(type("Plugin", (), {"forward_context": staticmethod(hookimpl(forward_context))}))
+    plugin = context_plugin(lambda model: torch.no_grad())
+    plugin.forward_context.__module__ = "__nowhere__"
+    install(plugin)
     path = save(tiny_model("llama_tied"))
     assert [start(path).forwards >= 10 for _ in range(2)] == [True, True]
     assert not files(assets)
